@@ -1,0 +1,340 @@
+package weft
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// Request is what routing and authorization look at. The strings may point into
+// a proxy's read buffer: nothing here keeps them.
+type Request struct {
+	Method  string
+	Scheme  string // "http" or "https"
+	Host    string // lower case, without port
+	Path    string // normalised, without query
+	Query   string // raw, without "?"
+	Headers Headers
+	Source  Identity // of the peer, "" when it is not known
+}
+
+// Headers gives a request's headers by name. Names are compared without case;
+// several values come joined with ",".
+type Headers interface {
+	Header(name string) (value string, ok bool)
+}
+
+// Header returns the value of a request header.
+func (r *Request) Header(name string) (string, bool) {
+	if r.Headers == nil {
+		return "", false
+	}
+	return r.Headers.Header(name)
+}
+
+// MatchKind is how a StringMatch compares.
+type MatchKind uint8
+
+const (
+	MatchPresent MatchKind = iota // any value, the thing is there
+	MatchExact
+	MatchPrefix
+	MatchSuffix
+	MatchRegex // RE2, full match
+)
+
+// StringMatch compares one value. Build it by NewStringMatch, which compiles a
+// regex once.
+type StringMatch struct {
+	Kind       MatchKind
+	Value      string
+	IgnoreCase bool // exact and prefix only, as Istio's ignoreUriCase
+	re         *regexp.Regexp
+}
+
+// NewStringMatch checks and compiles a match.
+func NewStringMatch(kind MatchKind, value string) (StringMatch, error) {
+	m := StringMatch{Kind: kind, Value: value}
+	if kind == MatchRegex {
+		re, err := regexp.Compile("^(?:" + value + ")$")
+		if err != nil {
+			return m, &Error{Kind: Invalid, Op: "compile regex", Thing: value, Err: err}
+		}
+		m.re = re
+	}
+	return m, nil
+}
+
+// Match reports whether s, which is present, fits.
+func (m *StringMatch) Match(s string) bool {
+	switch m.Kind {
+	case MatchPresent:
+		return true
+	case MatchExact:
+		return s == m.Value || m.IgnoreCase && strings.EqualFold(s, m.Value)
+	case MatchPrefix:
+		if len(s) < len(m.Value) {
+			return false
+		}
+		head := s[:len(m.Value)]
+		return head == m.Value || m.IgnoreCase && strings.EqualFold(head, m.Value)
+	case MatchSuffix:
+		return strings.HasSuffix(s, m.Value)
+	case MatchRegex:
+		return m.re != nil && m.re.MatchString(s)
+	}
+	return false
+}
+
+func (m StringMatch) String() string {
+	switch m.Kind {
+	case MatchPresent:
+		return "present"
+	case MatchExact:
+		return "= " + m.Value
+	case MatchPrefix:
+		return m.Value + "*"
+	case MatchSuffix:
+		return "*" + m.Value
+	}
+	return "~ " + m.Value
+}
+
+// NamedMatch is a StringMatch on a named thing: a header or a query parameter.
+type NamedMatch struct {
+	Name   string // a header's name in lower case
+	Value  StringMatch
+	Invert bool // withoutHeaders: the request must not match
+}
+
+// Match is one way for a request to fit a rule: all its fields must hold. A nil
+// field asks nothing.
+type Match struct {
+	Name      string
+	Path      *StringMatch // the whole path, or a raw string prefix
+	Method    *StringMatch
+	Scheme    *StringMatch
+	Authority *StringMatch
+	Headers   []NamedMatch
+	Query     []NamedMatch
+}
+
+// Matches reports whether the request fits.
+func (m *Match) Matches(r *Request) bool {
+	switch {
+	case m.Path != nil && !m.Path.Match(r.Path),
+		m.Method != nil && !m.Method.Match(r.Method),
+		m.Scheme != nil && !m.Scheme.Match(r.Scheme),
+		m.Authority != nil && !m.Authority.Match(r.Host):
+		return false
+	}
+	for i := range m.Headers {
+		if !m.Headers[i].matchHeader(r) {
+			return false
+		}
+	}
+	for i := range m.Query {
+		v, ok := queryValue(r.Query, m.Query[i].Name)
+		if !ok || !m.Query[i].Value.Match(v) {
+			return false
+		}
+	}
+	return true
+}
+
+// A missing header counts as empty for an inverted match, except where presence
+// itself is asked for (facts/mesh.md §2.1 item 5).
+func (h *NamedMatch) matchHeader(r *Request) bool {
+	v, ok := r.Header(h.Name)
+	if h.Invert {
+		if h.Value.Kind == MatchPresent {
+			return !ok
+		}
+		return !h.Value.Match(v)
+	}
+	return ok && h.Value.Match(v)
+}
+
+// queryValue finds the first value of a parameter in a raw query. Escapes are
+// compared as written: the common case, and no allocation.
+func queryValue(query, name string) (string, bool) {
+	for query != "" {
+		var pair string
+		pair, query, _ = strings.Cut(query, "&")
+		k, v, _ := strings.Cut(pair, "=")
+		if k == name {
+			return v, true
+		}
+	}
+	return "", false
+}
+
+// HeaderOps changes headers: Remove first, then Set, then Add.
+type HeaderOps struct {
+	Set    []HeaderField
+	Add    []HeaderField
+	Remove []string // lower case
+}
+
+// Empty reports whether there is nothing to do.
+func (h *HeaderOps) Empty() bool { return len(h.Set)+len(h.Add)+len(h.Remove) == 0 }
+
+// HeaderField is one header line.
+type HeaderField struct{ Name, Value string }
+
+// Destination is where a rule sends a share of its requests.
+type Destination struct {
+	Service ServiceName
+	Subset  string // "" is all instances
+	Weight  uint32
+	Request HeaderOps
+	// Unresolved is set when the destination cannot serve: "service X does not
+	// exist", "subset v2 is not defined". Its traffic gets 503 with this reason.
+	Unresolved string
+}
+
+// Redirect answers a rule's requests with a Location.
+type Redirect struct {
+	Code      int // 301 when 0
+	Scheme    string
+	Authority string
+	Path      string // "" keeps the request's path
+}
+
+// DirectResponse answers a rule's requests from the rule itself.
+type DirectResponse struct {
+	Status int
+	Body   string
+}
+
+// Rewrite changes the request before it goes on.
+type Rewrite struct {
+	Path      string // replaces the matched prefix, or the whole path
+	Prefix    bool   // the rule matched by prefix: replace only that
+	Authority string
+}
+
+// Retry says when and how often an attempt is repeated. What was never sent may
+// always be retried within Attempts; what was sent only when the method is
+// idempotent.
+type Retry struct {
+	Attempts      int           // retries after the first try; 0 is none
+	PerTryTimeout time.Duration // 0 is none
+	On            RetryOn
+	Statuses      []int // upstream's own answers that are retried
+}
+
+// RetryOn is a set of conditions, as Istio's retryOn words.
+type RetryOn uint16
+
+const (
+	RetryConnectFailure RetryOn = 1 << iota // no connection, nothing sent
+	RetryRefusedStream                      // the peer says that it did not begin
+	RetryReset                              // the connection broke before an answer
+	Retry5xx                                // any 5xx, and resets
+	RetryGatewayError                       // 502, 503, 504
+	RetryRetriable4xx                       // 409
+	RetryUnavailable                        // gRPC UNAVAILABLE, or 503
+)
+
+// DefaultRetry is what a rule without retries gets: two more tries of what was
+// never sent, and of idempotent requests whose connection broke.
+var DefaultRetry = Retry{Attempts: 2, On: RetryConnectFailure | RetryRefusedStream | RetryReset}
+
+// Rule is a compiled route rule: matches, and what to do with a request that
+// fits one of them.
+type Rule struct {
+	Name         string // "http[0]", or the rule's own name
+	Source       SourceRef
+	Matches      []Match // any one must fit; none fits everything
+	Redirect     *Redirect
+	Direct       *DirectResponse
+	Destinations []Destination
+	Timeout      time.Duration // of all tries together; 0 is none
+	Retry        Retry
+	Rewrite      *Rewrite
+	Request      HeaderOps
+	Response     HeaderOps
+	total        uint64 // sum of the destinations' weights
+}
+
+func (r *Rule) matches(req *Request) bool {
+	if len(r.Matches) == 0 {
+		return true
+	}
+	for i := range r.Matches {
+		if r.Matches[i].Matches(req) {
+			return true
+		}
+	}
+	return false
+}
+
+// pick chooses a destination with probability weight/sum; random is uniform over
+// all 64 bits.
+func (r *Rule) pick(random uint64) *Destination {
+	switch len(r.Destinations) {
+	case 0:
+		return nil
+	case 1:
+		return &r.Destinations[0]
+	}
+	at := random % r.total // the bias is below 2^-32: weights are 32 bits
+	for i := range r.Destinations {
+		w := uint64(r.Destinations[i].Weight)
+		if at < w {
+			return &r.Destinations[i]
+		}
+		at -= w
+	}
+	return &r.Destinations[len(r.Destinations)-1]
+}
+
+// RouteTable is the ordered rules of one host. The first rule that fits wins.
+type RouteTable struct {
+	Host  string // as asked for, lower case
+	Rules []Rule
+}
+
+// NewRouteTable checks and completes rules. Of several destinations, those of
+// weight 0 get nothing; if all are 0 the table is refused.
+func NewRouteTable(host string, rules []Rule) (*RouteTable, error) {
+	for i := range rules {
+		r := &rules[i]
+		r.total = 0
+		for _, d := range r.Destinations {
+			r.total += uint64(d.Weight)
+		}
+		if len(r.Destinations) > 1 && r.total == 0 {
+			return nil, Errorf(Invalid, "compile route", host, "%s: the weights of its %d destinations are all zero", r.Name, len(r.Destinations))
+		}
+		if len(r.Destinations) == 0 && r.Redirect == nil && r.Direct == nil {
+			return nil, Errorf(Invalid, "compile route", host, "%s: no destination, redirect or direct response", r.Name)
+		}
+	}
+	return &RouteTable{Host: host, Rules: rules}, nil
+}
+
+// Match returns the first rule that fits, or nil.
+func (t *RouteTable) Match(r *Request) *Rule {
+	for i := range t.Rules {
+		if t.Rules[i].matches(r) {
+			return &t.Rules[i]
+		}
+	}
+	return nil
+}
+
+// Share is the destination's part of the rule's traffic, 0 to 1.
+func (r *Rule) Share(d *Destination) float64 {
+	if len(r.Destinations) == 1 {
+		return 1
+	}
+	if r.total == 0 {
+		return 0
+	}
+	return float64(d.Weight) / float64(r.total)
+}
+
+func (r *Rule) String() string { return fmt.Sprintf("%s %s", r.Source, r.Name) }

@@ -1,0 +1,246 @@
+package weft
+
+import (
+	"math/bits"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// Endpoint is an instance as the data plane sees it. Only healthy instances
+// become endpoints.
+type Endpoint struct {
+	ID       string   // "<node>/<instance id>"
+	Address  string   // host:port to dial: the sidecar's mTLS port, or the instance itself
+	Identity Identity // of the sidecar there; "" means plain text
+	Weight   uint32   // at least 1
+	Zone     string
+	Labels   map[string]string
+}
+
+// Service is what a proxy needs to call one service.
+type Service struct {
+	Name      ServiceName
+	Index     uint64 // the registry's index of these endpoints
+	Endpoints []Endpoint
+	Policy    TrafficPolicy
+	Subsets   []Subset
+}
+
+// Subset is the endpoints of a service that carry all of Labels, with a policy of
+// their own.
+type Subset struct {
+	Name   string
+	Labels map[string]string
+	Policy TrafficPolicy // complete: already merged with the service's
+}
+
+// Subset finds a subset by name.
+func (s *Service) Subset(name string) *Subset {
+	for i := range s.Subsets {
+		if s.Subsets[i].Name == name {
+			return &s.Subsets[i]
+		}
+	}
+	return nil
+}
+
+// Fits reports whether the endpoint carries all labels of the subset.
+func (s *Subset) Fits(e *Endpoint) bool {
+	for k, v := range s.Labels {
+		if e.Labels[k] != v {
+			return false
+		}
+	}
+	return true
+}
+
+// LoadBalancer names an algorithm of package balance.
+type LoadBalancer string
+
+const (
+	LeastRequest LoadBalancer = "LEAST_REQUEST" // two random choices, fewer in flight wins; the default
+	RoundRobin   LoadBalancer = "ROUND_ROBIN"
+	Random       LoadBalancer = "RANDOM"
+)
+
+// TrafficPolicy is how a proxy treats a service. Zero values mean no limit, or
+// the default named.
+type TrafficPolicy struct {
+	Source             SourceRef // the DestinationRule, if any
+	LoadBalancer       LoadBalancer
+	ConnectTimeout     time.Duration // default 10 s
+	IdleTimeout        time.Duration // of pooled connections; default 1 h, capped by the proxy
+	MaxConnections     uint32        // per proxy
+	MaxPendingRequests uint32        // waiting for a connection, per proxy
+	MaxRequests        uint32        // in flight, per proxy
+	MaxRequestsPerConn uint32
+	Outlier            *Outlier // nil: no ejection
+}
+
+// Outlier ejects endpoints that fail (DestinationRule outlierDetection).
+type Outlier struct {
+	Consecutive5xx     uint32        // 0 is off
+	ConsecutiveGateway uint32        // 502, 503, 504 and broken connections; 0 is off
+	Interval           time.Duration // how often ejected endpoints are looked at
+	BaseEjection       time.Duration // × times ejected
+	MaxEjection        time.Duration // cap of one ejection
+	MaxEjectionPercent uint32
+	MinHealthPercent   uint32
+}
+
+// Gateway is the edge's view: route tables by host pattern.
+type Gateway struct {
+	Name  string
+	hosts map[string]*RouteTable // exact, and wildcards as ".example.com"
+	any   *RouteTable            // "*"
+}
+
+// NewGateway indexes tables by their Host: exact, "*.example.com" or "*".
+func NewGateway(name string, tables []*RouteTable) *Gateway {
+	g := &Gateway{Name: name, hosts: make(map[string]*RouteTable, len(tables))}
+	for _, t := range tables {
+		switch {
+		case t.Host == "*":
+			g.any = t
+		case strings.HasPrefix(t.Host, "*."):
+			g.hosts[t.Host[1:]] = t
+		default:
+			g.hosts[t.Host] = t
+		}
+	}
+	return g
+}
+
+// Tables returns every table of the gateway, in no order.
+func (g *Gateway) Tables() []*RouteTable {
+	var out []*RouteTable
+	for _, t := range g.hosts {
+		out = append(out, t)
+	}
+	if g.any != nil {
+		out = append(out, g.any)
+	}
+	return out
+}
+
+// Lookup finds the table of a host: exact, then the longest wildcard, then "*".
+// "*.foo.com" does not fit "foo.com".
+func (g *Gateway) Lookup(host string) *RouteTable {
+	if t := g.hosts[host]; t != nil {
+		return t
+	}
+	for rest := host; ; {
+		i := strings.IndexByte(rest, '.')
+		if i < 0 {
+			return g.any
+		}
+		if t := g.hosts[rest[i:]]; t != nil {
+			return t
+		}
+		rest = rest[i+1:]
+	}
+}
+
+// Snapshot is the immutable compiled state that a proxy runs on. A proxy swaps
+// one pointer to change it; exchanges in flight finish on the one they began
+// with.
+type Snapshot struct {
+	Version uint64 // grows with every change of this proxy's snapshot
+	// Hosts holds the route table of every host that was asked for, by the name
+	// that was asked for. A nil value says that the host is known not to exist.
+	Hosts    map[string]*RouteTable
+	Services map[ServiceName]*Service
+	Gateway  *Gateway // set at a gateway only
+	// Authorization of the workload that this proxy stands before.
+	Authorization *Authorization
+}
+
+// Decision is the answer of Snapshot.Route.
+type Decision struct {
+	Edge        *Rule // the gateway's rule that handed over to Rule; nil elsewhere
+	Rule        *Rule
+	Destination *Destination
+	Service     *Service
+	// Problem says why there is nowhere to go; empty when Destination and
+	// Service are set, or when Rule answers by itself (Redirect, Direct).
+	Problem RouteProblem
+}
+
+// RouteProblem is why a request has nowhere to go.
+type RouteProblem string
+
+const (
+	NoHost      RouteProblem = "no such host"
+	NoRule      RouteProblem = "no rule fits"
+	NoService   RouteProblem = "service is not known"
+	NoSubset    RouteProblem = "subset is not defined"
+	NoEndpoints RouteProblem = "no healthy endpoint"
+	NotLoaded   RouteProblem = "configuration is not loaded yet"
+)
+
+// Route decides where a request goes. random (uniform over 64 bits) chooses
+// between weighted destinations.
+//
+// At a gateway the edge's rule is looked up first. If its destination names a
+// service without a subset, that service's own rules apply next, as they would
+// for a call inside the mesh: a canary of order-service is a canary for
+// everybody who calls it.
+func (s *Snapshot) Route(r *Request, random uint64) Decision {
+	if s.Gateway == nil {
+		table, asked := s.Hosts[r.Host]
+		switch {
+		case !asked:
+			return Decision{Problem: NotLoaded}
+		case table == nil:
+			return Decision{Problem: NoHost}
+		}
+		return s.follow(table, r, random)
+	}
+	table := s.Gateway.Lookup(r.Host)
+	if table == nil {
+		return Decision{Problem: NoHost}
+	}
+	d := s.follow(table, r, random)
+	if d.Destination == nil || d.Destination.Subset != "" {
+		return d
+	}
+	own := s.Hosts[d.Destination.Service.Host()]
+	if own == nil || len(own.Rules) == 0 {
+		return d
+	}
+	// Scrambled, so that the edge's choice does not decide this one (splitmix64's step).
+	inner := s.follow(own, r, bits.RotateLeft64(random*0x9e3779b97f4a7c15, 32))
+	inner.Edge = d.Rule
+	return inner
+}
+
+// follow applies one table.
+func (s *Snapshot) follow(t *RouteTable, r *Request, random uint64) Decision {
+	rule := t.Match(r)
+	if rule == nil {
+		return Decision{Problem: NoRule}
+	}
+	d := Decision{Rule: rule}
+	if rule.Redirect != nil || rule.Direct != nil {
+		return d
+	}
+	d.Destination = rule.pick(random)
+	d.Service = s.Services[d.Destination.Service]
+	switch {
+	case d.Service == nil:
+		d.Problem = NoService
+	case d.Destination.Subset != "" && d.Service.Subset(d.Destination.Subset) == nil:
+		d.Problem = NoSubset
+	}
+	return d
+}
+
+// ParsePeerAddr reads the address part of a socket's "host:port".
+func ParsePeerAddr(hostport string) netip.Addr {
+	ap, err := netip.ParseAddrPort(hostport)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return ap.Addr().Unmap()
+}
