@@ -1,0 +1,155 @@
+// Package resilience holds the mechanisms that keep failures small: a retry
+// budget and outlier ejection. Every method takes the time from its caller and
+// none starts a timer or a goroutine; the happy path allocates nothing and takes
+// no lock.
+//
+// The package imports only the standard library and is part of the stable API.
+package resilience
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// budgetWindow is how far back a Budget looks, in seconds.
+const budgetWindow = 10
+
+// Budget keeps retries a fraction of the calls of the last ten seconds, so that
+// a failing service is not buried under its callers' retries. It counts over a
+// window and not over calls in flight: the death of one instance fails many
+// calls in one instant, and all of these deserve their second try.
+//
+// The zero value allows 20 % and three retries a second on top.
+type Budget struct {
+	Percent      uint32 // of the calls in the window; 0 means 20
+	MinPerSecond uint32 // allowed whatever the traffic; 0 means 3
+
+	seconds [budgetWindow]budgetSecond
+}
+
+type budgetSecond struct {
+	second  atomic.Int64 // which second of time the counts belong to
+	calls   atomic.Int64
+	retries atomic.Int64
+}
+
+// Call counts a first try.
+func (b *Budget) Call(now time.Time) { b.at(now).calls.Add(1) }
+
+// Retry reports whether one more retry is within the budget, and counts it if so.
+func (b *Budget) Retry(now time.Time) bool {
+	slot := b.at(now) // first, so that a stale slot is not counted below
+	percent, floor := int64(b.Percent), int64(b.MinPerSecond)
+	if percent == 0 {
+		percent = 20
+	}
+	if floor == 0 {
+		floor = 3
+	}
+	var calls, retries int64
+	oldest := now.Unix() - budgetWindow
+	for i := range b.seconds {
+		if s := &b.seconds[i]; s.second.Load() > oldest {
+			calls += s.calls.Load()
+			retries += s.retries.Load()
+		}
+	}
+	if retries*100 >= calls*percent+floor*budgetWindow*100 {
+		return false
+	}
+	slot.retries.Add(1)
+	return true
+}
+
+// at returns the slot of the present second, emptied if it was last used in
+// another. Two callers may race to empty it: a few counts are lost, never made up.
+func (b *Budget) at(now time.Time) *budgetSecond {
+	second := now.Unix()
+	s := &b.seconds[uint64(second)%budgetWindow]
+	if old := s.second.Load(); old != second && s.second.CompareAndSwap(old, second) {
+		s.calls.Store(0)
+		s.retries.Store(0)
+	}
+	return s
+}
+
+// OutlierPolicy says when a host is ejected and for how long. It is immutable.
+type OutlierPolicy struct {
+	Consecutive5xx     uint32 // failures in a row; 0 is off
+	ConsecutiveGateway uint32 // of these, broken connections and 502, 503, 504; 0 is off
+	Interval           time.Duration
+	BaseEjection       time.Duration // times the number of ejections in a row
+	MaxEjection        time.Duration // cap; never below BaseEjection
+	MaxEjectionPercent uint32
+}
+
+// Outlier is the failure history of one host. The zero value is a healthy host.
+type Outlier struct {
+	failures atomic.Uint32 // in a row
+	gateway  atomic.Uint32
+	until    atomic.Int64 // unix ns; 0 when in service
+
+	mu       sync.Mutex
+	times    int   // ejections in a row, forgotten one an interval
+	returned int64 // when the last ejection ended, unix ns
+}
+
+// Ejected reports whether the host is out of service at now.
+func (o *Outlier) Ejected(now time.Time) bool {
+	until := o.until.Load()
+	return until != 0 && now.UnixNano() < until
+}
+
+// Success ends a row of failures.
+func (o *Outlier) Success() {
+	if o.failures.Load() != 0 {
+		o.failures.Store(0)
+	}
+	if o.gateway.Load() != 0 {
+		o.gateway.Store(0)
+	}
+}
+
+// Failure counts a failed call and reports whether the host has reached the
+// policy's threshold and should be ejected. A failure that is not of the gateway
+// kind ends a row of gateway failures.
+func (o *Outlier) Failure(p *OutlierPolicy, gateway bool) (due bool) {
+	n := o.failures.Add(1)
+	g := uint32(0)
+	if gateway {
+		g = o.gateway.Add(1)
+	} else {
+		o.gateway.Store(0)
+	}
+	return p.Consecutive5xx > 0 && n >= p.Consecutive5xx ||
+		p.ConsecutiveGateway > 0 && g >= p.ConsecutiveGateway
+}
+
+// Eject takes the host out of service, unless ejected hosts would then be more
+// than MaxEjectionPercent of all hosts (100 × (ejected+1) / hosts, as Envoy counts
+// it: with 10 % and fewer than ten hosts nobody is ever ejected). It returns how
+// long the host is out, 0 if it stays.
+func (o *Outlier) Eject(p *OutlierPolicy, now time.Time, ejected, hosts int) time.Duration {
+	if hosts == 0 || uint32(100*(ejected+1)/hosts) > p.MaxEjectionPercent {
+		return 0
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.Ejected(now) {
+		return 0
+	}
+	if until := o.until.Load(); until != 0 {
+		o.returned = until
+	}
+	if p.Interval > 0 && o.returned != 0 {
+		forget := (now.UnixNano() - o.returned) / int64(p.Interval)
+		o.times = max(0, o.times-int(min(forget, int64(o.times))))
+	}
+	o.times++
+	out := min(p.BaseEjection*time.Duration(o.times), max(p.MaxEjection, p.BaseEjection))
+	o.until.Store(now.Add(out).UnixNano())
+	o.failures.Store(0)
+	o.gateway.Store(0)
+	return out
+}
