@@ -1,0 +1,85 @@
+package client
+
+import (
+	"time"
+
+	"github.com/weftmesh/weft"
+)
+
+// Service is one line of the catalogue: a service and how its instances are.
+type Service struct {
+	Namespace string   `json:"namespace"`
+	Name      string   `json:"name"`
+	Tags      []string `json:"tags,omitempty"`     // sorted union of the instances' tags
+	Versions  []string `json:"versions,omitempty"` // sorted, of the instances' "version" label
+	Instances int      `json:"instances"`          // all of them
+	Healthy   int      `json:"healthy"`            // passing or warning: these get traffic
+}
+
+// Instance is one running process of a service.
+type Instance struct {
+	ID          string            `json:"id"` // unique on its node
+	Namespace   string            `json:"namespace"`
+	Service     string            `json:"service"`
+	Node        string            `json:"node"`
+	Address     string            `json:"address"` // "host:port" of the process itself
+	Version     string            `json:"version,omitempty"`
+	Zone        string            `json:"zone,omitempty"`
+	Health      weft.Health       `json:"health"`        // the worst of its own and its node's checks
+	PID         int               `json:"pid,omitempty"` // 0 when not known
+	Tags        []string          `json:"tags,omitempty"`
+	Labels      map[string]string `json:"labels,omitempty"`
+	Identity    weft.Identity     `json:"identity,omitempty"`    // set when a sidecar stands before it
+	MeshAddress string            `json:"meshAddress,omitempty"` // "host:port" where its sidecar takes mTLS
+	Dialect     string            `json:"dialect,omitempty"`     // who registered it: "weft", "consul", "catalog"
+	Checks      []Check           `json:"checks,omitempty"`      // its own, then its node's
+}
+
+// Check is one way in which an instance's health is known, with its last result.
+// What it sends (headers, body) stays on the server: there may be secrets in it.
+type Check struct {
+	ID       string         `json:"id"`
+	Kind     weft.CheckKind `json:"kind"`
+	Node     bool           `json:"node,omitempty"` // a check of the node, which counts for all its instances
+	Status   weft.Health    `json:"status"`
+	Output   string         `json:"output,omitempty"` // at most 4 KiB
+	Target   string         `json:"target,omitempty"` // URL, or host:port
+	Interval weft.Duration  `json:"interval,omitempty"`
+	TTL      weft.Duration  `json:"ttl,omitempty"`
+}
+
+// Status of a server.
+type Status struct {
+	Version    string     `json:"version"`
+	Datacenter string     `json:"datacenter"`
+	Node       string     `json:"node"`
+	PID        int        `json:"pid"`
+	Started    time.Time  `json:"started"`
+	Uptime     float64    `json:"uptimeSeconds"`
+	Index      uint64     `json:"index"`    // of the newest change to any instance or check
+	Services   int        `json:"services"` // counts
+	Instances  int        `json:"instances"`
+	Healthy    int        `json:"healthy"`
+	Resources  int        `json:"resources"`
+	Listeners  []Listener `json:"listeners,omitempty"`
+	Proxies    []Proxy    `json:"proxies"` // connected now, sorted by role, service and id
+}
+
+// Listener is a door of the server.
+type Listener struct {
+	Name    string `json:"name"`    // "api", "consul", "dns", "control", "otlp-http"
+	Address string `json:"address"` // "127.0.0.1:8500", as bound
+}
+
+// Proxy is a sidecar or a gateway that takes its configuration from the server.
+type Proxy struct {
+	Role      string        `json:"role"`    // "sidecar" or "gateway"
+	Service   string        `json:"service"` // that it stands before ("order-service.default"), or the gateway's name
+	ID        string        `json:"id"`
+	Identity  weft.Identity `json:"identity"`
+	PID       int           `json:"pid,omitempty"`
+	Address   string        `json:"address,omitempty"`
+	Connected time.Time     `json:"connected,omitzero"`
+	Applied   uint64        `json:"applied"`            // version of the snapshot that it runs on
+	Rejected  string        `json:"rejected,omitempty"` // why it refused its newest configuration
+}

@@ -1,0 +1,316 @@
+// Package client is the Go door to a weft server: what the command line uses,
+// and any program that wants to read the catalogue or apply resources.
+//
+//	c := client.New("")                  // $WEFT_ADDR, else 127.0.0.1:7400
+//	services, err := c.Services(ctx, "") // every namespace
+//
+// A Client is safe for use by several goroutines. It holds no state but idle
+// connections and needs no Close.
+//
+// The types of this package are the bodies of the server's HTTP API, which
+// package api serves:
+//
+//	GET    /api/services?namespace=NS                  []Service
+//	GET    /api/services/{name}/instances?namespace=NS []Instance
+//	GET    /api/kinds                                  []string
+//	GET    /api/resources?kind=K&kind=L                []Resource
+//	GET    /api/resources/{kind}/{namespace}/{name}    Resource
+//	POST   /api/resources                              ApplyRequest -> ApplyResult
+//	DELETE /api/resources/{kind}/{namespace}/{name}    204
+//	POST   /api/explain                                ExplainRequest -> Explanation
+//	GET    /api/traces?service=S&since=T&limit=N       []TraceSummary
+//	GET    /api/traces/{id}                            Trace
+//	GET    /api/status                                 Status
+//
+// Every failure has a Failure as its body. A method returns it as a *weft.Error
+// of the server's kind; when the server found problems in what was sent,
+// errors.As also finds them as weft.Problems. A server that is not there is
+// weft.Unavailable, with the socket's error in the chain.
+//
+// Times are RFC 3339, durations "1m30s" unless a field's name has a unit. A
+// server may add fields: readers ignore what they do not know.
+package client
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/weftmesh/weft"
+)
+
+// DefaultAddr is where a server listens when nobody said otherwise.
+const DefaultAddr = "127.0.0.1:7400"
+
+// AddrEnv names the environment variable that New reads.
+const AddrEnv = "WEFT_ADDR"
+
+const (
+	// requestTimeout covers a whole call. An apply that waits for the store's
+	// fsync takes milliseconds; what takes longer than this will not come.
+	requestTimeout = 30 * time.Second
+	dialTimeout    = 5 * time.Second
+	// maxAnswer bounds what is read of one answer. 100,000 instances are some
+	// 30 MB.
+	maxAnswer = 64 << 20
+)
+
+// Client calls one weft server.
+type Client struct {
+	addr string // host:port, or a URL's base without a trailing slash
+	http *http.Client
+}
+
+// New returns a client of the server at addr: "host:port" or "http://host:port".
+// Empty means $WEFT_ADDR, and DefaultAddr when that is empty too. Nothing is
+// dialled before the first call.
+func New(addr string) *Client {
+	if addr == "" {
+		addr = os.Getenv(AddrEnv)
+	}
+	if addr == "" {
+		addr = DefaultAddr
+	}
+	return &Client{
+		addr: strings.TrimSuffix(addr, "/"),
+		http: &http.Client{
+			Timeout: requestTimeout,
+			Transport: &http.Transport{
+				// No proxy from the environment: under a sidecar HTTP_PROXY
+				// is set, and leads into the mesh.
+				DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
+				TLSHandshakeTimeout: dialTimeout,
+				IdleConnTimeout:     time.Minute,
+				MaxIdleConnsPerHost: 4,
+			},
+			// A server never redirects its API: a redirect is somebody else's.
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+	}
+}
+
+// Addr is the server's address as it is called: "127.0.0.1:7400".
+func (c *Client) Addr() string { return strings.TrimPrefix(c.addr, "http://") }
+
+// Services lists the services of a namespace, or of all when that is empty,
+// sorted by namespace and name.
+func (c *Client) Services(ctx context.Context, namespace string) ([]Service, error) {
+	var out []Service
+	err := c.call(ctx, request{op: "list", thing: "services", path: "/api/services" + query("namespace", namespace)}, &out)
+	return out, err
+}
+
+// Instances lists the instances of one service, sorted by node and id. A service
+// that nobody registered is weft.NotFound.
+func (c *Client) Instances(ctx context.Context, n weft.ServiceName) ([]Instance, error) {
+	var out []Instance
+	path := "/api/services/" + url.PathEscape(n.Name) + "/instances" + query("namespace", n.Namespace)
+	err := c.call(ctx, request{op: "list", thing: "instances of " + n.Name, path: path}, &out)
+	return out, err
+}
+
+// Kinds lists the kinds of resource that the server takes.
+func (c *Client) Kinds(ctx context.Context) ([]string, error) {
+	var out []string
+	err := c.call(ctx, request{op: "list", thing: "kinds", path: "/api/kinds"}, &out)
+	return out, err
+}
+
+// Resources lists the applied resources of some kinds, or of all when none is
+// given, sorted by kind, namespace and name. A kind may be written as in the
+// YAML, in lower case, or in the plural.
+func (c *Client) Resources(ctx context.Context, kinds ...string) ([]Resource, error) {
+	var out []Resource
+	q := ""
+	if len(kinds) > 0 {
+		q = "?" + url.Values{"kind": kinds}.Encode()
+	}
+	err := c.call(ctx, request{op: "list", thing: "resources", path: "/api/resources" + q}, &out)
+	return out, err
+}
+
+// Resource returns one applied resource.
+func (c *Client) Resource(ctx context.Context, kind, namespace, name string) (Resource, error) {
+	var out Resource
+	err := c.call(ctx, request{op: "get", thing: thing(kind, namespace, name), path: resourcePath(kind, namespace, name)}, &out)
+	return out, err
+}
+
+// Apply creates or changes the resources in files, all in one transaction.
+func (c *Client) Apply(ctx context.Context, files []File, o ApplyOptions) (ApplyResult, error) {
+	var out ApplyResult
+	err := c.call(ctx, request{op: "apply", thing: countFiles(files), method: http.MethodPost,
+		path: "/api/resources", body: ApplyRequest{Files: files, ApplyOptions: o}}, &out)
+	return out, err
+}
+
+// Delete removes one applied resource.
+func (c *Client) Delete(ctx context.Context, kind, namespace, name string) error {
+	return c.call(ctx, request{op: "delete", thing: thing(kind, namespace, name),
+		method: http.MethodDelete, path: resourcePath(kind, namespace, name)}, nil)
+}
+
+// Explain says where a request would go and why, without sending it.
+func (c *Client) Explain(ctx context.Context, r ExplainRequest) (*Explanation, error) {
+	var out Explanation
+	err := c.call(ctx, request{op: "explain", thing: r.Method + " " + r.URL, method: http.MethodPost,
+		path: "/api/explain", body: r}, &out)
+	return &out, err
+}
+
+// Traces lists the traces that the server holds, newest first.
+func (c *Client) Traces(ctx context.Context, q TraceQuery) ([]TraceSummary, error) {
+	var out []TraceSummary
+	pairs := []string{"service", q.Service}
+	if !q.Since.IsZero() {
+		pairs = append(pairs, "since", q.Since.Format(time.RFC3339Nano))
+	}
+	if q.MinDuration > 0 {
+		pairs = append(pairs, "minDuration", q.MinDuration.String())
+	}
+	if q.Errors {
+		pairs = append(pairs, "errors", "true")
+	}
+	if q.Limit > 0 {
+		pairs = append(pairs, "limit", strconv.Itoa(q.Limit))
+	}
+	err := c.call(ctx, request{op: "list", thing: "traces", path: "/api/traces" + query(pairs...)}, &out)
+	return out, err
+}
+
+// Trace returns every span of one trace. id is 32 hex digits.
+func (c *Client) Trace(ctx context.Context, id string) (*Trace, error) {
+	var out Trace
+	err := c.call(ctx, request{op: "get", thing: "trace " + id, path: "/api/traces/" + url.PathEscape(id)}, &out)
+	return &out, err
+}
+
+// Status says what the server is, where it listens, and who is connected.
+func (c *Client) Status(ctx context.Context) (*Status, error) {
+	var out Status
+	err := c.call(ctx, request{op: "ask for", thing: "status", path: "/api/status"}, &out)
+	return &out, err
+}
+
+// request is one call: op and thing name it in errors.
+type request struct {
+	op, thing string
+	method    string // GET when empty
+	path      string // with query
+	body      any    // sent as JSON when not nil
+}
+
+// call sends r and decodes the answer into out, when that is not nil.
+func (c *Client) call(ctx context.Context, r request, out any) error {
+	fail := func(kind weft.Kind, err error) error {
+		return &weft.Error{Kind: kind, Op: r.op, Thing: r.thing, Err: err}
+	}
+	hr, err := c.newRequest(ctx, r)
+	if err != nil {
+		return fail(weft.Invalid, err)
+	}
+	resp, err := c.http.Do(hr)
+	if err != nil {
+		return fail(weft.Unavailable, fmt.Errorf("call %s: %w", c.Addr(), innermost(err)))
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	switch {
+	case err != nil:
+		return fail(weft.Unavailable, fmt.Errorf("read the answer of %s: %w", c.Addr(), err))
+	case len(data) > maxAnswer:
+		return fail(weft.TooLarge, fmt.Errorf("the answer of %s is over %d MiB", c.Addr(), maxAnswer>>20))
+	case resp.StatusCode >= 300:
+		var f Failure
+		if json.Unmarshal(data, &f) != nil || f.Kind == "" {
+			return fail(weft.Internal, fmt.Errorf("%s does not answer as a weft server does (HTTP status %d)", c.Addr(), resp.StatusCode))
+		}
+		return f.err(r.op, r.thing)
+	case out == nil:
+		return nil
+	}
+	if err := json.Unmarshal(data, out); err != nil {
+		return fail(weft.Internal, fmt.Errorf("%s does not answer as a weft server does: %w", c.Addr(), err))
+	}
+	return nil
+}
+
+func (c *Client) newRequest(ctx context.Context, r request) (*http.Request, error) {
+	base := c.addr
+	if !strings.Contains(base, "://") {
+		base = "http://" + base
+	}
+	method := r.method
+	if method == "" {
+		method = http.MethodGet
+	}
+	var body io.Reader
+	if r.body != nil {
+		data, err := json.Marshal(r.body)
+		if err != nil {
+			return nil, err
+		}
+		body = bytes.NewReader(data)
+	}
+	hr, err := http.NewRequestWithContext(ctx, method, base+r.path, body)
+	if err != nil {
+		return nil, fmt.Errorf("server address %q: want host:port", c.addr)
+	}
+	hr.Header.Set("Accept", "application/json")
+	if body != nil {
+		hr.Header.Set("Content-Type", "application/json")
+	}
+	return hr, nil
+}
+
+// innermost takes off net/http's wrapper, which repeats method and URL.
+func innermost(err error) error {
+	if u, ok := err.(*url.Error); ok {
+		return u.Err
+	}
+	return err
+}
+
+// query writes "?k=v&…" from pairs, leaving out empty values.
+func query(pairs ...string) string {
+	v := url.Values{}
+	for i := 0; i+1 < len(pairs); i += 2 {
+		if pairs[i+1] != "" {
+			v.Set(pairs[i], pairs[i+1])
+		}
+	}
+	if len(v) == 0 {
+		return ""
+	}
+	return "?" + v.Encode()
+}
+
+func resourcePath(kind, namespace, name string) string {
+	if namespace == "" {
+		namespace = weft.DefaultNamespace
+	}
+	return "/api/resources/" + url.PathEscape(kind) + "/" + url.PathEscape(namespace) + "/" + url.PathEscape(name)
+}
+
+func thing(kind, namespace, name string) string {
+	if namespace == "" {
+		namespace = weft.DefaultNamespace
+	}
+	return kind + " " + namespace + "/" + name
+}
+
+func countFiles(files []File) string {
+	if len(files) == 1 {
+		return files[0].Name
+	}
+	return strconv.Itoa(len(files)) + " files"
+}
