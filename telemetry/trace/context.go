@@ -74,12 +74,14 @@ func Parse(traceparent []byte) (Context, bool) {
 	if version[0] == 0xff || c.TraceID.IsZero() || c.SpanID.IsZero() {
 		return Context{}, false
 	}
-	if version[0] == 0 {
-		c.Flags = flags[0] & (FlagSampled | FlagRandom)
-		return c, len(b) == contextLen
+	c.Flags = flags[0] & (FlagSampled | FlagRandom)
+	if version[0] != 0 {
+		c.Flags &= FlagSampled
 	}
-	c.Flags = flags[0] & FlagSampled
-	return c, len(b) == contextLen || b[contextLen] == '-'
+	if len(b) > contextLen && (version[0] == 0 || b[contextLen] != '-') {
+		return Context{}, false
+	}
+	return c, true
 }
 
 // Append adds the traceparent header's value, always version 00 and 55 bytes:

@@ -75,8 +75,10 @@ func appendSpan(dst []byte, s *Span) []byte {
 		dst = appendVarint(dst, 3, 2) // STATUS_CODE_ERROR
 		dst = closeAt(dst, status)
 	}
-	dst = binary.AppendUvarint(dst, 16<<3|5) // flags, fixed32
-	dst = binary.LittleEndian.AppendUint32(dst, uint32(s.Flags))
+	if s.Flags != 0 {
+		dst = binary.AppendUvarint(dst, 16<<3|5) // flags, fixed32
+		dst = binary.LittleEndian.AppendUint32(dst, uint32(s.Flags))
+	}
 	return closeAt(dst, span)
 }
 
@@ -123,6 +125,9 @@ func appendVarint(dst []byte, field int, v uint64) []byte {
 }
 
 func appendFixed64(dst []byte, field int, v uint64) []byte {
+	if v == 0 {
+		return dst // proto3 leaves zeros out
+	}
 	return binary.LittleEndian.AppendUint64(binary.AppendUvarint(dst, uint64(field)<<3|1), v)
 }
 

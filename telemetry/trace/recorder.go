@@ -204,7 +204,7 @@ func cutTo(text string, n int) string {
 	if len(text) <= n {
 		return text
 	}
-	for i := n; i > 0 && i > n-utf8.UTFMax; i-- {
+	for i := n; i >= 0 && i > n-utf8.UTFMax; i-- {
 		if utf8.RuneStart(text[i]) {
 			return text[:i]
 		}
