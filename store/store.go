@@ -1,10 +1,36 @@
-// Package store keeps weft's durable state: one embedded etcd member, owned by
-// this process alone.
+// Package store keeps weft's durable state: one embedded etcd member, which this
+// process alone owns.
+//
+// It holds keys with values at revisions. A Commit puts and deletes keys at one
+// revision, on conditions, and is on disk (fsync) when it returns; Get and List
+// read what is committed; a Watch delivers every change after a revision, in
+// order. The rooms above share it by key prefix: "registry/", "resources/",
+// "ca/".
+//
+// The member listens nowhere: the package calls it inside the process. So no
+// other process can reach the state around weft, there is no socket whose path
+// could be too long, and a request is not encoded twice.
+//
+// The directory has a FORMAT file with a number; a store of a newer format is
+// refused. It has a LOCK file, which is locked (flock) while the store is open,
+// with the pid of its owner in it. When etcd can no longer write its log (disk
+// full, I/O error), it logs that and ends the process: going on would mean to
+// acknowledge what is not on disk.
 package store
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
 	"log/slog"
+	"os"
+	"sync"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver"
+	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
 
 	"github.com/weftmesh/weft"
 )
@@ -15,7 +41,7 @@ type Config struct {
 	Logger *slog.Logger // etcd's warnings and errors go here; nil discards them
 }
 
-// KV is one key with its value.
+// KV is one key with its value. Value must not be changed.
 type KV struct {
 	Key       string
 	Value     []byte
@@ -38,53 +64,204 @@ type Cond struct {
 }
 
 // Txn is a transaction: when every Cond of If holds, every Put and Delete happens
-// at one revision, else nothing. A key must not stand twice in Put and Delete.
+// at one revision, else nothing. No key may stand twice in Put and Delete.
 type Txn struct {
 	If     []Cond
 	Put    []KV // Key and Value are used
 	Delete []string
 }
 
-// Batch is what a watch delivers: all events of one or more whole revisions, in
-// revision order, or a final Err.
-type Batch struct {
-	Rev    int64 // of the last event
-	Events []Event
-	Err    error // the watched revisions are compacted: List again, watch from there
-}
-
 // Store is an open store. Its methods may be called from any goroutine.
-type Store struct{}
+type Store struct {
+	// constant after Open
+	log    *slog.Logger
+	etcd   *embed.Etcd
+	server *etcdserver.EtcdServer
+	lock   *os.File
 
-// Open opens or creates the store in c.Dir.
-func Open(ctx context.Context, c Config) (*Store, error) { return nil, notYet("open") }
+	closed chan struct{}  // closed by Close
+	work   sync.WaitGroup // watches and the compactor
 
-// Close stops the store. Watches end.
-func (s *Store) Close() error { return notYet("close") }
-
-// Get returns the value of a key, and whether it is there.
-func (s *Store) Get(ctx context.Context, key string) (KV, bool, error) {
-	return KV{}, false, notYet("get")
+	mu      sync.Mutex // guards ended, and work.Add against Close's Wait
+	ended   bool
+	closing sync.Once
 }
 
-// List returns the keys that start with prefix, sorted, all as they were at
-// revision rev.
-func (s *Store) List(ctx context.Context, prefix string) (kvs []KV, rev int64, err error) {
-	return nil, 0, notYet("list")
-}
-
-// Commit applies t and returns the revision that it made. The change is on disk
-// when Commit returns. A condition that does not hold is a *weft.Error of Kind
-// Conflict.
-func (s *Store) Commit(ctx context.Context, t Txn) (rev int64, err error) {
-	return 0, notYet("commit")
-}
-
-// Watch delivers the changes after revision after to the keys that start with
-// prefix. The channel is closed when ctx ends, when the store closes, or after a
-// Batch with Err.
-func (s *Store) Watch(ctx context.Context, prefix string, after int64) <-chan Batch {
+// Close stops the store, and waits for its watches, whose channels are closed.
+func (s *Store) Close() error {
+	s.closing.Do(func() {
+		s.mu.Lock()
+		s.ended = true
+		s.mu.Unlock()
+		close(s.closed)
+		s.work.Wait()
+		s.etcd.Close()
+	})
+	if err := s.lock.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+		return &weft.Error{Op: "close", Thing: "store", Err: err}
+	}
 	return nil
 }
 
-func notYet(op string) error { return weft.Errorf(weft.Internal, op, "store", "not built yet") }
+// start runs fn in a goroutine that Close waits for. It reports false when the
+// store is closed.
+func (s *Store) start(fn func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return false
+	}
+	s.work.Go(fn)
+	return true
+}
+
+func (s *Store) isClosed() bool {
+	select {
+	case <-s.closed:
+		return true
+	default:
+		return false
+	}
+}
+
+// Get returns the value of a key, and whether it is there.
+func (s *Store) Get(ctx context.Context, key string) (KV, bool, error) {
+	if key == "" {
+		return KV{}, false, weft.Errorf(weft.Invalid, "get", "key", "the key is empty")
+	}
+	resp, err := s.server.Range(ctx, &pb.RangeRequest{Key: []byte(key)})
+	if err != nil {
+		return KV{}, false, s.failure("get", key, err)
+	}
+	if len(resp.Kvs) == 0 {
+		return KV{}, false, nil
+	}
+	return fromEtcd(resp.Kvs[0]), true, nil
+}
+
+// List returns the keys that start with prefix, sorted, all as they were at
+// revision rev. An empty prefix lists everything.
+func (s *Store) List(ctx context.Context, prefix string) (kvs []KV, rev int64, err error) {
+	key, end := prefixRange(prefix)
+	if len(end) == 0 {
+		end = []byte{0} // how etcd's API says "to the last key"
+	}
+	resp, err := s.server.Range(ctx, &pb.RangeRequest{Key: key, RangeEnd: end})
+	if err != nil {
+		return nil, 0, s.failure("list", prefix, err)
+	}
+	kvs = make([]KV, len(resp.Kvs))
+	for i, kv := range resp.Kvs {
+		kvs[i] = fromEtcd(kv)
+	}
+	return kvs, resp.Header.Revision, nil
+}
+
+// Commit applies t and returns the revision that it made, or the present one
+// when it changes nothing. The change is on disk when Commit returns. A condition
+// that does not hold is a *weft.Error of Kind Conflict that names the key. When
+// ctx ends early, or the error is weft.Unavailable, the change may still happen.
+func (s *Store) Commit(ctx context.Context, t Txn) (rev int64, err error) {
+	req, err := t.request()
+	if err != nil {
+		return 0, err
+	}
+	resp, err := s.server.Txn(ctx, req)
+	if err != nil {
+		return 0, s.failure("commit", fmt.Sprintf("%d puts, %d deletes", len(t.Put), len(t.Delete)), err)
+	}
+	if !resp.Succeeded {
+		return 0, t.conflict(resp)
+	}
+	return resp.Header.Revision, nil
+}
+
+// request checks t as etcd's own API would (it is not asked here), and encodes it.
+func (t *Txn) request() (*pb.TxnRequest, error) {
+	req := &pb.TxnRequest{}
+	for _, c := range t.If {
+		if c.Key == "" {
+			return nil, weft.Errorf(weft.Invalid, "commit", "condition", "the key is empty")
+		}
+		req.Compare = append(req.Compare, &pb.Compare{
+			Key: []byte(c.Key), Result: pb.Compare_EQUAL, Target: pb.Compare_MOD,
+			TargetUnion: &pb.Compare_ModRevision{ModRevision: c.ModRev},
+		})
+		// On failure the keys are read, so that the error can say what changed.
+		req.Failure = append(req.Failure, &pb.RequestOp{Request: &pb.RequestOp_RequestRange{
+			RequestRange: &pb.RangeRequest{Key: []byte(c.Key), KeysOnly: true},
+		}})
+	}
+	seen := make(map[string]bool, len(t.Put)+len(t.Delete))
+	once := func(key string) error {
+		if key == "" {
+			return weft.Errorf(weft.Invalid, "commit", "key", "the key is empty")
+		}
+		if seen[key] {
+			return weft.Errorf(weft.Invalid, "commit", key, "the key stands twice in one transaction")
+		}
+		seen[key] = true
+		return nil
+	}
+	for _, kv := range t.Put {
+		if err := once(kv.Key); err != nil {
+			return nil, err
+		}
+		req.Success = append(req.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestPut{
+			RequestPut: &pb.PutRequest{Key: []byte(kv.Key), Value: kv.Value},
+		}})
+	}
+	for _, key := range t.Delete {
+		if err := once(key); err != nil {
+			return nil, err
+		}
+		req.Success = append(req.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestDeleteRange{
+			RequestDeleteRange: &pb.DeleteRangeRequest{Key: []byte(key)},
+		}})
+	}
+	return req, nil
+}
+
+// conflict names the first condition that does not hold.
+func (t *Txn) conflict(resp *pb.TxnResponse) error {
+	for i, c := range t.If {
+		var have int64
+		if kvs := resp.Responses[i].GetResponseRange().GetKvs(); len(kvs) > 0 {
+			have = kvs[0].ModRevision
+		}
+		switch {
+		case have == c.ModRev:
+		case c.ModRev == 0:
+			return weft.Errorf(weft.Conflict, "commit", c.Key, "it exists already, at revision %d", have)
+		case have == 0:
+			return weft.Errorf(weft.Conflict, "commit", c.Key, "it is gone; expected revision %d", c.ModRev)
+		default:
+			return weft.Errorf(weft.Conflict, "commit", c.Key, "it is at revision %d; expected %d", have, c.ModRev)
+		}
+	}
+	return weft.Errorf(weft.Conflict, "commit", "transaction", "a condition does not hold")
+}
+
+// failure classifies an error of etcd.
+func (s *Store) failure(op, thing string, err error) error {
+	kind := weft.Internal
+	switch {
+	case s.isClosed() || errors.Is(err, etcderrors.ErrStopped):
+		kind = weft.Unavailable
+		err = errors.New("the store is closed")
+	case errors.Is(err, etcderrors.ErrRequestTooLarge):
+		kind = weft.TooLarge
+		err = fmt.Errorf("over the limit of %d bytes for one transaction", maxTxnBytes)
+	case errors.Is(err, etcderrors.ErrNoSpace):
+		kind = weft.Unavailable
+		err = fmt.Errorf("the store is full (%d bytes); stop and start it again to compact it", quotaBytes)
+	case errors.Is(err, etcderrors.ErrTimeout), errors.Is(err, etcderrors.ErrTooManyRequests),
+		errors.Is(err, etcderrors.ErrNoLeader), errors.Is(err, etcderrors.ErrLeaderChanged),
+		errors.Is(err, etcderrors.ErrCanceled),
+		errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		kind = weft.Unavailable
+	}
+	return &weft.Error{Kind: kind, Op: op, Thing: thing, Err: err}
+}
+
+func discardLogger() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }

@@ -1,0 +1,96 @@
+package store
+
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// etcdLog hands etcd's log records from warnings on to a slog.Logger.
+//
+// Until the store is open, warnings go out as debug records: they are etcd's
+// remarks about its configuration, which is not the user's; and a record that
+// etcd means to be fatal panics, so that Open can return it. Afterwards a fatal
+// one ends the process (see the package comment).
+type etcdLog struct {
+	out    *slog.Logger
+	isOpen atomic.Bool
+}
+
+func newEtcdLog(out *slog.Logger) *etcdLog {
+	return &etcdLog{out: out}
+}
+
+// opened ends the leniency of the start.
+func (l *etcdLog) opened() { l.isOpen.Store(true) }
+
+func (l *etcdLog) zap() *zap.Logger {
+	return zap.New(zapCore{l, nil}, zap.WithFatalHook(fatalHook{l}))
+}
+
+type fatalHook struct{ log *etcdLog }
+
+// OnWrite decides what follows a fatal record.
+func (h fatalHook) OnWrite(e *zapcore.CheckedEntry, fields []zapcore.Field) {
+	if h.log.isOpen.Load() {
+		zapcore.WriteThenFatal.OnWrite(e, fields)
+	}
+	text := e.Message
+	for _, f := range fields {
+		if err, ok := f.Interface.(error); ok {
+			text += ": " + err.Error()
+		}
+	}
+	panic(text)
+}
+
+// tooEarly is an error record that etcd writes in each new store: it looks for its
+// storage version before its first write to the database, and again seconds later.
+const tooEarly = "failed to update storage version"
+
+// zapCore is the zapcore.Core of an etcdLog.
+type zapCore struct {
+	log  *etcdLog
+	with []zapcore.Field
+}
+
+func (c zapCore) Enabled(l zapcore.Level) bool { return l >= zapcore.WarnLevel }
+
+func (c zapCore) With(fields []zapcore.Field) zapcore.Core {
+	return zapCore{c.log, append(c.with[:len(c.with):len(c.with)], fields...)}
+}
+
+func (c zapCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if c.Enabled(e.Level) {
+		return ce.AddCore(e, c)
+	}
+	return ce
+}
+
+func (c zapCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	level := slog.LevelError
+	if e.Level == zapcore.WarnLevel {
+		level = slog.LevelWarn
+	}
+	if e.Level == zapcore.WarnLevel && !c.log.isOpen.Load() || e.Message == tooEarly {
+		level = slog.LevelDebug
+	}
+	enc := zapcore.NewMapObjectEncoder()
+	for _, f := range c.with {
+		f.AddTo(enc)
+	}
+	for _, f := range fields {
+		f.AddTo(enc)
+	}
+	attrs := make([]slog.Attr, 0, len(enc.Fields))
+	for k, v := range enc.Fields {
+		attrs = append(attrs, slog.Any(k, v))
+	}
+	c.log.out.LogAttrs(context.Background(), level, "etcd: "+e.Message, attrs...)
+	return nil
+}
+
+func (c zapCore) Sync() error { return nil }
