@@ -1,0 +1,153 @@
+package cli
+
+import (
+	"bytes"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/client"
+)
+
+// runMain runs a command line and returns what it printed.
+func runMain(t *testing.T, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	var out, err bytes.Buffer
+	code = Main(args, strings.NewReader(""), &out, &err)
+	return out.String(), err.String(), code
+}
+
+func TestVersion(t *testing.T) {
+	out, _, code := runMain(t, "version")
+	if code != 0 || !strings.HasPrefix(out, "weft "+weft.Version+"\n") {
+		t.Errorf("version: code %d, %q", code, out)
+	}
+	out, _, code = runMain(t, "--version")
+	if code != 0 || out != "weft "+weft.Version+"\n" {
+		t.Errorf("--version: code %d, %q", code, out)
+	}
+}
+
+func TestHelpIsNoFailure(t *testing.T) {
+	for _, args := range [][]string{nil, {"--help"}, {"help", "explain"}, {"completion", "bash"}} {
+		out, stderr, code := runMain(t, args...)
+		if code != 0 || out == "" || stderr != "" {
+			t.Errorf("%v: code %d, %d bytes on stdout, stderr %q", args, code, len(out), stderr)
+		}
+	}
+}
+
+// What the help claims is executed: every command explains itself, and every
+// example is a command line that weft takes.
+func TestEveryCommandHasHelpAndExamplesThatParse(t *testing.T) {
+	a := &app{out: io.Discard, err: io.Discard}
+	for _, cmd := range a.root().Commands() {
+		if cmd.Short == "" || cmd.Long == "" || cmd.Example == "" {
+			t.Errorf("%s: short, long or example is missing", cmd.CommandPath())
+		}
+		for line := range strings.Lines(cmd.Example) {
+			// Flags keep their values: each example gets a fresh command.
+			root := a.root()
+			words := shellWords(line)
+			found, rest, err := root.Find(words[1:])
+			if words[0] != "weft" || err != nil || found == root {
+				t.Errorf("%s: example %q is no weft command", cmd.Name(), line)
+				continue
+			}
+			if err := found.ParseFlags(rest); err != nil {
+				t.Errorf("%s: example %q: %v", cmd.Name(), line, err)
+			}
+			if err := found.ValidateArgs(found.Flags().Args()); err != nil {
+				t.Errorf("%s: example %q: %v", cmd.Name(), line, err)
+			}
+		}
+	}
+}
+
+// shellWords splits a line up to its first pipe, as a shell does with single
+// quotes.
+func shellWords(line string) []string {
+	var words []string
+	var word strings.Builder
+	quoted := false
+	for _, r := range strings.TrimSpace(line) + " " {
+		switch {
+		case r == '\'':
+			quoted = !quoted
+		case r == '|' && !quoted:
+			return words
+		case r == ' ' && !quoted:
+			if word.Len() > 0 {
+				words = append(words, word.String())
+				word.Reset()
+			}
+		default:
+			word.WriteRune(r)
+		}
+	}
+	return words
+}
+
+func TestCompletionDoesNotWaitForASlowServer(t *testing.T) {
+	release := make(chan struct{})
+	s := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-release }))
+	defer s.Close()
+	defer close(release)
+	t.Setenv(client.AddrEnv, s.URL)
+	begin := time.Now()
+	out, _, code := runMain(t, "__complete", "instances", "")
+	// Far above the 300 ms that are meant, far below the client's own 30 s.
+	if took := time.Since(begin); code != 0 || out != ":4\n" || took > 10*time.Second {
+		t.Errorf("code %d, %q after %v", code, out, took)
+	}
+}
+
+func TestFilesOverTheLimitAreNotSent(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "big.yaml")
+	if err := os.WriteFile(path, bytes.Repeat([]byte("#"), maxFiles+1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, stderr, code := runMain(t, "apply", "-f", path)
+	if code != exitFailed || !strings.Contains(stderr, "more than 4 MiB") {
+		t.Errorf("code %d, %q", code, stderr)
+	}
+}
+
+func TestNumbersForPeople(t *testing.T) {
+	for ms, want := range map[float64]string{
+		0: "0µs", 0.0004: "0.40µs", 0.012: "12.0µs", 0.9994: "999µs", 0.9999: "1.00ms", 1: "1.00ms", 9.996: "10.0ms",
+		99.96: "100ms", 999.4: "999ms", 999.9: "1.00s", 1234.5: "1.23s", 600000: "600s", -1.5: "-1.50ms",
+	} {
+		if got := millis(ms); got != want {
+			t.Errorf("millis(%v) = %q, want %q", ms, got, want)
+		}
+	}
+	for share, want := range map[float64]string{0: "0 %", 0.95: "95 %", 1: "100 %", 1.0 / 3: "33.33 %", 0.0005: "0.05 %"} {
+		if got := percent(share); got != want {
+			t.Errorf("percent(%v) = %q, want %q", share, got, want)
+		}
+	}
+}
+
+func TestServiceNames(t *testing.T) {
+	for arg, want := range map[string]weft.ServiceName{
+		"order-service":                         {Namespace: "shop", Name: "order-service"},
+		"order-service.other":                   {Namespace: "other", Name: "order-service"},
+		"order-service.other.svc.cluster.local": {Namespace: "other", Name: "order-service"},
+	} {
+		if got, err := serviceName(arg, "shop"); got != want || err != nil {
+			t.Errorf("%s: %v, %v", arg, got, err)
+		}
+	}
+	for _, arg := range []string{"", "a b/c:1", "*"} {
+		if _, err := serviceName(arg, ""); err == nil {
+			t.Errorf("%q was taken", arg)
+		}
+	}
+}

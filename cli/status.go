@@ -1,0 +1,72 @@
+package cli
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weftmesh/weft/client"
+)
+
+func (a *app) status() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show the server, its doors, and the proxies that are connected",
+		Long: `Show what the server is, where it listens, how much it holds, and every
+sidecar and gateway that takes its configuration from it.
+
+A proxy is "current" when it took over everything that it was sent, and
+"rejected" with the reason when it refused its newest configuration and runs on
+the one before.`,
+		Example: `  weft status
+  weft status -o json | jq '.proxies | length'`,
+		Args:              wantArgs(0, 0, "no arguments"),
+		ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	out := formatFlag(cmd, "json")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		s, err := a.client().Status(cmd.Context())
+		if err != nil {
+			return err
+		}
+		if out.value == "json" {
+			return printJSON(a.out, s)
+		}
+		return a.printStatus(s)
+	}
+	return cmd
+}
+
+func (a *app) printStatus(s *client.Status) error {
+	up := time.Duration(s.Uptime) * time.Second
+	fmt.Fprintf(a.out, "server     weft %s, pid %d, node %s, datacenter %s, up %s\n",
+		printable(s.Version), s.PID, printable(s.Node), printable(s.Datacenter), up)
+	fmt.Fprintf(a.out, "catalogue  %s, %s (%d healthy), index %d\n",
+		plural(s.Services, "service"), plural(s.Instances, "instance"), s.Healthy, s.Index)
+	fmt.Fprintf(a.out, "resources  %d\n", s.Resources)
+	if len(s.Listeners) > 0 {
+		fmt.Fprintln(a.out)
+		t := newTable(a.out, "", "LISTENER", "ADDRESS")
+		for _, l := range s.Listeners {
+			t.row("", l.Name, l.Address)
+		}
+		if err := t.flush(); err != nil {
+			return err
+		}
+	}
+	fmt.Fprintln(a.out)
+	if len(s.Proxies) == 0 {
+		fmt.Fprintln(a.out, "no proxy is connected")
+		return nil
+	}
+	t := newTable(a.out, "", "PROXY", "SERVICE", "ID", "PID", "ADDRESS", "SNAPSHOT", "STATE")
+	for _, p := range s.Proxies {
+		state := "current"
+		if p.Rejected != "" {
+			state = "rejected: " + p.Rejected
+		}
+		t.row("", p.Role, p.Service, p.ID, number(p.PID), p.Address, number(p.Applied), state)
+	}
+	return t.flush()
+}
