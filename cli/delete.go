@@ -1,10 +1,10 @@
 package cli
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
@@ -69,11 +69,18 @@ is 1.`,
 // target names one resource.
 type target struct{ kind, namespace, name string }
 
+// manifest is what says which resource a document is. A List holds several.
+type manifest struct {
+	Kind     string
+	Metadata struct{ Name, Namespace string }
+	Items    []manifest
+}
+
 // targetsIn reads which resources the documents of files are.
 func targetsIn(files []client.File, namespace string) ([]target, error) {
 	var out []target
 	for _, f := range files {
-		dec := yaml.NewDecoder(bytes.NewReader([]byte(f.Data)))
+		dec := yaml.NewDecoder(strings.NewReader(f.Data))
 		for {
 			var node yaml.Node
 			err := dec.Decode(&node)
@@ -83,35 +90,37 @@ func targetsIn(files []client.File, namespace string) ([]target, error) {
 			if err != nil {
 				return nil, &weft.Error{Kind: weft.Invalid, Op: "read", Thing: f.Name, Err: err}
 			}
-			t, empty, err := targetOf(&node, namespace)
+			if len(node.Content) == 1 && node.Content[0].Tag == "!!null" {
+				continue // nothing but comments
+			}
+			var m manifest
+			if err = node.Decode(&m); err == nil {
+				out, err = m.targets(out, namespace)
+			}
 			if err != nil {
 				return nil, weft.Errorf(weft.Invalid, "read", fmt.Sprintf("%s:%d", f.Name, node.Line), "%w", err)
-			}
-			if !empty {
-				out = append(out, t)
 			}
 		}
 	}
 	return out, nil
 }
 
-// targetOf reads one document; empty says that it holds nothing but comments.
-func targetOf(node *yaml.Node, namespace string) (t target, empty bool, err error) {
-	var doc struct {
-		Kind     string
-		Metadata struct{ Name, Namespace string }
+// targets appends the resource that m is, or those that it holds.
+func (m *manifest) targets(out []target, namespace string) ([]target, error) {
+	var err error
+	if m.Kind == "List" {
+		for i := range m.Items {
+			if out, err = m.Items[i].targets(out, namespace); err != nil {
+				break
+			}
+		}
+		return out, err
 	}
-	if len(node.Content) == 1 && node.Content[0].Tag == "!!null" {
-		return t, true, nil
+	if m.Kind == "" || m.Metadata.Name == "" {
+		return out, errors.New("the document has no kind or no metadata.name, so there is nothing to delete by it")
 	}
-	if err := node.Decode(&doc); err != nil {
-		return t, false, err
+	if m.Metadata.Namespace != "" {
+		namespace = m.Metadata.Namespace
 	}
-	if doc.Kind == "" || doc.Metadata.Name == "" {
-		return t, false, errors.New("the document has no kind or no metadata.name, so there is nothing to delete by it")
-	}
-	if doc.Metadata.Namespace != "" {
-		namespace = doc.Metadata.Namespace
-	}
-	return target{doc.Kind, namespace, doc.Metadata.Name}, false, nil
+	return append(out, target{m.Kind, namespace, m.Metadata.Name}), nil
 }
