@@ -188,8 +188,8 @@ func (r *Registry) series(name, help string, typ Type, labels []Label, fn func()
 	if f == nil {
 		f = &family{name: name, help: help, typ: typ, labels: names, series: map[string]*series{}}
 		r.families[name] = f
-	} else if f.typ != typ || f.help != help || !slices.Equal(f.labels, names) {
-		panic("metric: " + name + " exists with another type, help or set of label names")
+	} else if f.help != help || !slices.Equal(f.labels, names) {
+		panic("metric: " + name + " exists with another help or other label names")
 	}
 	key := strings.Join(values, "\x00")
 	if s := f.series[key]; s != nil {
