@@ -1,0 +1,335 @@
+package proxy
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/balance"
+	"github.com/weftmesh/weft/resilience"
+	"github.com/weftmesh/weft/telemetry/metric"
+)
+
+// cluster is the runtime state of one service that this proxy calls.
+type cluster struct {
+	name   string // "order-service.default", for records
+	limit  limit
+	budget resilience.Budget
+
+	// swapped whole by update
+	set atomic.Pointer[endpointSet]
+
+	mu        sync.Mutex
+	endpoints map[string]*endpoint // by ID, address and identity
+}
+
+// endpointSet is one immutable state of a cluster's endpoints.
+type endpointSet struct {
+	service *weft.Service
+	all     *group
+	subsets map[string]*group
+}
+
+// group is a subset's endpoints (or all) with the policy that applies to them.
+type group struct {
+	policy    *weft.TrafficPolicy
+	outlier   *resilience.OutlierPolicy // nil: no ejection
+	endpoints []*endpoint
+	balance   *balance.Set
+}
+
+// endpoint is one endpoint with everything known of it. It lives as long as the
+// snapshot holds it, whatever else of its service changes.
+type endpoint struct {
+	id       string
+	address  string
+	identity weft.Identity
+	version  string
+
+	target  balance.Target
+	outlier resilience.Outlier
+	series  [3]atomic.Pointer[metric.RequestSeries] // by direction, resolved on first use
+	// After a failed connect the endpoint is avoided for a while: 250 ms,
+	// doubling to 5 s. Otherwise a dead instance would take its share of first
+	// tries until the registry drops it.
+	downUntil atomic.Int64
+	downTimes atomic.Int32
+
+	pool pool
+}
+
+const (
+	downMin = 250 * time.Millisecond
+	downMax = 5 * time.Second
+)
+
+func newCluster(name string) *cluster {
+	c := &cluster{name: name, endpoints: map[string]*endpoint{}}
+	c.set.Store(&endpointSet{service: &weft.Service{}, all: &group{policy: &weft.TrafficPolicy{}, balance: balance.NewSet(balance.LeastRequest, nil, nil)}})
+	return c
+}
+
+// update replaces the cluster's endpoints and policies. Endpoints that stay keep
+// their state; those that went drain.
+func (c *cluster) update(s *weft.Service) {
+	if c.set.Load().service == s {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	kept := make(map[string]*endpoint, len(s.Endpoints))
+	live := make([]*endpoint, len(s.Endpoints))
+	for i := range s.Endpoints {
+		e := &s.Endpoints[i]
+		key := e.ID + "|" + e.Address + "|" + string(e.Identity)
+		ep := c.endpoints[key]
+		if ep == nil {
+			ep = &endpoint{id: e.ID, address: e.Address, identity: e.Identity, version: e.Labels["version"]}
+		} else if v := e.Labels["version"]; v != ep.version {
+			ep = ep.relabelled(v)
+		}
+		kept[key], live[i] = ep, ep
+	}
+	next := &endpointSet{service: s, all: newGroup(&s.Policy, s.Endpoints, live, nil), subsets: make(map[string]*group, len(s.Subsets))}
+	for i := range s.Subsets {
+		sub := &s.Subsets[i]
+		next.subsets[sub.Name] = newGroup(&sub.Policy, s.Endpoints, live, sub)
+	}
+	gone := c.endpoints
+	c.endpoints = kept
+	c.set.Store(next)
+	for key, ep := range gone {
+		if kept[key] != ep {
+			ep.pool.drain()
+		}
+	}
+}
+
+// relabelled is the same endpoint under another version label. Its connections
+// stay with the old one, which drains.
+func (e *endpoint) relabelled(version string) *endpoint {
+	return &endpoint{id: e.id, address: e.address, identity: e.identity, version: version}
+}
+
+func newGroup(p *weft.TrafficPolicy, endpoints []weft.Endpoint, live []*endpoint, subset *weft.Subset) *group {
+	g := &group{policy: p}
+	var targets []*balance.Target
+	var weights []uint32
+	for i := range endpoints {
+		if subset == nil || subset.Fits(&endpoints[i]) {
+			g.endpoints = append(g.endpoints, live[i])
+			targets = append(targets, &live[i].target)
+			weights = append(weights, endpoints[i].Weight)
+		}
+	}
+	algorithm := balance.LeastRequest
+	switch p.LoadBalancer {
+	case weft.RoundRobin:
+		algorithm = balance.RoundRobin
+	case weft.Random:
+		algorithm = balance.Random
+	}
+	g.balance = balance.NewSet(algorithm, targets, weights)
+	if o := p.Outlier; o != nil {
+		g.outlier = &resilience.OutlierPolicy{
+			Consecutive5xx: o.Consecutive5xx, ConsecutiveGateway: o.ConsecutiveGateway,
+			Interval: o.Interval, BaseEjection: o.BaseEjection, MaxEjection: o.MaxEjection,
+			MaxEjectionPercent: o.MaxEjectionPercent,
+		}
+	}
+	return g
+}
+
+// group of a subset, or of the whole service for "". nil when there is no such
+// subset.
+func (s *endpointSet) group(subset string) *group {
+	if subset == "" {
+		return s.all
+	}
+	return s.subsets[subset]
+}
+
+// maxTried bounds how many endpoints an exchange remembers having tried.
+const maxTried = 8
+
+// pick chooses an endpoint that was not tried yet. When every endpoint was tried
+// or is down it chooses among those that are merely down or tried; ejected ones
+// never get traffic.
+func (g *group) pick(random uint64, now time.Time, tried []*endpoint) *endpoint {
+	ns := now.UnixNano()
+	i := g.balance.Pick(random, func(i int) bool {
+		e := g.endpoints[i]
+		if e.downUntil.Load() > ns || g.outlier != nil && e.outlier.Ejected(now) {
+			return false
+		}
+		for _, t := range tried {
+			if t == e {
+				return false
+			}
+		}
+		return true
+	})
+	if i < 0 {
+		i = g.balance.Pick(random, func(i int) bool {
+			return g.outlier == nil || !g.endpoints[i].outlier.Ejected(now)
+		})
+	}
+	if i < 0 {
+		return nil
+	}
+	return g.endpoints[i]
+}
+
+// succeeded and failed tell what an endpoint answered: the food of outlier
+// detection.
+func (g *group) succeeded(e *endpoint) {
+	if g.outlier != nil {
+		e.outlier.Success()
+	}
+}
+
+// failed returns for how long the endpoint was ejected because of this failure,
+// or 0.
+func (g *group) failed(e *endpoint, gateway bool, now time.Time) time.Duration {
+	if g.outlier == nil || !e.outlier.Failure(g.outlier, gateway) {
+		return 0
+	}
+	ejected := 0
+	for _, other := range g.endpoints {
+		if other.outlier.Ejected(now) {
+			ejected++
+		}
+	}
+	return e.outlier.Eject(g.outlier, now, ejected, len(g.endpoints))
+}
+
+// connectFailed keeps picks away from the endpoint for a while.
+func (e *endpoint) connectFailed(now time.Time) {
+	n := min(e.downTimes.Add(1)-1, 10)
+	e.downUntil.Store(now.Add(min(downMin<<n, downMax)).UnixNano())
+}
+
+func (e *endpoint) connected() {
+	if e.downTimes.Load() != 0 {
+		e.downTimes.Store(0)
+		e.downUntil.Store(0)
+	}
+}
+
+// requests resolves the endpoint's metrics once for each direction.
+func (e *endpoint) requests(p *Proxy, d Direction, destination string) *metric.RequestSeries {
+	if s := e.series[d].Load(); s != nil {
+		return s
+	}
+	s := p.metrics.Requests(d.String(), p.self.Name, destination, e.version)
+	e.series[d].Store(s)
+	return s
+}
+
+// closeIdle closes connections that were idle too long and returns how many stay.
+func (c *cluster) closeIdle(now int64) (left int) {
+	set := c.set.Load()
+	for _, e := range set.all.endpoints {
+		left += e.pool.closeIdle(now)
+	}
+	return left
+}
+
+// limit caps the exchanges of a cluster that hold a connection, and those that
+// wait for one. HTTP/1 carries one exchange a connection, so connections and
+// requests in flight are the same number.
+type limit struct {
+	inUse   atomic.Int64
+	waiting atomic.Int64
+
+	mu    sync.Mutex
+	queue []chan struct{} // first in, first out
+}
+
+// acquire takes a slot: at once when there is one, else after waiting in line for
+// at most patience. reason says what was full when it fails.
+func (l *limit) acquire(p *weft.TrafficPolicy, patience time.Duration) (reason string) {
+	most := int64(p.MaxConnections)
+	if p.MaxRequests > 0 && (most == 0 || int64(p.MaxRequests) < most) {
+		most = int64(p.MaxRequests)
+	}
+	if most == 0 {
+		l.inUse.Add(1)
+		return ""
+	}
+	if l.take(most) {
+		return ""
+	}
+	if p.MaxPendingRequests > 0 && l.waiting.Load() >= int64(p.MaxPendingRequests) {
+		return "pending_overflow"
+	}
+	l.waiting.Add(1)
+	defer l.waiting.Add(-1)
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	for {
+		woken := make(chan struct{}, 1)
+		l.mu.Lock()
+		l.queue = append(l.queue, woken)
+		l.mu.Unlock()
+		if l.take(most) { // a slot came free before we stood in line
+			l.leave(woken)
+			return ""
+		}
+		select {
+		case <-woken:
+			if l.take(most) {
+				return ""
+			}
+		case <-timer.C:
+			l.leave(woken)
+			return "pending_timeout"
+		}
+	}
+}
+
+func (l *limit) take(most int64) bool {
+	for {
+		n := l.inUse.Load()
+		if n >= most {
+			return false
+		}
+		if l.inUse.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
+// release gives a slot back and wakes who has waited longest.
+func (l *limit) release() {
+	l.inUse.Add(-1)
+	if l.waiting.Load() == 0 {
+		return
+	}
+	l.wakeOne()
+}
+
+func (l *limit) wakeOne() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.queue) > 0 {
+		l.queue[0] <- struct{}{}
+		l.queue = l.queue[1:]
+	}
+}
+
+// leave takes woken out of the line. If it was woken meanwhile, the next in line
+// gets that chance.
+func (l *limit) leave(woken chan struct{}) {
+	l.mu.Lock()
+	for i, w := range l.queue {
+		if w == woken {
+			l.queue = append(l.queue[:i], l.queue[i+1:]...)
+			l.mu.Unlock()
+			return
+		}
+	}
+	l.mu.Unlock()
+	l.wakeOne()
+}

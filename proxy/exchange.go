@@ -1,0 +1,324 @@
+package proxy
+
+import (
+	"context"
+	"math/rand/v2"
+	"strings"
+	"time"
+	"unsafe"
+
+	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/telemetry/trace"
+	"github.com/weftmesh/weft/wire/http1"
+)
+
+// Exchange is one request and its response, on their way through a proxy. It is
+// reused by its connection: nothing in it outlives the exchange.
+type Exchange struct {
+	conn      *conn
+	head      http1.Request
+	headStart int // where the head begins in conn.in
+	request   weft.Request
+	auth      weft.AuthorizationRequest
+	path      []byte // scratch for a normalised path
+	view      *view
+	decision  weft.Decision
+	added     []byte // header lines that filters and rules add, "Name: value\r\n"
+	body      []byte // the request's body when it was read whole, for replays
+	whole     bool   // body is all of it
+	continued bool   // the client was told to send its body
+	spill     *buffer
+	spillR    int // spill[spillR:spillW] belongs to the next request
+	spillW    int
+	tried     [maxTried]*endpoint
+	response  http1.Response
+	record    Record
+	trace     trace.Context
+	traced    bool
+}
+
+// Authorization is the request with what only authorization looks at.
+func (x *Exchange) Authorization() *weft.AuthorizationRequest { return &x.auth }
+
+// Header implements weft.Headers on the request's head.
+func (x *Exchange) Header(name string) (string, bool) {
+	value, n := x.head.Lookup(name)
+	if n <= 1 {
+		return str(value), n == 1
+	}
+	var all []string
+	for i := range x.head.Fields {
+		if equalFold(x.head.Name(i), name) {
+			all = append(all, string(x.head.Value(i)))
+		}
+	}
+	return strings.Join(all, ","), true
+}
+
+// Drop removes a header from the request that goes upstream.
+func (x *Exchange) Drop(name string) { dropFields(&x.head.Head, name) }
+
+// DropFunc removes every header for whose name unwanted is true.
+func (x *Exchange) DropFunc(unwanted func(name string) bool) {
+	for i := range x.head.Fields {
+		if unwanted(str(x.head.Name(i))) {
+			x.head.Fields[i].Drop = true
+		}
+	}
+}
+
+// Add adds a header to the request that goes upstream.
+func (x *Exchange) Add(name, value string) { x.added = appendField(x.added, name, value) }
+
+// Peer is the address of the client's socket.
+func (x *Exchange) Peer() string { return x.conn.peerAddr.String() }
+
+// Secure reports whether the client came over TLS.
+func (x *Exchange) Secure() bool { return x.conn.l.TLS != nil }
+
+func dropFields(h *http1.Head, name string) {
+	for i := range h.Fields {
+		if equalFold(h.Name(i), name) {
+			h.Fields[i].Drop = true
+		}
+	}
+}
+
+func appendField(dst []byte, name, value string) []byte {
+	dst = append(append(dst, name...), ": "...)
+	return append(append(dst, value...), "\r\n"...)
+}
+
+func equalFold(b []byte, s string) bool { return strings.EqualFold(str(b), s) }
+
+// str views bytes as a string without copying them; valid as long as the bytes.
+func str(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
+// begin resets the exchange for a request.
+func (x *Exchange) begin() {
+	x.added = x.added[:0]
+	x.decision = weft.Decision{}
+	x.tried = [maxTried]*endpoint{}
+	x.body, x.whole, x.continued = nil, false, false
+	x.traced = false
+	x.trace = trace.Context{}
+	x.request = weft.Request{}
+	x.record = Record{Start: time.Now(), Direction: x.conn.l.Direction}
+}
+
+// free gives back what the exchange holds beyond its connection's buffers.
+func (x *Exchange) free() {
+	if x.spill != nil {
+		x.spill.free()
+		x.spill = nil
+	}
+}
+
+// exchange serves the request whose head was read. It returns whether the
+// connection may carry another one.
+func (c *conn) exchange() (keep bool) {
+	x := &c.x
+	x.begin()
+	c.enter(phaseBusy, x.record.Start.UnixNano(), stallTimeout)
+	if a := x.prepare(); a != nil {
+		keep = c.answer(a)
+	} else {
+		keep = x.run()
+	}
+	x.finish()
+	if !keep || c.wasExpired() {
+		return false
+	}
+	c.takeSpill()
+	c.release()
+	c.enter(phaseIdle, c.p.clock.Load(), idleTimeout)
+	return !c.p.draining.Load() || c.r < c.w
+}
+
+// takeSpill moves the beginning of a next request, which came behind a streamed
+// body, to where heads are read.
+func (c *conn) takeSpill() {
+	x := &c.x
+	if x.spill == nil {
+		return
+	}
+	if x.spillR < x.spillW {
+		if c.in == nil {
+			c.in = takeBuffer()
+		}
+		c.r, c.w = 0, copy(c.in[:], x.spill[x.spillR:x.spillW])
+	}
+	x.free()
+}
+
+// prepare turns the parsed head into the request that everybody looks at.
+func (x *Exchange) prepare() *Answer {
+	h := &x.head
+	switch h.Form {
+	case http1.Authority:
+		return x.unserved(501, "connect", "CONNECT is not supported")
+	case http1.Asterisk:
+		h.Path = []byte("*")
+	default:
+		path, err := http1.NormalizePath(x.path[:0], h.Path)
+		if err != nil {
+			return x.unserved(400, "bad_path", "the path cannot be normalised: "+err.Error())
+		}
+		x.path = path[:0:cap(path)]
+		h.Path = path
+	}
+	host := hostOnly(str(h.Authority))
+	if x.conn.l.Host != "" {
+		host = x.conn.l.Host
+	}
+	x.request = weft.Request{Method: str(h.Method), Scheme: "http", Host: host, Path: str(h.Path),
+		Query: str(h.Query), Headers: x, Source: x.conn.peer}
+	if x.conn.l.TLS != nil {
+		x.request.Scheme = "https"
+	}
+	x.auth = weft.AuthorizationRequest{Request: &x.request, PeerAddr: x.conn.peerAddr, Port: x.conn.l.port}
+	x.beginTrace()
+	if h.Framing != http1.NoBody && string(h.Method) == "TRACE" {
+		return x.unserved(400, "trace_body", "TRACE cannot have a body")
+	}
+	return nil
+}
+
+// unserved answers what can be parsed and not be served; the rest of the
+// connection is not trusted.
+func (x *Exchange) unserved(status int, reason, text string) *Answer {
+	x.conn.p.refused.count(reason)
+	return &Answer{Status: status, Reason: reason, Text: text, Close: true}
+}
+
+// hostOnly is the host of an authority, lower case and without port.
+func hostOnly(authority string) string {
+	if strings.HasPrefix(authority, "[") {
+		if i := strings.IndexByte(authority, ']'); i > 0 {
+			return strings.ToLower(authority[1:i])
+		}
+	} else if i := strings.IndexByte(authority, ':'); i >= 0 {
+		authority = authority[:i]
+	}
+	return strings.ToLower(authority) // no copy when it is lower case already
+}
+
+// beginTrace continues the client's trace or begins one.
+func (x *Exchange) beginTrace() {
+	if i := x.head.Find(http1.FieldTraceparent); i >= 0 {
+		if parent, ok := trace.Parse(x.head.Value(i)); ok {
+			x.record.Parent = parent.SpanID
+			x.trace = parent.Child(trace.NewSpanID(rand.Uint64))
+			x.traced = true
+			dropFields(&x.head.Head, "traceparent")
+			return
+		}
+		dropFields(&x.head.Head, "traceparent")
+		dropFields(&x.head.Head, "tracestate") // it belongs to the parent that could not be read
+	}
+	x.trace = trace.NewRoot(rand.Uint64, false)
+	if x.conn.p.sample.Sample(x.trace.TraceID) {
+		x.trace.Flags |= 1
+	}
+	x.traced = true
+}
+
+// run passes the filters, routes and forwards.
+func (x *Exchange) run() (keep bool) {
+	c := x.conn
+	for _, f := range c.l.Filters {
+		if a := f.Request(x); a != nil {
+			return c.discardBody(c.answer(a))
+		}
+	}
+	if c.l.Direction == Inbound {
+		return x.forwardLocal()
+	}
+	if a := x.route(); a != nil {
+		return c.discardBody(c.answer(a))
+	}
+	return x.forwardRouted()
+}
+
+// needPatience is how long a request waits for configuration that the proxy has
+// not asked for before.
+const needPatience = 3 * time.Second
+
+// route fills x.decision, fetching what the snapshot lacks. It answers redirects,
+// direct responses and dead ends.
+func (x *Exchange) route() *Answer {
+	p := x.conn.p
+	x.view = p.view.Load()
+	x.decision = x.view.snapshot.Route(&x.request, rand.Uint64())
+	if x.decision.Problem == weft.NotLoaded && p.source != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), needPatience)
+		p.source.Need(ctx, strings.Clone(x.request.Host))
+		cancel()
+		x.view = p.view.Load()
+		x.decision = x.view.snapshot.Route(&x.request, rand.Uint64())
+	}
+	d := &x.decision
+	x.record.Rule, x.record.Edge = d.Rule, d.Edge
+	switch {
+	case d.Problem == weft.NoHost && x.leavesMesh():
+		return nil
+	case d.Problem != "":
+		if d.Destination != nil {
+			x.record.Destination = d.Destination.Service.Name
+		}
+		return problemAnswer(x, d)
+	case d.Rule.Redirect != nil:
+		return x.redirect(d.Rule.Redirect)
+	case d.Rule.Direct != nil:
+		return &Answer{Status: d.Rule.Direct.Status, Body: d.Rule.Direct.Body}
+	}
+	return nil
+}
+
+// leavesMesh reports whether an unknown host is somebody else's: a domain that a
+// client asked its forward proxy for. Names that can only be services are not.
+func (x *Exchange) leavesMesh() bool {
+	h := x.request.Host
+	return x.conn.l.Direction == Outbound && x.conn.l.Host == "" && x.head.Form == http1.Absolute &&
+		(strings.Contains(h, ".") || h == "localhost") &&
+		!strings.HasSuffix(h, "."+weft.ClusterDomain) && !strings.HasSuffix(h, ".consul") && !strings.HasSuffix(h, ".svc")
+}
+
+func (x *Exchange) redirect(r *weft.Redirect) *Answer {
+	scheme, authority, path := x.request.Scheme, string(x.head.Authority), x.request.Path
+	if r.Scheme != "" {
+		scheme = r.Scheme
+	}
+	if r.Authority != "" {
+		authority = r.Authority
+	}
+	if r.Path != "" {
+		path = r.Path
+	}
+	location := scheme + "://" + authority + path
+	if x.head.HasQuery {
+		location += "?" + x.request.Query
+	}
+	code := r.Code
+	if code == 0 {
+		code = 301
+	}
+	return &Answer{Status: code, Location: location}
+}
+
+// keepAlive reports whether the client wants to go on.
+func (x *Exchange) keepAlive() bool { return x.head.KeepAlive }
+
+// discardBody makes the connection usable after an answer that did not wait for
+// the request's body: a small rest is read away, a large one costs the connection.
+func (c *conn) discardBody(keep bool) bool {
+	x := &c.x
+	if !keep || x.head.Framing == http1.NoBody {
+		return keep
+	}
+	if x.head.Framing == http1.FixedLength && x.head.Length <= int64(c.w-c.r) {
+		c.r += int(x.head.Length)
+		return true
+	}
+	return false
+}

@@ -1,0 +1,425 @@
+package proxy
+
+import (
+	"errors"
+	"math/rand/v2"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/wire/http1"
+)
+
+// plan is how an exchange is forwarded; it is made of compiled parts only.
+type plan struct {
+	cluster  *cluster
+	group    *group
+	rule     *weft.Rule        // nil: none applies
+	dest     *weft.Destination // nil: none applies
+	retry    *weft.Retry
+	deadline time.Time // of all tries together; zero is none
+}
+
+// defaultConnectTimeout is Istio's (facts/mesh.md §2.2 item 7).
+const defaultConnectTimeout = 10 * time.Second
+
+// inboundRetry covers one thing: the application closed a kept connection at the
+// moment when a request was put on it.
+var inboundRetry = weft.Retry{Attempts: 1, On: weft.RetryReset}
+
+func (x *Exchange) forwardLocal() (keep bool) {
+	local := x.conn.l.local
+	for i := range x.head.Fields { // what proxies say to each other is not the application's
+		if x.head.Fields[i].ID == http1.FieldXWeft {
+			x.head.Fields[i].Drop = true
+		}
+	}
+	return x.forward(&plan{cluster: local, group: local.set.Load().all, retry: &inboundRetry})
+}
+
+// forwardRouted sends the request where x.decision says.
+func (x *Exchange) forwardRouted() (keep bool) {
+	d := &x.decision
+	if d.Problem == weft.NoHost {
+		return x.forwardExternal()
+	}
+	cl := x.view.clusters[d.Service.Name]
+	pl := plan{cluster: cl, group: cl.set.Load().group(d.Destination.Subset), rule: d.Rule, dest: d.Destination, retry: &d.Rule.Retry}
+	x.record.Destination = d.Service.Name.Name
+	if pl.group == nil { // the subset went while we looked
+		return x.conn.discardBody(x.conn.answer(problemAnswer(x, &weft.Decision{Problem: weft.NoSubset, Rule: d.Rule, Destination: d.Destination})))
+	}
+	timeout := d.Rule.Timeout
+	if d.Edge != nil && d.Edge.Timeout > 0 && (timeout == 0 || d.Edge.Timeout < timeout) {
+		timeout = d.Edge.Timeout
+	}
+	if timeout > 0 {
+		pl.deadline = x.record.Start.Add(timeout)
+	}
+	return x.forward(&pl)
+}
+
+// maxExternal bounds how many hosts outside the mesh are remembered.
+const maxExternal = 1000
+
+// forwardExternal sends a forward-proxy request to a host outside the mesh, as it
+// would have gone without us.
+func (x *Exchange) forwardExternal() (keep bool) {
+	p := x.conn.p
+	address := strings.ToLower(string(x.head.Authority))
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		address = net.JoinHostPort(strings.Trim(address, "[]"), "80")
+	}
+	p.mu.Lock()
+	cl := p.external[address]
+	full := cl == nil && len(p.external) >= maxExternal
+	if cl == nil && !full {
+		cl = newCluster("external")
+		cl.update(&weft.Service{Endpoints: []weft.Endpoint{{ID: address, Address: address, Weight: 1}}})
+		p.external[address] = cl
+	}
+	p.mu.Unlock()
+	x.record.Destination = "external"
+	if full {
+		return x.conn.discardBody(x.conn.answer(&Answer{Status: 503, Reason: "too_many_hosts", Text: "too many hosts outside the mesh are in use"}))
+	}
+	return x.forward(&plan{cluster: cl, group: cl.set.Load().all, retry: &weft.DefaultRetry})
+}
+
+// outcome of one attempt.
+type outcome struct {
+	done   bool // the client has its response, or as much of it as there is
+	keep   bool // with done: the client's connection may carry another request
+	unsent bool // the request did not reach an application
+	again  bool // with !done: worth another try if the request may be repeated
+	fault  Answer
+}
+
+// forward makes attempts until one is answered or no more are allowed.
+func (x *Exchange) forward(pl *plan) (keep bool) {
+	c := x.conn
+	policy := pl.group.policy
+	if reason := pl.cluster.limit.acquire(policy, pl.patience(x.record.Start)); reason != "" {
+		return c.discardBody(c.answer(&Answer{Status: 503, Reason: reason, Unsent: true,
+			Text: "too many requests to " + pl.cluster.name + " are in flight (" + policy.Source.String() + ")"}))
+	}
+	defer pl.cluster.limit.release()
+	if err := x.loadBody(); err != nil {
+		x.record.Reason = "client_body"
+		return false
+	}
+	pl.cluster.budget.Call(x.record.Start)
+	now := x.record.Start
+	for n := 0; ; n++ {
+		e := pl.group.pick(rand.Uint64(), now, x.tried[:min(n, maxTried)])
+		if e == nil {
+			return c.discardBody(c.answer(noEndpoint(pl)))
+		}
+		x.tried[n%maxTried] = e
+		x.record.Attempts = n + 1
+		x.record.Endpoint, x.record.Version = e.id, e.version
+		if c.l.Direction != Inbound {
+			x.record.series = e.requests(c.p, c.l.Direction, x.record.Destination)
+		}
+		o := x.attempt(pl, e, n)
+		if o.done {
+			return o.keep
+		}
+		now = time.Now()
+		if !x.mayRepeat(pl, &o, n) || !pl.cluster.budget.Retry(now) || !x.backOff(pl, n, now) {
+			return c.discardBody(c.answer(&o.fault)) && x.whole
+		}
+	}
+}
+
+// patience is how long the exchange waits for a connection slot.
+func (pl *plan) patience(now time.Time) time.Duration {
+	patience := pl.group.policy.ConnectTimeout
+	if patience == 0 {
+		patience = defaultConnectTimeout
+	}
+	if !pl.deadline.IsZero() {
+		patience = min(patience, pl.deadline.Sub(now))
+	}
+	return patience
+}
+
+func noEndpoint(pl *plan) *Answer {
+	a := &Answer{Status: 503, Reason: "no_endpoint", Unsent: true, Text: "no healthy endpoint of " + pl.cluster.name}
+	if pl.dest != nil && pl.dest.Subset != "" {
+		a.Text += " in subset " + pl.dest.Subset
+	}
+	if len(pl.group.endpoints) > 0 {
+		a.Reason, a.Text = "all_ejected", a.Text+": all are ejected for failing ("+pl.group.policy.Source.String()+")"
+	}
+	return a
+}
+
+// mayRepeat reports whether a failed attempt may be followed by another: what no
+// application has seen always, the rest only when repeating does no harm.
+func (x *Exchange) mayRepeat(pl *plan, o *outcome, n int) bool {
+	if n >= pl.retry.Attempts || !o.again || !x.whole || x.conn.wasExpired() {
+		return false
+	}
+	if o.unsent {
+		return pl.retry.On&(weft.RetryConnectFailure|weft.RetryRefusedStream|weft.Retry5xx|weft.RetryGatewayError) != 0
+	}
+	return x.idempotent()
+}
+
+// idempotent reports whether the request may be sent twice (RFC 9110 §9.2.2, and
+// QUERY of RFC 10008), by its method or by its client's promise.
+func (x *Exchange) idempotent() bool {
+	switch string(x.head.Method) {
+	case "GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE", "QUERY":
+		return true
+	}
+	return x.head.Find(http1.FieldIdempotencyKey) >= 0
+}
+
+// Backoff between attempts: full jitter over 25 ms, doubling, at most 250 ms
+// (Envoy's defaults). The first retry goes to another endpoint when there is one,
+// and at once.
+const backoffBase = 25 * time.Millisecond
+
+// backOff waits before attempt n+1; false when the deadline does not allow it.
+func (x *Exchange) backOff(pl *plan, n int, now time.Time) bool {
+	wait := time.Duration(0)
+	if n > 0 || len(pl.group.endpoints) == 1 {
+		wait = time.Duration(rand.Int64N(int64(min(backoffBase<<n, 10*backoffBase))))
+	}
+	if !pl.deadline.IsZero() && now.Add(wait).After(pl.deadline) {
+		return false
+	}
+	if wait > 0 {
+		time.Sleep(wait)
+	}
+	return true
+}
+
+// attempt sends the request to one endpoint and, when that goes well, streams the
+// answer to the client.
+func (x *Exchange) attempt(pl *plan, e *endpoint, n int) outcome {
+	c := x.conn
+	e.target.Begin()
+	defer e.target.End()
+	u, fault := x.connect(pl, e)
+	if fault != nil {
+		return outcome{unsent: true, again: true, fault: *fault}
+	}
+	c.hold(u)
+	u.setDeadline(pl.attemptDeadline())
+	wrote, err := x.send(pl, u)
+	if err != nil && wrote == 0 {
+		x.giveUp(u)
+		return outcome{unsent: true, again: true, fault: *x.broken(e, "while sending", err)}
+	}
+	var sender *bodySender
+	if !x.whole && err == nil {
+		sender = x.startSender(u)
+	}
+	o := x.receive(pl, u, n)
+	if sender != nil {
+		o = sender.join(x, u, o)
+	}
+	if o.reusable {
+		if c.unhold() {
+			u.close()
+			return o.outcome
+		}
+		u.setDeadline(time.Time{})
+		e.pool.put(u, c.p.clock.Load(), o.patience)
+		return o.outcome
+	}
+	x.giveUp(u)
+	return o.outcome
+}
+
+// giveUp closes an upstream connection that this exchange holds.
+func (x *Exchange) giveUp(u *upstream) {
+	x.conn.unhold()
+	u.close()
+}
+
+// attemptDeadline is the earlier of the plan's deadline and the per-try timeout.
+func (pl *plan) attemptDeadline() time.Time {
+	if pl.retry.PerTryTimeout == 0 {
+		return pl.deadline
+	}
+	t := time.Now().Add(pl.retry.PerTryTimeout)
+	if !pl.deadline.IsZero() && pl.deadline.Before(t) {
+		return pl.deadline
+	}
+	return t
+}
+
+// connect takes a connection from the pool or opens one.
+func (x *Exchange) connect(pl *plan, e *endpoint) (*upstream, *Answer) {
+	p := x.conn.p
+	careful := e.identity == "" || !x.idempotent()
+	if u := e.pool.get(p.clock.Load(), careful); u != nil {
+		return u, nil
+	}
+	now := time.Now()
+	u, err := p.dial(e, pl.patience(now))
+	if err != nil {
+		e.connectFailed(time.Now())
+		pl.group.failed(e, true, now)
+		return nil, &Answer{Status: 503, Reason: "connect_failed", Unsent: true,
+			Text: "cannot connect to " + pl.cluster.name + " (" + e.id + "): " + plainCause(err)}
+	}
+	e.connected()
+	return u, nil
+}
+
+// plainCause is a network error's own words, without the addresses that the
+// outside should not learn.
+func plainCause(err error) string {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		err = op.Err
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return "timeout"
+	}
+	return err.Error()
+}
+
+// broken describes a connection that failed before an answer.
+func (x *Exchange) broken(e *endpoint, when string, err error) *Answer {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return &Answer{Status: 504, Reason: "timeout", Text: x.record.Destination + " did not answer in time"}
+	}
+	return &Answer{Status: 502, Reason: "upstream_reset", Text: "the connection to " + e.id + " broke " + when + ": " + plainCause(err)}
+}
+
+// send writes the request's head, and its body when that was read whole. wrote is
+// 0 when the endpoint cannot have seen anything.
+func (x *Exchange) send(pl *plan, u *upstream) (wrote int, err error) {
+	out := x.appendHead(x.conn.takeOut()[:0], pl)
+	if len(x.body) <= cap(out)-len(out) {
+		return u.sock.Write(append(out, x.body...))
+	}
+	wrote, err = u.sock.Write(out)
+	if err != nil {
+		return wrote, err
+	}
+	n, err := u.sock.Write(x.body)
+	return wrote + n, err
+}
+
+// appendHead writes the request as it goes upstream.
+func (x *Exchange) appendHead(dst []byte, pl *plan) []byte {
+	h := &x.head
+	dst = append(append(dst, h.Method...), ' ')
+	dst = x.appendTarget(dst, pl)
+	dst = append(dst, " HTTP/1.1\r\n"...)
+	if pl.rule != nil {
+		dst = x.appendRouted(dst, pl)
+	} else {
+		dst = x.appendHost(dst, "")
+	}
+	if i := h.Find(http1.FieldTrailer); i >= 0 && h.Framing == http1.Chunked {
+		h.Fields[i].Drop = false // the trailers go on too
+	}
+	dst = h.AppendFields(dst)
+	dst = append(dst, x.added...)
+	if x.traced {
+		dst = append(x.trace.Append(append(dst, "traceparent: "...)), "\r\n"...)
+	}
+	if h.Framing != http1.NoBody {
+		dst = http1.AppendFraming(dst, h.Framing, h.Length)
+	}
+	return append(dst, "\r\n"...)
+}
+
+func (x *Exchange) appendTarget(dst []byte, pl *plan) []byte {
+	path := x.request.Path
+	if pl.rule != nil && pl.rule.Rewrite != nil {
+		path = rewritePath(pl.rule, path)
+	} else if e := x.decision.Edge; e != nil && e.Rewrite != nil {
+		path = rewritePath(e, path)
+	}
+	dst = append(dst, path...)
+	if x.head.HasQuery {
+		dst = append(append(dst, '?'), x.head.Query...)
+	}
+	return dst
+}
+
+// rewritePath applies a rule's rewrite: the matched prefix or the whole path.
+func rewritePath(r *weft.Rule, path string) string {
+	w := r.Rewrite
+	if w.Path == "" {
+		return path
+	}
+	if !w.Prefix {
+		return w.Path
+	}
+	for i := range r.Matches {
+		if m := r.Matches[i].Path; m != nil && m.Kind == weft.MatchPrefix && m.Match(path) {
+			rest := path[len(m.Value):]
+			if strings.HasSuffix(w.Path, "/") {
+				rest = strings.TrimPrefix(rest, "/")
+			} else if rest != "" && rest[0] != '/' && m.Value != "" && m.Value[len(m.Value)-1] == '/' {
+				rest = "/" + rest
+			}
+			return w.Path + rest
+		}
+	}
+	return path
+}
+
+// appendRouted writes the Host and the headers that rules set. What they remove
+// or replace is marked in the head, which makes a second attempt write the same.
+func (x *Exchange) appendRouted(dst []byte, pl *plan) []byte {
+	authority := ""
+	var extra [3]*weft.HeaderOps
+	ops := append(extra[:0], &pl.rule.Request, &pl.dest.Request)
+	if e := x.decision.Edge; e != nil {
+		ops = append(ops, &e.Request)
+		if e.Rewrite != nil {
+			authority = e.Rewrite.Authority
+		}
+	}
+	if w := pl.rule.Rewrite; w != nil && w.Authority != "" {
+		authority = w.Authority
+	}
+	dst = x.appendHost(dst, authority)
+	for _, o := range ops {
+		dst = applyOps(dst, &x.head.Head, o)
+	}
+	return dst
+}
+
+// appendHost writes a Host line when the client's own cannot be used.
+func (x *Exchange) appendHost(dst []byte, authority string) []byte {
+	i := x.head.Find(http1.FieldHost)
+	if authority == "" && i >= 0 && !x.head.Fields[i].Drop {
+		return dst
+	}
+	if i >= 0 {
+		x.head.Fields[i].Drop = true
+	}
+	if authority == "" {
+		authority = str(x.head.Authority)
+	}
+	return appendField(dst, "Host", authority)
+}
+
+// applyOps marks removed and replaced headers in h and appends the new ones.
+func applyOps(dst []byte, h *http1.Head, o *weft.HeaderOps) []byte {
+	for _, name := range o.Remove {
+		dropFields(h, name)
+	}
+	for _, f := range o.Set {
+		dropFields(h, f.Name)
+		dst = appendField(dst, f.Name, f.Value)
+	}
+	for _, f := range o.Add {
+		dst = appendField(dst, f.Name, f.Value)
+	}
+	return dst
+}

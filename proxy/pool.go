@@ -1,0 +1,202 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/weftmesh/weft"
+)
+
+// upstream is a connection to an endpoint. Whoever took it from the pool owns it
+// alone until it is put back or closed.
+type upstream struct {
+	sock     net.Conn
+	raw      syscall.RawConn // of the TCP socket below sock, for peeking
+	endpoint *endpoint
+	in       *buffer // nil while idle
+	r, w     int     // in[r:w] was read and not used yet
+	served   uint32  // exchanges so far
+	reused   bool
+	deadline bool  // a deadline is set on sock
+	expires  int64 // while idle: unix ns
+}
+
+// pool keeps idle connections to one endpoint, the one used last on top: it is
+// the least likely to have been closed, and the rest can age out.
+type pool struct {
+	mu      sync.Mutex
+	idle    []*upstream
+	drained bool
+}
+
+const (
+	// idleUpstream is how long an unused connection is kept. Servers that close
+	// earlier say so by Keep-Alive, or are noticed when the connection is taken.
+	idleUpstream = 60 * time.Second
+	maxIdle      = 512 // an endpoint
+	// freshness is how long after its last use a connection is trusted without
+	// looking at the socket. A look costs a system call.
+	freshness = 100 * time.Millisecond
+)
+
+// get returns an idle connection that is still alive, or nil. careful asks for a
+// look at the socket however fresh the connection is.
+func (p *pool) get(now int64, careful bool) *upstream {
+	for {
+		p.mu.Lock()
+		n := len(p.idle)
+		if n == 0 {
+			p.mu.Unlock()
+			return nil
+		}
+		u := p.idle[n-1]
+		p.idle[n-1] = nil
+		p.idle = p.idle[:n-1]
+		p.mu.Unlock()
+		if now < u.expires && (!careful && u.expires-now > int64(idleUpstream-freshness) || u.quiet()) {
+			u.reused = true
+			return u
+		}
+		u.close()
+	}
+}
+
+// put keeps the connection for the next exchange.
+func (p *pool) put(u *upstream, now int64, patience time.Duration) {
+	if u.in != nil {
+		u.in.free()
+		u.in = nil
+	}
+	u.r, u.w = 0, 0
+	u.expires = now + int64(patience)
+	p.mu.Lock()
+	if p.drained || len(p.idle) >= maxIdle {
+		p.mu.Unlock()
+		u.close()
+		return
+	}
+	p.idle = append(p.idle, u)
+	p.mu.Unlock()
+}
+
+// drain closes the idle connections and refuses to keep others.
+func (p *pool) drain() {
+	p.mu.Lock()
+	idle := p.idle
+	p.idle, p.drained = nil, true
+	p.mu.Unlock()
+	for _, u := range idle {
+		u.close()
+	}
+}
+
+// closeIdle closes what is too old (the bottom of the stack) and returns how many
+// connections stay.
+func (p *pool) closeIdle(now int64) int {
+	p.mu.Lock()
+	n := 0
+	for n < len(p.idle) && p.idle[n].expires <= now {
+		n++
+	}
+	var old []*upstream
+	if n > 0 {
+		old = append(old, p.idle[:n]...)
+		p.idle = append(p.idle[:0], p.idle[n:]...)
+	}
+	left := len(p.idle)
+	p.mu.Unlock()
+	for _, u := range old {
+		u.close()
+	}
+	return left
+}
+
+// dropOldest closes the longest unused connection and reports whether there was one.
+func (p *pool) dropOldest() bool {
+	p.mu.Lock()
+	if len(p.idle) == 0 {
+		p.mu.Unlock()
+		return false
+	}
+	u := p.idle[0]
+	p.idle = append(p.idle[:0], p.idle[1:]...)
+	p.mu.Unlock()
+	u.close()
+	return true
+}
+
+// quiet looks at the socket without reading: alive means that there is nothing
+// to read. An end of stream, an error and bytes that nobody asked for (an old
+// answer's rest, somebody else's answer) all make the connection unusable.
+func (u *upstream) quiet() bool {
+	alive := false
+	var one [1]byte
+	err := u.raw.Read(func(fd uintptr) bool {
+		_, _, err := syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		alive = err == syscall.EAGAIN
+		return true
+	})
+	return err == nil && alive
+}
+
+func (u *upstream) close() {
+	_ = u.sock.Close()
+	if u.in != nil {
+		u.in.free()
+		u.in = nil
+	}
+}
+
+// setDeadline bounds all I/O of the exchange; the zero time takes the bound away.
+func (u *upstream) setDeadline(t time.Time) {
+	if t.IsZero() && !u.deadline {
+		return
+	}
+	_ = u.sock.SetDeadline(t)
+	u.deadline = !t.IsZero()
+}
+
+// fill reads once more into the buffer. There must be room.
+func (u *upstream) fill() error {
+	n, err := u.sock.Read(u.in[u.w:])
+	u.w += n
+	if n > 0 {
+		return nil
+	}
+	return err
+}
+
+// dial opens a connection to the endpoint, with mTLS when it has an identity.
+func (p *Proxy) dial(e *endpoint, timeout time.Duration) (*upstream, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	var d net.Dialer
+	sock, err := d.DialContext(ctx, "tcp", e.address)
+	if err != nil {
+		return nil, err
+	}
+	u := &upstream{sock: sock, endpoint: e}
+	u.raw, err = sock.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		_ = sock.Close()
+		return nil, err
+	}
+	if e.identity == "" {
+		return u, nil
+	}
+	if p.clientTLS == nil {
+		_ = sock.Close()
+		return nil, weft.Errorf(weft.Internal, "call", string(e.identity), "this proxy has no certificate to show")
+	}
+	secured := tls.Client(sock, p.clientTLS(e.identity))
+	if err := secured.HandshakeContext(ctx); err != nil {
+		_ = sock.Close()
+		return nil, err
+	}
+	u.sock = secured
+	return u, nil
+}

@@ -1,0 +1,286 @@
+// Package proxy is the data plane: it accepts connections, reads HTTP/1.1
+// requests, decides by the current weft.Snapshot where each goes, and streams it
+// to an endpoint and the answer back.
+//
+// One Proxy is one process's data plane. It owns the pools of upstream
+// connections, the state of every endpoint, and any number of listeners of three
+// directions: Outbound (the own application calls other services), Inbound (other
+// sidecars call the own application over mTLS) and Edge (a gateway).
+//
+// One goroutine serves one downstream connection and does its upstream I/O too:
+// it writes to and reads from a pooled upstream connection by itself, because a
+// hand-over between goroutines costs more than parsing a request. Only a request
+// body that does not fit the read buffer gets a second goroutine, so that an early
+// answer is seen while the body is still being sent.
+//
+// Time limits come in two kinds. A route's own timeouts are deadlines on the
+// upstream socket. The rest (idle connections, slow heads, stalled bodies) is a
+// coarse deadline in each connection that one sweeper looks at every 100 ms: it
+// costs a store per phase and no timer per request.
+//
+// The proxy never asks where a snapshot comes from: somebody calls Update, and
+// may give a Source that can fetch what a request needs and the snapshot lacks.
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/telemetry/metric"
+	"github.com/weftmesh/weft/telemetry/trace"
+)
+
+// Source fetches configuration that is not in the snapshot yet. Need is called
+// from a connection's goroutine and may block until ctx ends; it returns when the
+// latest Update knows host (as existing or not), or gives up.
+type Source interface {
+	Need(ctx context.Context, host string)
+}
+
+// Config of a Proxy. The zero values of all but Self are usable.
+type Config struct {
+	Self      weft.ServiceName                     // the workload or gateway that this proxy belongs to
+	Source    Source                               // nil: the snapshot is all there is
+	ClientTLS func(peer weft.Identity) *tls.Config // how to call an endpoint with an identity
+	Metrics   *metric.Registry
+	Spans     *trace.Recorder // nil: no spans
+	Sample    trace.Sampler   // for traces that begin here
+	AccessLog *slog.Logger    // one line an exchange; nil: none
+	Logger    *slog.Logger
+}
+
+// Proxy is one process's data plane. Create it by New and end it by Close.
+type Proxy struct {
+	// constant
+	self      weft.ServiceName
+	source    Source
+	clientTLS func(weft.Identity) *tls.Config
+	metrics   *metric.Registry
+	spans     *trace.Recorder
+	sample    trace.Sampler
+	accessLog *slog.Logger
+	logger    *slog.Logger
+	refused   refusals
+	ejected   *metric.Counter
+	stop      context.CancelFunc
+	sweeping  sync.WaitGroup
+
+	// read by every exchange, swapped by Update
+	view atomic.Pointer[view]
+	// coarse unix ns, written by the sweeper
+	clock    atomic.Int64
+	draining atomic.Bool
+
+	update sync.Mutex // serialises Update
+
+	mu        sync.Mutex // guards what follows; never held during I/O
+	listeners map[net.Listener]struct{}
+	conns     map[*conn]struct{}
+	external  map[string]*cluster // hosts outside the mesh, by host:port
+	serving   sync.WaitGroup      // one for each accept loop and connection
+}
+
+// view is a snapshot with the runtime state of its services.
+type view struct {
+	snapshot *weft.Snapshot
+	clusters map[weft.ServiceName]*cluster
+}
+
+// New returns a running proxy that serves nothing yet.
+func New(c Config) *Proxy {
+	p := &Proxy{
+		self: c.Self, source: c.Source, clientTLS: c.ClientTLS, metrics: c.Metrics,
+		spans: c.Spans, sample: c.Sample, accessLog: c.AccessLog, logger: c.Logger,
+		listeners: map[net.Listener]struct{}{}, conns: map[*conn]struct{}{}, external: map[string]*cluster{},
+	}
+	if p.metrics == nil {
+		p.metrics = metric.New(0)
+	}
+	if p.logger == nil {
+		p.logger = slog.New(slog.DiscardHandler)
+	}
+	p.refused = newRefusals(p.metrics)
+	p.ejected = p.metrics.Counter("weft_ejections_total", "Endpoints ejected by outlier detection.")
+	p.clock.Store(time.Now().UnixNano())
+	p.view.Store(&view{snapshot: &weft.Snapshot{}})
+	ctx, stop := context.WithCancel(context.Background())
+	p.stop = stop
+	p.sweeping.Go(func() { p.sweep(ctx) })
+	return p
+}
+
+// Update makes s the snapshot of all exchanges that begin from now on. State of
+// endpoints that stay (connections, failures) is kept; endpoints that went are
+// drained: their idle connections close now, the others when they are done.
+func (p *Proxy) Update(s *weft.Snapshot) {
+	p.update.Lock()
+	defer p.update.Unlock()
+	old := p.view.Load()
+	next := &view{snapshot: s, clusters: make(map[weft.ServiceName]*cluster, len(s.Services))}
+	for name, service := range s.Services {
+		c := old.clusters[name]
+		if c == nil {
+			c = newCluster(name.String())
+		}
+		c.update(service)
+		next.clusters[name] = c
+	}
+	p.view.Store(next)
+	for name, c := range old.clusters {
+		if next.clusters[name] == nil {
+			c.update(&weft.Service{Name: name})
+		}
+	}
+}
+
+// Drain stops accepting, tells clients to go by "Connection: close", closes idle
+// connections, and waits for exchanges in flight until ctx ends.
+func (p *Proxy) Drain(ctx context.Context) error {
+	p.draining.Store(true)
+	p.mu.Lock()
+	for ln := range p.listeners {
+		_ = ln.Close()
+	}
+	for c := range p.conns {
+		c.expireIdle()
+	}
+	p.mu.Unlock()
+	done := make(chan struct{})
+	go func() {
+		p.serving.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return &weft.Error{Kind: weft.Unavailable, Op: "drain", Thing: "proxy", Err: context.Cause(ctx)}
+	}
+}
+
+// Close ends everything at once and waits for it. Call Drain first to be polite.
+func (p *Proxy) Close() {
+	p.draining.Store(true)
+	p.mu.Lock()
+	for ln := range p.listeners {
+		_ = ln.Close()
+	}
+	for c := range p.conns {
+		c.abort()
+	}
+	p.mu.Unlock()
+	p.serving.Wait()
+	p.stop()
+	p.sweeping.Wait()
+	for _, c := range p.view.Load().clusters {
+		c.update(&weft.Service{})
+	}
+	for _, c := range p.external {
+		c.update(&weft.Service{})
+	}
+}
+
+// Serve accepts connections from ln until ln or the proxy is closed. It returns
+// nil after Drain or Close.
+func (p *Proxy) Serve(ln net.Listener, l *Listener) error {
+	if err := l.prepare(p); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	if p.draining.Load() {
+		p.mu.Unlock()
+		return ln.Close()
+	}
+	p.listeners[ln] = struct{}{}
+	p.serving.Add(1)
+	p.mu.Unlock()
+	defer p.serving.Done()
+	defer func() {
+		p.mu.Lock()
+		delete(p.listeners, ln)
+		p.mu.Unlock()
+	}()
+	for {
+		sock, err := ln.Accept()
+		if err != nil {
+			if p.draining.Load() || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			// Out of file descriptors or memory: wait for some to come back
+			// rather than spin or die.
+			p.logger.Warn("accept failed", "listener", ln.Addr().String(), "error", err)
+			time.Sleep(50 * time.Millisecond)
+			continue
+		}
+		p.start(sock, l)
+	}
+}
+
+// start hands a connection to its goroutine.
+func (p *Proxy) start(sock net.Conn, l *Listener) {
+	c := newConn(p, l, sock)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.draining.Load() {
+		_ = sock.Close()
+		return
+	}
+	p.conns[c] = struct{}{}
+	p.serving.Add(1)
+	go func() {
+		defer p.serving.Done()
+		defer func() {
+			p.mu.Lock()
+			delete(p.conns, c)
+			p.mu.Unlock()
+		}()
+		c.serve()
+	}()
+}
+
+// sweepInterval is how late a coarse deadline may be noticed.
+const sweepInterval = 100 * time.Millisecond
+
+// sweep is the sweeper: the coarse clock, coarse deadlines, idle upstream
+// connections.
+func (p *Proxy) sweep(ctx context.Context) {
+	tick := time.NewTicker(sweepInterval)
+	defer tick.Stop()
+	for {
+		var now time.Time
+		select {
+		case <-ctx.Done():
+			return
+		case now = <-tick.C:
+		}
+		ns := now.UnixNano()
+		p.clock.Store(ns)
+		p.mu.Lock()
+		for c := range p.conns {
+			c.expireIfDue(ns)
+		}
+		for key, c := range p.external {
+			if c.closeIdle(ns) == 0 && c.limit.inUse.Load() == 0 {
+				delete(p.external, key)
+			}
+		}
+		p.mu.Unlock()
+		for _, c := range p.view.Load().clusters {
+			c.closeIdle(ns)
+		}
+	}
+}
+
+// Connections is the number of open downstream connections.
+func (p *Proxy) Connections() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.conns)
+}

@@ -1,0 +1,155 @@
+package proxy
+
+import (
+	"context"
+	"log/slog"
+	"strconv"
+	"time"
+
+	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/telemetry/metric"
+	"github.com/weftmesh/weft/telemetry/trace"
+)
+
+// Record is what is known of an exchange when it is over. Metrics, span and log
+// line are all made from it.
+type Record struct {
+	Start       time.Time
+	Duration    time.Duration
+	Direction   Direction
+	Source      string // service account of the caller; "" outside the mesh
+	Destination string
+	Version     string // of the endpoint that answered
+	Status      int    // as sent to the client; 0: no response could be sent
+	Reason      string // why weft answered or gave up, one word
+	Policy      string
+	Endpoint    string
+	Attempts    int
+	BytesIn     int64 // of the request's body
+	BytesOut    int64
+	Parent      trace.SpanID
+	Rule, Edge  *weft.Rule
+
+	local  bool // weft made the response
+	series *metric.RequestSeries
+}
+
+// finish completes the record and gives it to metrics, spans and the access log.
+func (x *Exchange) finish() {
+	r, c := &x.record, x.conn
+	r.Duration = time.Since(r.Start)
+	x.complete()
+	r.series.Observe(r.Status, r.Duration)
+	p := c.p
+	if p.spans != nil && x.traced && x.trace.Sampled() {
+		x.recordSpan()
+	}
+	if p.accessLog != nil {
+		x.log()
+	}
+	r.Rule, r.Edge, r.series = nil, nil, nil
+}
+
+// complete fills in who called whom.
+func (x *Exchange) complete() {
+	r, c := &x.record, x.conn
+	self := c.p.self.Name
+	switch c.l.Direction {
+	case Inbound:
+		r.Source, r.Destination = c.source, self
+		if c.series == nil {
+			c.series = c.p.metrics.Requests("inbound", c.source, self, "")
+		}
+		r.series = c.series
+	default:
+		r.Source = self
+		if r.Destination == "" {
+			r.Destination = "unknown"
+		}
+		if r.series == nil {
+			r.series = c.p.metrics.Requests(c.l.Direction.String(), self, r.Destination, r.Version)
+		}
+	}
+}
+
+func (x *Exchange) recordSpan() {
+	r := &x.record
+	var attrs [12]trace.Attr
+	a := append(attrs[:0],
+		trace.Attr{Key: "http.request.method", Str: x.request.Method},
+		trace.Attr{Key: "url.path", Str: x.request.Path},
+		trace.Attr{Key: "server.address", Str: x.request.Host},
+		trace.Attr{Key: "http.response.status_code", Int: int64(r.Status), IsInt: true},
+		trace.Attr{Key: "weft.direction", Str: r.Direction.String()},
+		trace.Attr{Key: "weft.source", Str: r.Source},
+		trace.Attr{Key: "weft.destination", Str: r.Destination})
+	if r.Endpoint != "" {
+		a = append(a, trace.Attr{Key: "weft.endpoint", Str: r.Endpoint})
+	}
+	if r.Attempts > 1 {
+		a = append(a, trace.Attr{Key: "weft.attempts", Int: int64(r.Attempts), IsInt: true})
+	}
+	if r.Reason != "" {
+		a = append(a, trace.Attr{Key: "weft.reason", Str: r.Reason})
+	}
+	if r.Policy != "" {
+		a = append(a, trace.Attr{Key: "weft.policy", Str: r.Policy})
+	}
+	kind := trace.Server
+	if r.Direction == Outbound {
+		kind = trace.Client
+	}
+	span := trace.Span{Context: x.trace, Parent: r.Parent, Name: spanName(r.Direction, r.Destination), Kind: kind,
+		Start: r.Start.UnixNano(), End: r.Start.Add(r.Duration).UnixNano(),
+		Error: r.Status >= 500 || r.Status == 0, StatusMessage: r.Reason, Attrs: a}
+	x.conn.p.spans.Record(&span)
+}
+
+// spanName is a name of few values, so that operations can be listed: the path is
+// an attribute.
+func spanName(d Direction, destination string) string {
+	switch d {
+	case Inbound:
+		return "inbound"
+	case Edge:
+		return "gateway"
+	}
+	return destination
+}
+
+func (x *Exchange) log() {
+	r := &x.record
+	level := slog.LevelInfo
+	if r.Status >= 500 || r.Status == 0 {
+		level = slog.LevelWarn
+	}
+	attrs := []slog.Attr{
+		slog.String("direction", r.Direction.String()),
+		slog.String("source", r.Source), slog.String("destination", r.Destination),
+		slog.String("method", x.request.Method), slog.String("host", x.request.Host), slog.String("path", x.request.Path),
+		slog.Int("status", r.Status), slog.Float64("duration_ms", float64(r.Duration.Microseconds())/1000),
+		slog.Int64("bytes_in", r.BytesIn), slog.Int64("bytes_out", r.BytesOut),
+		slog.String("peer", x.conn.peerAddr.String()),
+	}
+	attrs = appendIf(attrs, "version", r.Version)
+	attrs = appendIf(attrs, "endpoint", r.Endpoint)
+	attrs = appendIf(attrs, "reason", r.Reason)
+	attrs = appendIf(attrs, "policy", r.Policy)
+	if r.Attempts > 1 {
+		attrs = append(attrs, slog.Int("attempts", r.Attempts))
+	}
+	if r.Rule != nil && r.Rule.Source.Kind != "" {
+		attrs = append(attrs, slog.String("rule", r.Rule.String()))
+	}
+	if x.traced {
+		attrs = append(attrs, slog.String("trace_id", x.trace.TraceID.String()))
+	}
+	x.conn.p.accessLog.LogAttrs(context.Background(), level, strconv.Itoa(r.Status), attrs...)
+}
+
+func appendIf(attrs []slog.Attr, key, value string) []slog.Attr {
+	if value == "" {
+		return attrs
+	}
+	return append(attrs, slog.String(key, value))
+}
