@@ -37,14 +37,14 @@ type ChunkDecoder struct {
 type chunkState uint8
 
 const (
-	chunkSize       chunkState = iota // at or in the size
-	chunkSpace                        // in whitespace before ";"
-	chunkExt                          // behind ";"
-	chunkSizeLF                       // behind the CR of the size line
-	chunkData                         // in the data
-	chunkDataCR                       // behind the data
-	chunkDataLF                       // behind the CR that ends the data
-	chunkTrailer                      // at or in a trailer line
+	chunkSize    chunkState = iota // at or in the size
+	chunkSpace                     // in whitespace before ";"
+	chunkExt                       // behind ";"
+	chunkSizeLF                    // behind the CR of the size line
+	chunkData                      // in the data
+	chunkDataCR                    // behind the data
+	chunkDataLF                    // behind the CR that ends the data
+	chunkTrailer                   // at or in a trailer line
 	chunkDone
 )
 

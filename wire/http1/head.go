@@ -112,9 +112,9 @@ func (h *Head) reset(buf []byte) {
 // since the last call, so that a head that arrives in many small reads costs one
 // vectorised search per read instead of a parse: a parse happens once per line.
 func (h *Head) waiting(buf []byte, lim *Limits) bool {
-	// The first bytes are parsed each time: garbage shall fail at once.
-	const always = 64
-	if h.scanned < always || len(buf) < h.scanned || len(buf) >= lim.HeadBytes {
+	// The first bytes are parsed each time: what cannot be a request fails at once.
+	const always = 2*mostEmptyLines + methodBytes
+	if h.scanned <= always || len(buf) < h.scanned || len(buf) >= lim.HeadBytes {
 		return false
 	}
 	if bytes.IndexByte(buf[h.scanned:], '\n') >= 0 {

@@ -126,7 +126,8 @@ func (r *Request) requestLine(buf []byte, targetBytes int) (int, fault) {
 		return p, incomplete
 	}
 	if tokenClass[buf[p]] == 0 {
-		return p, firstByteFault(buf[p])
+		// TLS on a plain port, for one, sends no line feed that could be waited for.
+		return p, lineFault(buf, p, notHTTP)
 	}
 	start := p
 	for p < len(buf) && tokenClass[buf[p]] != 0 {
@@ -165,18 +166,6 @@ func (r *Request) requestLine(buf []byte, targetBytes int) (int, fault) {
 	var f fault
 	r.Minor, p, f = versionLine(buf, p+1)
 	return p, f
-}
-
-// firstByteFault judges a byte that cannot begin a request: TLS on a plain port,
-// for one, will not send a line feed that could be waited for.
-func firstByteFault(c byte) fault {
-	switch c {
-	case '\n':
-		return bareLF
-	case '\r':
-		return bareCR
-	}
-	return notHTTP
 }
 
 // lineFault says what is wrong with a start line that broke off at buf[p];
