@@ -1,23 +1,24 @@
-// Package resource reads what users write (Istio's YAML), checks it, and
-// compiles it to weft's nouns.
 package resource
 
 import (
-	"github.com/weftmesh/weft"
-	"google.golang.org/protobuf/proto"
-)
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
 
-// File is one file of resources.
-type File struct {
-	Name string // as problems and sources name it
-	Data []byte // YAML or JSON, any number of documents, at most 1 MiB
-}
+	"github.com/weftmesh/weft"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	networkingv1alpha3 "istio.io/api/networking/v1alpha3"
+	securityv1beta1 "istio.io/api/security/v1beta1"
+)
 
 // Resource is one checked document. It is immutable once it is in a Set.
 type Resource struct {
 	Kind        string // "VirtualService"
 	APIVersion  string // "networking.istio.io/v1", as written
-	Namespace   string // "default" when none is written
+	Namespace   string // weft.DefaultNamespace when none is written
 	Name        string
 	Labels      map[string]string
 	Annotations map[string]string
@@ -32,17 +33,140 @@ type Resource struct {
 	// stores resources sets it to the store's revision of the creation; 0, not
 	// stored yet, is after all others.
 	Created int64
+
+	lines fieldLines // what lasts of them
 }
 
-// Parse reads files strictly and returns the resources without errors, and
-// every problem of all files at once (errors, and warnings of what was accepted).
-func Parse(files []File) ([]*Resource, weft.Problems) { return nil, nil }
+// kind is a kind of resource that weft reads.
+type kind struct {
+	name  string
+	group string
+	since []string // versions, all of the same meaning
+	spec  func() proto.Message
+	check func(*report, *Resource)
+}
+
+const (
+	virtualServiceKind      = "VirtualService"
+	destinationRuleKind     = "DestinationRule"
+	gatewayKind             = "Gateway"
+	authorizationPolicyKind = "AuthorizationPolicy"
+	peerAuthenticationKind  = "PeerAuthentication"
+)
+
+var kinds = []kind{
+	{virtualServiceKind, "networking.istio.io", []string{"v1", "v1beta1", "v1alpha3"},
+		func() proto.Message { return &networkingv1alpha3.VirtualService{} }, checkVirtualService},
+	{destinationRuleKind, "networking.istio.io", []string{"v1", "v1beta1", "v1alpha3"},
+		func() proto.Message { return &networkingv1alpha3.DestinationRule{} }, checkDestinationRule},
+	{gatewayKind, "networking.istio.io", []string{"v1", "v1beta1", "v1alpha3"},
+		func() proto.Message { return &networkingv1alpha3.Gateway{} }, checkGateway},
+	{authorizationPolicyKind, "security.istio.io", []string{"v1", "v1beta1"},
+		func() proto.Message { return &securityv1beta1.AuthorizationPolicy{} }, checkAuthorizationPolicy},
+	{peerAuthenticationKind, "security.istio.io", []string{"v1", "v1beta1"},
+		func() proto.Message { return &securityv1beta1.PeerAuthentication{} }, checkPeerAuthentication},
+}
+
+// findKind returns nil and how to mend it when the pair is not known.
+func findKind(apiVersion, name string) (k *kind, mend string) {
+	var names, known []string
+	for i := range kinds {
+		k := &kinds[i]
+		if k.name == name {
+			if slices.Contains(k.apiVersions(), apiVersion) {
+				return k, ""
+			}
+			return nil, name + " is of apiVersion " + anyOf(k.apiVersions())
+		}
+		names = append(names, k.name)
+		known = append(known, k.name+" ("+strings.Join(k.apiVersions(), ", ")+")")
+	}
+	if best := nearest(name, names); best != "" {
+		return nil, fmt.Sprintf("did you mean %q?", best)
+	}
+	return nil, "known are " + strings.Join(known, ", ")
+}
+
+func (k *kind) apiVersions() []string {
+	out := make([]string, len(k.since))
+	for i, v := range k.since {
+		out[i] = k.group + "/" + v
+	}
+	return out
+}
+
+// stored is the JSON form of a resource.
+type stored struct {
+	APIVersion string          `json:"apiVersion"`
+	Kind       string          `json:"kind"`
+	Metadata   metadata        `json:"metadata"`
+	Spec       json.RawMessage `json:"spec"`
+	Source     *origin         `json:"source,omitempty"`
+}
+
+type metadata struct {
+	Name        string            `json:"name"`
+	Namespace   string            `json:"namespace"`
+	Labels      map[string]string `json:"labels,omitempty"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+}
+
+// origin is where a resource was written.
+type origin struct {
+	File  string     `json:"file"`
+	Line  int        `json:"line"`
+	Lines fieldLines `json:"lines,omitempty"`
+}
+
+func (r *Resource) encode(from *origin) ([]byte, error) {
+	spec, err := protojson.Marshal(r.Spec)
+	if err != nil {
+		return nil, &weft.Error{Kind: weft.Invalid, Op: "encode", Thing: r.Source.String(), Err: err}
+	}
+	// json.Marshal takes out the spaces that protojson puts in at random.
+	return json.Marshal(stored{
+		APIVersion: r.APIVersion,
+		Kind:       r.Kind,
+		Metadata:   metadata{r.Name, r.Namespace, r.Labels, r.Annotations},
+		Spec:       spec,
+		Source:     from,
+	})
+}
+
+// Manifest is the resource in canonical JSON, as a user would write it.
+func (r *Resource) Manifest() ([]byte, error) { return r.encode(nil) }
 
 // Decode reads a Resource's JSON. src is used when the JSON does not say where
-// it came from.
-func Decode(json []byte, src weft.SourceRef) (*Resource, error) {
-	return nil, weft.Errorf(weft.Invalid, "decode", "resource", "not built yet")
+// it came from. What Parse would refuse for its meaning is refused here too, so
+// that a Set holds only what can be compiled.
+func Decode(data []byte, src weft.SourceRef) (*Resource, error) {
+	var s stored
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&s); err != nil {
+		return nil, &weft.Error{Kind: weft.Invalid, Op: "decode", Thing: "resource", Err: err}
+	}
+	k, mend := findKind(s.APIVersion, s.Kind)
+	if k == nil {
+		return nil, weft.Errorf(weft.Invalid, "decode", s.Kind+" "+s.Metadata.Namespace+"/"+s.Metadata.Name, "unknown kind or apiVersion %q; %s", s.APIVersion, mend)
+	}
+	r := &Resource{
+		Kind: s.Kind, APIVersion: s.APIVersion,
+		Namespace: s.Metadata.Namespace, Name: s.Metadata.Name,
+		Labels: s.Metadata.Labels, Annotations: s.Metadata.Annotations,
+		Source: weft.SourceRef{Kind: s.Kind, Namespace: s.Metadata.Namespace, Name: s.Metadata.Name, File: src.File, Line: src.Line},
+		Spec:   k.spec(), JSON: data,
+	}
+	if s.Source != nil {
+		r.Source.File, r.Source.Line, r.lines = s.Source.File, s.Source.Line, s.Source.Lines
+	}
+	if err := protojson.Unmarshal(s.Spec, r.Spec); err != nil {
+		return nil, &weft.Error{Kind: weft.Invalid, Op: "decode", Thing: r.Source.String(), Err: err}
+	}
+	checked := &report{source: r.Source, lines: r.lines}
+	k.check(checked, r)
+	if bad := checked.problems.Errors(); len(bad) > 0 {
+		return nil, &weft.Error{Kind: weft.Invalid, Op: "decode", Thing: r.Source.String(), Err: bad}
+	}
+	return r, nil
 }
-
-// Manifest is the resource in canonical JSON, without its source.
-func (r *Resource) Manifest() []byte { return nil }

@@ -1,0 +1,36 @@
+// Package resource reads what users write, checks it, and compiles it to weft's
+// nouns.
+//
+// Parse takes files of YAML or JSON and gives Resources and Problems: every
+// problem of every file at once, each with file and line, the path of the field,
+// and how to mend it. What is wrong is refused; nothing is ignored in silence.
+// A field that Istio has and weft does not carry out is refused by name, or, if
+// leaving it out changes no answer, accepted with a warning. A reference to a
+// service, a subset or a gateway that is not there (yet) is no problem of Parse:
+// the order of files must not matter. Set.Warnings reports it.
+//
+// The kinds are Istio's VirtualService, DestinationRule and Gateway
+// (networking.istio.io/v1, v1beta1, v1alpha3), AuthorizationPolicy and
+// PeerAuthentication (security.istio.io/v1, v1beta1), as in istio.io/api. What
+// "kubectl get -o yaml" prints is read, too. PeerAuthentication compiles to
+// nothing: STRICT, which is all that it may say, is how sidecars are.
+//
+// A Resource keeps its canonical JSON together with its file and lines. A store
+// keeps that, and Decode makes of it the same Resource, so that every compiled
+// rule still names its line after a restart.
+//
+// NewSet compiles Resources and answers what the control plane asks: the rules
+// of a host (RouteTable), a gateway's tables (Gateway), a service's policy and
+// subsets (Service), a workload's policies (Authorization). The semantics are
+// Istio's. Where they are a trap, Warnings says so:
+//
+//   - Sidecars do not merge the VirtualServices of a host: the first wins.
+//     Gateways do merge them, those rules last that fit everything.
+//   - Of DestinationRules the first namespace with a fitting host wins: the
+//     client's, the service's, istio-system. Nothing is inherited.
+//   - A rule after one that fits everything is never reached.
+//
+// weft is more lenient than Istio with names: "reviews.prod" and
+// "reviews.service.consul" are services here, wherever a host is written that
+// is not a gateway's. It is stricter where Istio would ignore something.
+package resource

@@ -1,0 +1,112 @@
+package resource
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/weftmesh/weft"
+	networking "istio.io/api/networking/v1alpha3"
+)
+
+// ruleKey finds the DestinationRules of one host (full name, "*.x" or "*") in
+// one namespace.
+type ruleKey struct{ namespace, host string }
+
+// destinationRules is what all DestinationRules under one key say together.
+type destinationRules struct {
+	rules   []*Resource // in order of precedence
+	policy  weft.TrafficPolicy
+	subsets []weft.Subset
+}
+
+// addDestinationRules takes them in order of precedence.
+func (s *Set) addDestinationRules(rules []*Resource) {
+	local, exported := map[ruleKey][]*Resource{}, map[ruleKey][]*Resource{}
+	for _, r := range rules {
+		spec := r.Spec.(*networking.DestinationRule)
+		key := ruleKey{r.Namespace, fullName(spec.Host, r.Namespace)}
+		own := private(spec.ExportTo)
+		// Clients in the root namespace see its public rules where others see them: last.
+		if own || r.Namespace != rootNamespace {
+			local[key] = append(local[key], r)
+		}
+		if !own {
+			exported[key] = append(exported[key], r)
+		}
+	}
+	s.local, s.exported = compileRuleIndex(local), compileRuleIndex(exported)
+}
+
+func compileRuleIndex(groups map[ruleKey][]*Resource) map[ruleKey]*destinationRules {
+	out := make(map[ruleKey]*destinationRules, len(groups))
+	for key, rules := range groups {
+		out[key] = compileDestinationRules(rules)
+	}
+	return out
+}
+
+// compileDestinationRules puts rules together: the first policy holds, and the
+// first subset of each name.
+func compileDestinationRules(rules []*Resource) *destinationRules {
+	var policy *networking.TrafficPolicy
+	source := rules[0].Source
+	for _, r := range rules {
+		if p := r.Spec.(*networking.DestinationRule).TrafficPolicy; p != nil && policy == nil {
+			policy, source = p, r.lines.at(r.Source, "spec.trafficPolicy")
+		}
+	}
+	d := &destinationRules{rules: rules, policy: compilePolicy(policy, source)}
+	for _, r := range rules {
+		for i, sub := range r.Spec.(*networking.DestinationRule).Subsets {
+			if d.defines(sub.Name) {
+				continue
+			}
+			from := source
+			if sub.TrafficPolicy != nil {
+				from = r.lines.at(r.Source, fmt.Sprintf("spec.subsets[%d].trafficPolicy", i))
+			}
+			compiled := compilePolicy(overlaid(policy, sub.TrafficPolicy), from)
+			d.subsets = append(d.subsets, weft.Subset{Name: sub.Name, Labels: sub.Labels, Policy: compiled})
+		}
+	}
+	return d
+}
+
+func (d *destinationRules) defines(subset string) bool {
+	return slices.ContainsFunc(d.subsets, func(s weft.Subset) bool { return s.Name == subset })
+}
+
+// Service returns the policy and the subsets of a service for clients in
+// clientNamespace. Without a DestinationRule the policy is the default one.
+func (s *Set) Service(n weft.ServiceName, clientNamespace string) (weft.TrafficPolicy, []weft.Subset) {
+	d := s.destination(n, clientNamespace)
+	if d == nil {
+		return weft.TrafficPolicy{LoadBalancer: weft.LeastRequest}, nil
+	}
+	return d.policy, slices.Clip(d.subsets)
+}
+
+// destination looks where Istio does, and takes the first namespace with a rule
+// whose host fits: the client's, the service's, the root. Inside a namespace
+// the most specific host wins. Nothing is inherited from the others.
+func (s *Set) destination(n weft.ServiceName, clientNamespace string) *destinationRules {
+	if d := mostSpecific(s.local, clientNamespace, n.Host()); d != nil {
+		return d
+	}
+	if d := mostSpecific(s.exported, n.Namespace, n.Host()); d != nil {
+		return d
+	}
+	return mostSpecific(s.exported, rootNamespace, n.Host())
+}
+
+func mostSpecific(index map[ruleKey]*destinationRules, namespace, host string) *destinationRules {
+	if d := index[ruleKey{namespace, host}]; d != nil {
+		return d
+	}
+	for pattern := range wildcards(host) {
+		if d := index[ruleKey{namespace, pattern}]; d != nil {
+			return d
+		}
+	}
+	return nil
+}

@@ -1,0 +1,236 @@
+package resource
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/weftmesh/weft"
+	networking "istio.io/api/networking/v1alpha3"
+)
+
+// warn notes a trap that was found while compiling.
+func (s *Set) warn(r *Resource, path, mend, format string, args ...any) {
+	s.warnings = append(s.warnings, r.warning(path, mend, format, args...))
+}
+
+func (r *Resource) warning(path, mend, format string, args ...any) weft.Problem {
+	source := r.Source
+	if path != "" {
+		source = r.lines.at(source, path)
+	}
+	return weft.Problem{Warning: true, Source: source, Message: fmt.Sprintf(format, args...), Mend: mend}
+}
+
+// Warnings reports what was accepted but does not work as written, or not yet,
+// in the order of files and lines. knownService says whether a service exists;
+// nil takes all to exist.
+func (s *Set) Warnings(knownService func(weft.ServiceName) bool) weft.Problems {
+	if knownService == nil {
+		knownService = func(weft.ServiceName) bool { return true }
+	}
+	out := slices.Clone(s.warnings)
+	for _, v := range s.virtualServices {
+		out = append(out, s.destinationWarnings(v, knownService)...)
+		out = append(out, s.gatewayWarnings(v)...)
+		out = append(out, unreachedWarnings(v)...)
+		out = append(out, rewriteWarnings(v)...)
+	}
+	out = append(out, s.competingWarnings()...)
+	for _, name := range slices.Sorted(maps.Keys(s.gateways)) {
+		if g := s.gateways[name]; !g.used {
+			out = append(out, g.warning("", "name it under gateways of a VirtualService", "no VirtualService uses the gateway"))
+		}
+	}
+	out = append(out, s.ruleWarnings(knownService)...)
+	slices.SortStableFunc(out, func(a, b weft.Problem) int {
+		return cmp.Or(strings.Compare(a.Source.File, b.Source.File), a.Source.Line-b.Source.Line, strings.Compare(a.Message, b.Message))
+	})
+	return slices.CompactFunc(out, func(a, b weft.Problem) bool { return a == b })
+}
+
+// destinationWarnings are about services and subsets that do not exist (yet).
+// Their requests get 503.
+func (s *Set) destinationWarnings(v *virtualService, knownService func(weft.ServiceName) bool) weft.Problems {
+	var out weft.Problems
+	for i, h := range v.spec.Http {
+		for k, d := range h.Route {
+			path := fmt.Sprintf("spec.http[%d].route[%d]", i, k)
+			n, ok := serviceOf(d.Destination.GetHost(), v.Namespace)
+			if !ok || !knownService(n) {
+				out = append(out, v.warning(path, "", "the service %s is not known: its requests get 503", d.Destination.GetHost()))
+				continue
+			}
+			subset := d.Destination.GetSubset()
+			if subset == "" {
+				continue
+			}
+			if rules := s.destination(n, v.Namespace); rules == nil || !rules.defines(subset) {
+				out = append(out, v.warning(path, "define it in a DestinationRule of "+n.Name,
+					"the subset %s of %s is not defined: its requests get 503", subset, n))
+			}
+		}
+	}
+	return out
+}
+
+func (s *Set) gatewayWarnings(v *virtualService) weft.Problems {
+	var out weft.Problems
+	for i, name := range qualified(v.spec.Gateways, v.Namespace) {
+		if name != mesh && s.gateways[name] == nil {
+			out = append(out, v.warning(fmt.Sprintf("spec.gateways[%d]", i), "", "the gateway %s does not exist", name))
+		}
+	}
+	return out
+}
+
+// competingWarnings are about VirtualServices that lose a host in the mesh to
+// another one wherever they are seen.
+func (s *Set) competingWarnings() weft.Problems {
+	var out weft.Problems
+	for _, name := range slices.Sorted(maps.Keys(s.mesh)) {
+		for i, v := range s.mesh[name] {
+			for _, winner := range s.mesh[name][:i] {
+				if winner.private != v.private || v.private && winner.Namespace != v.Namespace {
+					continue
+				}
+				path := fmt.Sprintf("spec.hosts[%d]", slices.IndexFunc(v.spec.Hosts, func(h string) bool { return fullName(h, v.Namespace) == name }))
+				out = append(out, v.warning(path, "put their rules into one",
+					"for sidecars it has no effect on %s: %s was first, and they are not merged", name, winner.Source))
+				break
+			}
+		}
+	}
+	return out
+}
+
+// unreachedWarnings are about rules all of whose requests an earlier one takes.
+func unreachedWarnings(v *virtualService) weft.Problems {
+	var out weft.Problems
+	warned := map[string]bool{}
+	contexts := qualified(v.spec.Gateways, v.Namespace)
+	if len(contexts) == 0 {
+		contexts = []string{mesh}
+	}
+	for _, gateway := range contexts {
+		rules := compileRules(v.Resource, gateway)
+		for i := range rules {
+			r := &rules[i]
+			if warned[r.Source.Field] {
+				continue
+			}
+			if by := shadow(rules, i); by != nil {
+				warned[r.Source.Field] = true
+				out = append(out, weft.Problem{Warning: true, Source: r.Source, Mend: "move it up, or take it out",
+					Message: fmt.Sprintf("the rule is never reached: its requests fit %s on line %d", by.Name, by.Source.Line)})
+			}
+		}
+	}
+	return out
+}
+
+// shadow is the earlier rule that takes all that rule i could get: of the whole
+// written rule, which may be spread over several.
+func shadow(rules []weft.Rule, i int) *weft.Rule {
+	var by *weft.Rule
+	for k := range rules {
+		if rules[k].Source.Field != rules[i].Source.Field {
+			continue
+		}
+		blocks := rules[k].Matches
+		if len(blocks) == 0 {
+			blocks = []weft.Match{{}}
+		}
+		for b := range blocks {
+			if by = coveredBy(rules[:k], &blocks[b], rules[i].Source.Field); by == nil {
+				return nil
+			}
+		}
+	}
+	return by
+}
+
+func coveredBy(earlier []weft.Rule, block *weft.Match, field string) *weft.Rule {
+	for i := range earlier {
+		r := &earlier[i]
+		if r.Source.Field == field {
+			continue
+		}
+		if len(r.Matches) == 0 || slices.ContainsFunc(r.Matches, func(m weft.Match) bool { return covers(&m, block) }) {
+			return r
+		}
+	}
+	return nil
+}
+
+// covers reports whether all that fits b surely fits a.
+func covers(a, b *weft.Match) bool {
+	same := func(a, b *weft.StringMatch) bool {
+		return a == nil || b != nil && a.String() == b.String() && a.Kind == b.Kind
+	}
+	within := func(list, of []weft.NamedMatch) bool {
+		for _, m := range list {
+			if !slices.ContainsFunc(of, func(o weft.NamedMatch) bool {
+				return o.Name == m.Name && o.Invert == m.Invert && same(&m.Value, &o.Value)
+			}) {
+				return false
+			}
+		}
+		return true
+	}
+	return coversPath(a.Path, b.Path) && same(a.Method, b.Method) && same(a.Scheme, b.Scheme) && same(a.Authority, b.Authority) &&
+		within(a.Headers, b.Headers) && within(a.Query, b.Query)
+}
+
+func coversPath(a, b *weft.StringMatch) bool {
+	switch {
+	case a == nil || catchAll(&weft.Match{Path: a}):
+		return true
+	case b == nil || b.IgnoreCase && !a.IgnoreCase:
+		return false
+	case b.Kind == weft.MatchExact:
+		return a.Match(b.Value)
+	case b.Kind == weft.MatchPrefix:
+		return a.Kind == weft.MatchPrefix && a.Match(b.Value)
+	}
+	return a.Kind == b.Kind && a.Value == b.Value
+}
+
+// rewriteWarnings are about a prefix without "/" at its end that is replaced by
+// one with it: "/api" by "/" makes "//orders" of "/api/orders".
+func rewriteWarnings(v *virtualService) weft.Problems {
+	var out weft.Problems
+	for i, h := range v.spec.Http {
+		for k, m := range h.Match {
+			prefix := m.Uri.GetPrefix()
+			if prefix != "" && !strings.HasSuffix(prefix, "/") && strings.HasSuffix(h.Rewrite.GetUri(), "/") {
+				out = append(out, v.warning(fmt.Sprintf("spec.http[%d].match[%d]", i, k), "write the prefix "+prefix+"/",
+					"the prefix %s is rewritten to %s: %s/x becomes %s/x", prefix, h.Rewrite.Uri, prefix, h.Rewrite.Uri))
+			}
+		}
+	}
+	return out
+}
+
+// ruleWarnings are about DestinationRules.
+func (s *Set) ruleWarnings(knownService func(weft.ServiceName) bool) weft.Problems {
+	var out weft.Problems
+	for _, index := range []map[ruleKey]*destinationRules{s.local, s.exported} {
+		for key, d := range index {
+			first := d.rules[0]
+			for _, r := range d.rules[1:] {
+				out = append(out, r.warning("spec.host", "put them into one",
+					"%s is a rule for the same host: the first trafficPolicy holds, and the first subset of each name", first.Source))
+			}
+			if n, ok := weft.ParseHost(key.host, key.namespace); !ok || knownService(n) {
+				continue
+			}
+			for _, r := range d.rules {
+				out = append(out, r.warning("spec.host", "", "the service %s is not known", r.Spec.(*networking.DestinationRule).Host))
+			}
+		}
+	}
+	return out
+}
