@@ -16,9 +16,9 @@ func (a *app) status() *cobra.Command {
 		Long: `Show what the server is, where it listens, how much it holds, and every
 sidecar and gateway that takes its configuration from it.
 
-A proxy is "current" when it took over everything that it was sent, and
-"rejected" with the reason when it refused its newest configuration and runs on
-the one before.`,
+A proxy is "current" when it took over everything that concerns it, "behind" while
+something is on its way to it, and "rejected" with the reason when it refused its
+newest configuration and runs on the one before.`,
 		Example: `  weft status
   weft status -o json | jq '.proxies | length'`,
 		Args:              wantArgs(0, 0, "no arguments"),
@@ -60,13 +60,19 @@ func (a *app) printStatus(s *client.Status) error {
 		fmt.Fprintln(a.out, "no proxy is connected")
 		return nil
 	}
-	t := newTable(a.out, "", "PROXY", "SERVICE", "ID", "PID", "ADDRESS", "SNAPSHOT", "STATE")
+	t := newTable(a.out, "", "PROXY", "SERVICE", "ID", "PID", "ADDRESS", "APPLIED", "STATE")
 	for _, p := range s.Proxies {
-		state := "current"
-		if p.Rejected != "" {
-			state = "rejected: " + p.Rejected
-		}
-		t.row("", p.Role, p.Service, p.ID, number(p.PID), p.Address, number(p.Applied), state)
+		t.row("", p.Role, p.Service, p.ID, number(p.PID), p.Address, number(p.Applied), proxyState(&p))
 	}
 	return t.flush()
+}
+
+func proxyState(p *client.Proxy) string {
+	switch {
+	case p.Rejected != "":
+		return "rejected: " + p.Rejected
+	case p.Applied < p.Current:
+		return "behind, at " + number(p.Applied) + " of " + number(p.Current)
+	}
+	return "current"
 }

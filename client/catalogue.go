@@ -62,7 +62,7 @@ type Status struct {
 	Healthy    int        `json:"healthy"`
 	Resources  int        `json:"resources"`
 	Listeners  []Listener `json:"listeners,omitempty"`
-	Proxies    []Proxy    `json:"proxies"` // connected now, sorted by role, service and id
+	Proxies    []Proxy    `json:"proxies"` // connected now, sorted by identity and id
 }
 
 // Listener is a door of the server.
@@ -73,13 +73,16 @@ type Listener struct {
 
 // Proxy is a sidecar or a gateway that takes its configuration from the server.
 type Proxy struct {
-	Role      string        `json:"role"`    // "sidecar" or "gateway"
-	Service   string        `json:"service"` // that it stands before ("order-service.default"), or the gateway's name
+	Role      string        `json:"role"`              // "sidecar" or "gateway"
+	Gateway   string        `json:"gateway,omitempty"` // the Gateway resource that a gateway serves
+	Service   string        `json:"service"`           // of its identity: "order-service.default"
 	ID        string        `json:"id"`
 	Identity  weft.Identity `json:"identity"`
-	PID       int           `json:"pid,omitempty"`
-	Address   string        `json:"address,omitempty"`
-	Connected time.Time     `json:"connected,omitzero"`
-	Applied   uint64        `json:"applied"`            // version of the snapshot that it runs on
+	PID       int           `json:"pid,omitempty"` // 0 when not known
+	Address   string        `json:"address"`       // its end of the control connection
+	Version   string        `json:"version"`       // of its weft
+	Connected time.Time     `json:"connected"`
+	Applied   uint64        `json:"applied"`            // index up to which it acknowledged all that concerns it
+	Current   uint64        `json:"current"`            // index that the server is at
 	Rejected  string        `json:"rejected,omitempty"` // why it refused its newest configuration
 }
