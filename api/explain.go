@@ -1,0 +1,184 @@
+package api
+
+import (
+	"cmp"
+	"errors"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/textproto"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/client"
+	"github.com/weftmesh/weft/control"
+	"github.com/weftmesh/weft/wire/http1"
+)
+
+// explain says where a request would go.
+func (a *api) explain(r *http.Request) (any, error) {
+	var in client.ExplainRequest
+	if err := decode(r, "explain", &in); err != nil {
+		return nil, err
+	}
+	req, port, err := requestOf(&in)
+	if err != nil {
+		return nil, &weft.Error{Kind: weft.Invalid, Op: "explain", Thing: in.Method + " " + in.URL, Err: err}
+	}
+	who, err := a.caller(in.From, req.Host, port)
+	if err != nil {
+		return nil, err
+	}
+	v := &evaluation{request: req, caller: who.identity, workload: a.workloads()}
+	if who.isGateway {
+		v.snapshot = a.Control.GatewaySnapshot(who.gateway)
+	} else {
+		v.snapshot = a.Control.Mesh(who.namespace, req.Host)
+		req.Source = who.identity
+	}
+	out := &client.Explanation{Method: req.Method, Scheme: req.Scheme, Host: req.Host, Path: req.Path, Query: req.Query,
+		From: who.identity, Namespace: who.namespace, Gateway: who.gateway}
+	v.run(out)
+	return out, nil
+}
+
+// requestOf reads the request that is asked about as a proxy would, and the port
+// that its URL names.
+func requestOf(in *client.ExplainRequest) (*weft.Request, uint16, error) {
+	u, err := url.Parse(in.URL)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return nil, 0, errors.New("want a URL such as http://order-service/api/orders/1")
+	}
+	portText := u.Port()
+	if portText == "" {
+		portText = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	port, err := strconv.ParseUint(portText, 10, 16)
+	if err != nil {
+		return nil, 0, errors.New("the port is no number from 0 to 65535")
+	}
+	path := []byte(cmp.Or(u.EscapedPath(), "/"))
+	normal, err := http1.NormalizePath(make([]byte, 0, len(path)), path)
+	if err != nil {
+		return nil, 0, err
+	}
+	h := fields{}
+	for _, line := range in.Headers {
+		name, value, ok := strings.Cut(line, ":")
+		name = textproto.TrimString(name)
+		if !ok || name == "" {
+			return nil, 0, errors.New("header " + strconv.Quote(line) + ": want \"name: value\"")
+		}
+		h.add(name, textproto.TrimString(value))
+	}
+	return &weft.Request{Method: cmp.Or(strings.ToUpper(in.Method), http.MethodGet), Scheme: u.Scheme,
+		Host: strings.ToLower(u.Hostname()), Path: string(normal), Query: u.RawQuery, Headers: h}, uint16(port), nil
+}
+
+// fields is a request's headers by lower-case name.
+type fields map[string]string
+
+func (f fields) add(name, value string) {
+	name = strings.ToLower(name)
+	if before, ok := f[name]; ok {
+		value = before + "," + value
+	}
+	f[name] = value
+}
+
+// Header implements weft.Headers.
+func (f fields) Header(name string) (string, bool) {
+	v, ok := f[strings.ToLower(name)]
+	return v, ok
+}
+
+// caller is who asks.
+type caller struct {
+	identity  weft.Identity // that destinations see; "" is plain text
+	namespace string        // of its names; "" at a gateway
+	gateway   string
+	isGateway bool
+}
+
+// caller finds who from is: a connected gateway, a registered service, or, when
+// it is empty, the client of the gateway that host and port lead to, else nobody
+// that is known.
+func (a *api) caller(from, host string, port uint16) (caller, error) {
+	for _, p := range a.Control.Proxies() {
+		if p.Role != "gateway" {
+			continue
+		}
+		named := from != "" && (from == p.Gateway || from == p.Service.Name || from == p.Service.String())
+		if named || from == "" && a.listensAt(p, host, port) {
+			return caller{identity: p.Identity, gateway: p.Gateway, isGateway: true}, nil
+		}
+	}
+	if from == "" {
+		return caller{namespace: weft.DefaultNamespace}, nil
+	}
+	n, ok := weft.ParseHost(strings.ToLower(from), "")
+	instances, _ := a.Registry.Instances(n)
+	if !ok || len(instances) == 0 {
+		return caller{}, weft.Errorf(weft.NotFound, "explain", "from "+from,
+			"no service with an instance and no connected gateway has this name; \"weft services\" and \"weft status\" list them")
+	}
+	out := caller{namespace: n.Namespace}
+	for _, in := range instances {
+		if out.identity = in.Identity; out.identity != "" {
+			break
+		}
+	}
+	return out, nil
+}
+
+// listensAt reports whether gateway p takes requests at host and port, as it
+// registered itself.
+func (a *api) listensAt(p control.ProxyStatus, host string, port uint16) bool {
+	instances, _ := a.Registry.Instances(p.Service)
+	for _, in := range instances {
+		if in.Port == int(port) && sameHost(cmp.Or(in.Address, a.Registry.NodeAddress(in.Node)), host) {
+			return true
+		}
+	}
+	return false
+}
+
+// sameHost reports whether a socket bound to address is reached by host. All
+// loopback addresses count as one, and an unspecified address as every one.
+func sameHost(address, host string) bool {
+	if address == host {
+		return true
+	}
+	bound, err := netip.ParseAddr(address)
+	if err != nil {
+		return false
+	}
+	called, err := netip.ParseAddr(host)
+	loopback := host == "localhost" || err == nil && called.IsLoopback()
+	return bound.IsUnspecified() || bound.IsLoopback() && loopback
+}
+
+// workloads returns a function that says which policies stand before an endpoint,
+// and its port. It asks for each service once.
+func (a *api) workloads() func(weft.ServiceName, *weft.Endpoint) (*weft.Authorization, string) {
+	known := map[weft.ServiceName]map[weft.InstanceKey]*weft.Authorization{}
+	return func(n weft.ServiceName, e *weft.Endpoint) (*weft.Authorization, string) {
+		if known[n] == nil {
+			known[n] = map[weft.InstanceKey]*weft.Authorization{}
+			for _, w := range a.Control.AuthorizationFor(n) {
+				for _, key := range w.Instances {
+					known[n][key] = w.Authorization
+				}
+			}
+		}
+		node, id, _ := strings.Cut(e.ID, "/")
+		key := weft.InstanceKey{Node: node, ID: id}
+		_, port, _ := net.SplitHostPort(e.Address)
+		if in, _ := a.Registry.Instance(key); in != nil {
+			port = strconv.Itoa(in.Port)
+		}
+		return known[n][key], port
+	}
+}
