@@ -1,0 +1,300 @@
+package weftpb
+
+import (
+	"crypto/x509"
+	"net/netip"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/weftmesh/weft"
+)
+
+// decoder keeps the first error, so that the conversions read straight on.
+type decoder struct{ err error }
+
+func (d *decoder) fail(err error) {
+	if d.err == nil {
+		d.err = err
+	}
+}
+
+func (d *decoder) refuse(thing, format string, args ...any) {
+	d.fail(weft.Errorf(weft.Invalid, "decode", thing, format, args...))
+}
+
+// DecodeRouteTable checks and compiles a route table.
+func DecodeRouteTable(m *RouteTable) (*weft.RouteTable, error) {
+	var d decoder
+	t := d.routeTable(m)
+	return t, d.err
+}
+
+// DecodeGateway checks and compiles the route tables of a gateway.
+func DecodeGateway(m *Gateway) (*weft.Gateway, error) {
+	var d decoder
+	tables := each(m.GetTables(), d.routeTable)
+	if d.err != nil {
+		return nil, d.err
+	}
+	return weft.NewGateway(m.GetName(), tables), nil
+}
+
+// DecodeService reads a service without its endpoints.
+func DecodeService(m *Service) (*weft.Service, error) {
+	var d decoder
+	s := &weft.Service{Name: d.serviceName(m.GetName()), Policy: d.policy(m.GetPolicy())}
+	for _, sub := range m.GetSubsets() {
+		s.Subsets = append(s.Subsets, weft.Subset{Name: sub.GetName(), Labels: sub.GetLabels(), Policy: d.policy(sub.GetPolicy())})
+	}
+	return s, d.err
+}
+
+// DecodeEndpoints reads the endpoints of a service.
+func DecodeEndpoints(m *Endpoints) (n weft.ServiceName, endpoints []weft.Endpoint, index uint64, err error) {
+	var d decoder
+	n = d.serviceName(m.GetService())
+	for _, e := range m.GetEndpoints() {
+		if e.GetAddress() == "" || e.GetWeight() == 0 {
+			d.refuse("endpoint "+e.GetId(), "it has address %q and weight %d", e.GetAddress(), e.GetWeight())
+		}
+		if e.GetIdentity() != "" {
+			if _, err := weft.ParseIdentity(e.GetIdentity()); err != nil {
+				d.fail(err)
+			}
+		}
+		endpoints = append(endpoints, weft.Endpoint{
+			ID: e.GetId(), Address: e.GetAddress(), Identity: weft.Identity(e.GetIdentity()),
+			Weight: e.GetWeight(), Zone: e.GetZone(), Labels: e.GetLabels(),
+		})
+	}
+	return n, endpoints, m.GetIndex(), d.err
+}
+
+// DecodeAuthorization checks and compiles the policies of a workload.
+func DecodeAuthorization(m *Authorization) (*weft.Authorization, error) {
+	var d decoder
+	a := &weft.Authorization{Policies: each(m.GetPolicies(), d.authorizationPolicy)}
+	if d.err != nil {
+		return nil, d.err
+	}
+	return a, nil
+}
+
+// DecodeTrust reads the roots of a trust domain.
+func DecodeTrust(m *Trust) (trustDomain string, roots []*x509.Certificate, err error) {
+	roots, err = DecodeCertificates(m.GetRoots())
+	if err == nil && len(roots) == 0 {
+		err = weft.Errorf(weft.Invalid, "decode", "trust of "+m.GetTrustDomain(), "it has no root")
+	}
+	return m.GetTrustDomain(), roots, err
+}
+
+// DecodeCertificates parses each.
+func DecodeCertificates(ders [][]byte) ([]*x509.Certificate, error) {
+	out := make([]*x509.Certificate, len(ders))
+	for i, der := range ders {
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, &weft.Error{Kind: weft.Invalid, Op: "decode", Thing: "certificate", Err: err}
+		}
+		out[i] = cert
+	}
+	return out, nil
+}
+
+// DecodeInstance reads what a sidecar says of an instance.
+func DecodeInstance(m *Instance) (weft.Instance, error) {
+	var d decoder
+	in := weft.Instance{
+		ID: m.GetId(), Service: d.serviceName(m.GetService()), Node: m.GetNode(), Address: m.GetAddress(), Port: int(m.GetPort()),
+		Tags: m.GetTags(), Labels: m.GetLabels(), Zone: m.GetZone(),
+		Weights: weft.Weights{Passing: int(m.GetWeightPassing()), Warning: int(m.GetWeightWarning())},
+		PID:     int(m.GetPid()), MeshAddr: m.GetMeshAddr(),
+	}
+	if in.ID == "" || in.Port < 0 || in.Port > 65535 || in.PID < 0 {
+		d.refuse("instance "+in.ID, "it has id %q, port %d and pid %d", in.ID, in.Port, in.PID)
+	}
+	return in, d.err
+}
+
+// DecodeHealth reads a health; a word that is not known is critical.
+func DecodeHealth(h Health) weft.Health {
+	if h < Health_PASSING || h > Health_MAINTENANCE {
+		return weft.Critical
+	}
+	return weft.Health(h)
+}
+
+func (d *decoder) serviceName(m *ServiceName) weft.ServiceName {
+	if m.GetName() == "" || m.GetNamespace() == "" {
+		d.refuse("service name", "name %q, namespace %q", m.GetName(), m.GetNamespace())
+	}
+	return weft.ServiceName{Namespace: m.GetNamespace(), Name: m.GetName()}
+}
+
+func (d *decoder) duration(m *durationpb.Duration) time.Duration {
+	if m == nil {
+		return 0
+	}
+	v := m.AsDuration()
+	if err := m.CheckValid(); err != nil || v < 0 {
+		d.refuse("duration", "%d s %d ns is no duration of ours", m.GetSeconds(), m.GetNanos())
+	}
+	return v
+}
+
+func source(m *SourceRef) weft.SourceRef {
+	return weft.SourceRef{
+		Kind: m.GetKind(), Namespace: m.GetNamespace(), Name: m.GetName(),
+		File: m.GetFile(), Line: int(m.GetLine()), Field: m.GetField(),
+	}
+}
+
+func (d *decoder) routeTable(m *RouteTable) *weft.RouteTable {
+	rules := make([]weft.Rule, len(m.GetRules()))
+	for i, r := range m.GetRules() {
+		rules[i] = d.rule(r)
+	}
+	if d.err != nil {
+		return nil
+	}
+	t, err := weft.NewRouteTable(m.GetHost(), rules)
+	if err != nil {
+		d.fail(err)
+	}
+	return t
+}
+
+func (d *decoder) rule(m *Rule) weft.Rule {
+	r := weft.Rule{
+		Name: m.GetName(), Source: source(m.GetSource()), Timeout: d.duration(m.GetTimeout()),
+		Retry:   d.retry(m.GetRetry()),
+		Request: headerOps(m.GetRequest()), Response: headerOps(m.GetResponse()),
+	}
+	for _, match := range m.GetMatches() {
+		r.Matches = append(r.Matches, d.match(match))
+	}
+	if v := m.GetRedirect(); v != nil {
+		r.Redirect = &weft.Redirect{Code: int(v.GetCode()), Scheme: v.GetScheme(), Authority: v.GetAuthority(), Path: v.GetPath()}
+	}
+	if v := m.GetDirect(); v != nil {
+		r.Direct = &weft.DirectResponse{Status: int(v.GetStatus()), Body: v.GetBody()}
+	}
+	if v := m.GetRewrite(); v != nil {
+		r.Rewrite = &weft.Rewrite{Path: v.GetPath(), Prefix: v.GetPrefix(), Authority: v.GetAuthority()}
+	}
+	for _, v := range m.GetDestinations() {
+		r.Destinations = append(r.Destinations, weft.Destination{
+			Service: d.serviceName(v.GetService()), Subset: v.GetSubset(), Weight: v.GetWeight(),
+			Request: headerOps(v.GetRequest()), Unresolved: v.GetUnresolved(),
+		})
+	}
+	return r
+}
+
+func (d *decoder) retry(m *Retry) weft.Retry {
+	if m.GetOn() > 1<<16-1 || m.GetAttempts() < 0 {
+		d.refuse("retry", "attempts %d, conditions %#x", m.GetAttempts(), m.GetOn())
+	}
+	return weft.Retry{
+		Attempts: int(m.GetAttempts()), PerTryTimeout: d.duration(m.GetPerTryTimeout()), On: weft.RetryOn(m.GetOn()),
+		Statuses: each(m.GetStatuses(), func(code int32) int { return int(code) }),
+	}
+}
+
+func (d *decoder) match(m *Match) weft.Match {
+	return weft.Match{
+		Name: m.GetName(),
+		Path: d.optionalString(m.GetPath()), Method: d.optionalString(m.GetMethod()),
+		Scheme: d.optionalString(m.GetScheme()), Authority: d.optionalString(m.GetAuthority()),
+		Headers: each(m.GetHeaders(), d.namedMatch), Query: each(m.GetQuery(), d.namedMatch),
+	}
+}
+
+func (d *decoder) namedMatch(m *NamedMatch) weft.NamedMatch {
+	return weft.NamedMatch{Name: m.GetName(), Value: d.stringMatch(m.GetValue()), Invert: m.GetInvert()}
+}
+
+func (d *decoder) optionalString(m *StringMatch) *weft.StringMatch {
+	if m == nil {
+		return nil
+	}
+	v := d.stringMatch(m)
+	return &v
+}
+
+func (d *decoder) stringMatch(m *StringMatch) weft.StringMatch {
+	kind := m.GetKind()
+	if kind < StringMatch_PRESENT || kind > StringMatch_REGEX {
+		d.refuse("match", "this weft does not know kind %d", kind)
+		return weft.StringMatch{}
+	}
+	v, err := weft.NewStringMatch(weft.MatchKind(kind), m.GetValue())
+	if err != nil {
+		d.fail(err)
+	}
+	v.IgnoreCase = m.GetIgnoreCase()
+	return v
+}
+
+func headerOps(m *HeaderOps) weft.HeaderOps {
+	field := func(f *HeaderField) weft.HeaderField { return weft.HeaderField{Name: f.GetName(), Value: f.GetValue()} }
+	return weft.HeaderOps{Set: each(m.GetSet(), field), Add: each(m.GetAdd(), field), Remove: m.GetRemove()}
+}
+
+func (d *decoder) policy(m *TrafficPolicy) weft.TrafficPolicy {
+	p := weft.TrafficPolicy{
+		Source: source(m.GetSource()), LoadBalancer: weft.LoadBalancer(m.GetLoadBalancer()),
+		ConnectTimeout: d.duration(m.GetConnectTimeout()), IdleTimeout: d.duration(m.GetIdleTimeout()),
+		MaxConnections: m.GetMaxConnections(), MaxPendingRequests: m.GetMaxPendingRequests(),
+		MaxRequests: m.GetMaxRequests(), MaxRequestsPerConn: m.GetMaxRequestsPerConn(),
+	}
+	if o := m.GetOutlier(); o != nil {
+		p.Outlier = &weft.Outlier{
+			Consecutive5xx: o.GetConsecutive_5Xx(), ConsecutiveGateway: o.GetConsecutiveGateway(),
+			Interval: d.duration(o.GetInterval()), BaseEjection: d.duration(o.GetBaseEjection()), MaxEjection: d.duration(o.GetMaxEjection()),
+			MaxEjectionPercent: o.GetMaxEjectionPercent(), MinHealthPercent: o.GetMinHealthPercent(),
+		}
+	}
+	return p
+}
+
+func (d *decoder) authorizationPolicy(m *AuthorizationPolicy) *weft.AuthorizationPolicy {
+	action := m.GetAction()
+	if action < AuthorizationPolicy_ALLOW || action > AuthorizationPolicy_AUDIT {
+		d.refuse("authorization policy "+m.GetSource().GetName(), "this weft does not know action %d", action)
+		return nil
+	}
+	p := &weft.AuthorizationPolicy{Source: source(m.GetSource()), Action: weft.Action(action), DryRun: m.GetDryRun()}
+	for _, r := range m.GetRules() {
+		p.Rules = append(p.Rules, weft.AuthorizationRule{
+			From: each(r.GetFrom(), func(m *SourceMatch) weft.SourceMatch {
+				return weft.SourceMatch{Principals: d.values(m.GetPrincipals()), Namespaces: d.values(m.GetNamespaces()), Addresses: d.prefixes(m.GetAddresses())}
+			}),
+			To: each(r.GetTo(), func(m *OperationMatch) weft.OperationMatch {
+				return weft.OperationMatch{Methods: d.values(m.GetMethods()), Paths: d.values(m.GetPaths()), Hosts: d.values(m.GetHosts()), Ports: d.values(m.GetPorts())}
+			}),
+			When: each(r.GetWhen(), func(m *Condition) weft.Condition {
+				return weft.Condition{Key: m.GetKey(), Values: d.values(m.GetValues())}
+			}),
+		})
+	}
+	return p
+}
+
+func (d *decoder) values(m *Values) weft.Values {
+	return weft.Values{Any: each(m.GetAny(), d.stringMatch), Not: each(m.GetNot(), d.stringMatch)}
+}
+
+func (d *decoder) prefixes(m *Prefixes) weft.Prefixes {
+	return weft.Prefixes{Any: each(m.GetAny(), d.prefix), Not: each(m.GetNot(), d.prefix)}
+}
+
+func (d *decoder) prefix(s string) netip.Prefix {
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		d.refuse("IP block", "%v", err)
+	}
+	return p
+}

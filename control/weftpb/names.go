@@ -1,0 +1,48 @@
+package weftpb
+
+import (
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/weftmesh/weft"
+)
+
+// Type URLs of the resources that travel over delta ADS.
+const (
+	RouteTableType    = "type.googleapis.com/weft.control.v1.RouteTable"
+	ServiceType       = "type.googleapis.com/weft.control.v1.Service"
+	EndpointsType     = "type.googleapis.com/weft.control.v1.Endpoints"
+	GatewayType       = "type.googleapis.com/weft.control.v1.Gateway"
+	AuthorizationType = "type.googleapis.com/weft.control.v1.Authorization"
+	TrustType         = "type.googleapis.com/weft.control.v1.Trust"
+)
+
+// Self names the resources of which a proxy has one: Authorization and Trust.
+const Self = "self"
+
+// RouteTableName names the rules of a host for clients in a namespace.
+func RouteTableName(namespace, host string) string { return namespace + "/" + host }
+
+// ParseRouteTableName reads what RouteTableName writes.
+func ParseRouteTableName(name string) (namespace, host string, ok bool) {
+	namespace, host, ok = strings.Cut(name, "/")
+	return namespace, host, ok && namespace != "" && host != ""
+}
+
+// ServiceResource names a service's Service and Endpoints.
+func ServiceResource(n weft.ServiceName) string { return n.Namespace + "/" + n.Name }
+
+// ParseServiceResource reads what ServiceResource writes.
+func ParseServiceResource(name string) (n weft.ServiceName, ok bool) {
+	n.Namespace, n.Name, ok = strings.Cut(name, "/")
+	return n, ok && n.Namespace != "" && n.Name != "" && !strings.Contains(n.Name, "/")
+}
+
+// Pack encodes a resource so that equal messages give equal bytes.
+func Pack(m proto.Message) (*anypb.Any, error) {
+	out := new(anypb.Any)
+	err := anypb.MarshalFrom(out, m, proto.MarshalOptions{Deterministic: true})
+	return out, err
+}
