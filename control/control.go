@@ -73,8 +73,8 @@ func (c *Control) Apply(ctx context.Context, files []resource.File, o ApplyOptio
 }
 
 // Delete removes one resource. The error is weft.NotFound when it is not there.
-func (c *Control) Delete(ctx context.Context, kind, namespace, name string) error {
-	return errNotBuilt
+func (c *Control) Delete(ctx context.Context, kind, namespace, name string) (index uint64, err error) {
+	return 0, errNotBuilt
 }
 
 // Resources returns every resource, sorted by kind, namespace and name.
