@@ -1,9 +1,39 @@
-// Package registry is the catalogue of nodes, instances and their health.
+// Package registry is the catalogue of nodes, the instances on them, and their
+// health.
+//
+// Writes (Register, Deregister, AddCheck, Report, Maintain, …) are on disk when
+// they return, and every later read sees them. Reads answer from memory, each
+// with the index of what it tells: the revision at which that last changed. Wait
+// blocks until an index moves; Subscribe is told which services changed.
+//
+//	nodes, and services as name -> tags, have an index each (NodesTopic, ServicesTopic);
+//	so has each service (ServiceTopic) and each node (NodeTopic), also when it is gone,
+//	and everything together (InstancesTopic).
+//
+// An index moves when, and only when, what its topic tells is different. It never
+// goes back, not over a restart either; what never was has index 1. Registering
+// the same again, or another result of a check with the same status, changes
+// nothing.
+//
+// Health: the registry probes HTTP and TCP checks itself; TTL and lease checks are
+// reported (Report) and lapse to critical without a report. Only a change of
+// status is written. After a restart each has its whole TTL again, and a pause of
+// this process is not counted against anybody. An instance whose check is critical
+// for longer than its DeregisterAfter is deregistered; the check of a node is
+// never a reason to deregister it.
 package registry
 
 import (
 	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
 	"log/slog"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
 
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/store"
@@ -19,162 +49,335 @@ type Config struct {
 
 // Registry is an open registry. Its methods may be called from any goroutine.
 // Values that it returns are shared and immutable.
-type Registry struct{}
+type Registry struct {
+	// constant after Open
+	store      *store.Store
+	log        *slog.Logger
+	datacenter string
+	node       string // name of the own node
+	ctx        context.Context
+	cancel     context.CancelFunc
+
+	view     view // written by the loop only
+	waiters  waiters
+	checks   *checker
+	subs     subscribers
+	requests chan *request
+	work     sync.WaitGroup // loop and checker
+}
+
+const (
+	// maxBatch bounds the writes of one transaction. It is more than the writers
+	// that one machine has at a time, so that nobody waits for two transactions.
+	maxBatch = 256
+	// maxBatchBytes ends a batch early: the store's limit less one largest record.
+	maxBatchBytes = 4 << 20
+	// commitTimeout is longer than the store's own (5 s): it gives up first, with
+	// a better reason.
+	commitTimeout = 15 * time.Second
+)
 
 // Open loads the catalogue from the store, makes the own node known, and starts
 // the watch, the probes and the timers.
-func Open(ctx context.Context, c Config) (*Registry, error) { return nil, notYet("open") }
-
-// Close stops everything that Open started, and waits for it. The store stays open.
-func (r *Registry) Close() error { return notYet("close") }
-
-// Datacenter returns the configured name of this datacenter.
-func (r *Registry) Datacenter() string { return "" }
-
-// LocalNode returns this server's own node as it is now.
-func (r *Registry) LocalNode() *weft.Node { return nil }
-
-// Register writes an instance; one of the same node and id is replaced. An empty
-// Node means the own node. Checks without an id get "service:<ID>", or
-// "service:<ID>:1", ":2", … when there are several. The given Status of a check is
-// kept until its first result. What is the same already is not written, and the
-// service's present index is returned.
-func (r *Registry) Register(ctx context.Context, in weft.Instance) (index uint64, err error) {
-	return 0, notYet("register")
+func Open(ctx context.Context, c Config) (*Registry, error) {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
+	}
+	if c.Datacenter == "" {
+		c.Datacenter = "dc1"
+	}
+	r := &Registry{
+		store: c.Store, log: c.Logger, datacenter: c.Datacenter, node: c.Node.Name,
+		requests: make(chan *request, maxBatch),
+	}
+	r.ctx, r.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	r.checks = newChecker(r.writeStatus, r.reap, probe, r.log)
+	rev, err := r.load(ctx)
+	if err != nil {
+		r.cancel()
+		return nil, err
+	}
+	events := r.store.Watch(r.ctx, root, rev)
+	r.work.Go(func() { r.run(events) })
+	r.work.Go(func() { r.checks.run(r.ctx) })
+	if err := r.registerOwnNode(ctx, c.Node); err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	return r, nil
 }
 
-// Deregister removes an instance. The error is weft.NotFound when it is not there.
-func (r *Registry) Deregister(ctx context.Context, key weft.InstanceKey) (uint64, error) {
-	return 0, notYet("deregister")
+// Close stops everything that Open started, and waits for it. Waits return. The
+// store stays open.
+func (r *Registry) Close() error {
+	r.cancel()
+	r.work.Wait()
+	r.subs.close()
+	return nil
 }
 
-// RegisterNode writes a node: id, address, labels, and its checks when the node
-// is new or n.Checks is not nil.
-func (r *Registry) RegisterNode(ctx context.Context, n weft.Node) (uint64, error) {
-	return 0, notYet("register node")
+// registerOwnNode writes the node that this server stands for, with the check by
+// which Consul's clients know that a node is there.
+func (r *Registry) registerOwnNode(ctx context.Context, n weft.Node) error {
+	if old := r.LocalNode(); n.ID == "" && old != nil {
+		n.ID = old.ID
+	}
+	if n.ID == "" {
+		n.ID = newUUID()
+	}
+	n.Checks = slices.Concat(n.Checks, []weft.Check{{
+		ID: "serfHealth", Name: "Serf Health Status", Kind: weft.StaticCheck,
+		Status: weft.Passing, Output: "Agent alive and reachable",
+	}})
+	if old := r.LocalNode(); old != nil {
+		n.Checks = keepOthers(n.Checks, old.Checks)
+	}
+	_, err := r.RegisterNode(ctx, n)
+	return err
 }
 
-// DeregisterNode removes a node and every instance on it, at one index.
-func (r *Registry) DeregisterNode(ctx context.Context, name string) (uint64, error) {
-	return 0, notYet("deregister node")
+// keepOthers adds the checks of old that checks has not.
+func keepOthers(checks, old []weft.Check) []weft.Check {
+	for _, c := range old {
+		if findCheck(checks, c.ID) == nil {
+			checks = append(checks, c)
+		}
+	}
+	return checks
 }
 
-// SetCheck adds or replaces the check checkID of a node: an instance's check when
-// one of the node's instances has a check of that id, else a check of the node
-// itself.
-func (r *Registry) SetCheck(ctx context.Context, node, checkID string, c weft.Check) error {
-	return notYet("set check")
+// newUUID returns a random UUID (RFC 9562 §5.4).
+func newUUID() string {
+	var b [16]byte
+	rand.Read(b[:]) // never fails
+	b[6] = b[6]&0x0f | 0x40
+	b[8] = b[8]&0x3f | 0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// AddCheck adds or replaces a check of an instance, or of the node when key.ID is
-// empty.
-func (r *Registry) AddCheck(ctx context.Context, key weft.InstanceKey, c weft.Check) error {
-	return notYet("add check")
+// load reads the whole catalogue, and returns the revision that it has.
+func (r *Registry) load(ctx context.Context) (rev int64, err error) {
+	kvs, rev, err := r.store.List(ctx, root)
+	if err != nil {
+		return 0, fmt.Errorf("load the registry: %w", err)
+	}
+	events := make([]store.Event, len(kvs))
+	for i, kv := range kvs {
+		events[i] = store.Event{KV: kv}
+	}
+	next := newState()
+	c := next.apply(rev, r.decodeAll(events))
+	r.view.mu.Lock()
+	for key := range r.view.owners() {
+		if _, ok := c.owners[key]; !ok {
+			c.owners[key] = nil
+		}
+	}
+	for t := range c.topics {
+		if r.view.indexLocked(t) == next.indexLocked(t) {
+			delete(c.topics, t)
+		}
+	}
+	r.view.state = next
+	r.view.mu.Unlock()
+	r.announce(c)
+	return rev, nil
 }
 
-// RemoveCheck removes a check of the node or of one of its instances.
-func (r *Registry) RemoveCheck(ctx context.Context, node, checkID string) error {
-	return notYet("remove check")
+// decodeAll decodes on all processors: a large catalogue takes most of the start.
+func (r *Registry) decodeAll(events []store.Event) []decoded {
+	out := make([]decoded, len(events))
+	ok := make([]bool, len(events))
+	var wg sync.WaitGroup
+	step := max(len(events)/runtime.GOMAXPROCS(0)+1, 64)
+	for from := 0; from < len(events); from += step {
+		part := func(to int) {
+			for i := from; i < to; i++ {
+				out[i], ok[i] = decode(events[i], r.log)
+			}
+		}
+		if from+step >= len(events) {
+			part(len(events)) // the last, and with few the only, part needs no goroutine
+			break
+		}
+		wg.Go(func() { part(from + step) })
+	}
+	wg.Wait()
+	n := 0
+	for i := range out {
+		if ok[i] {
+			out[n] = out[i]
+			n++
+		}
+	}
+	return out[:n]
 }
 
-// Report tells the result of a TTL or lease check, and so renews it. Only a
-// change of status is written. The error is weft.NotFound when there is no such
-// check.
-func (r *Registry) Report(ctx context.Context, node, checkID string, status weft.Health, output string) error {
-	return notYet("report")
+// request is a write on its way through the loop.
+type request struct {
+	ctx  context.Context
+	plan func(*draft) error // on an error it has not changed the draft
+	done chan error         // holds one
 }
 
-// Maintain takes an instance (or, when key.ID is empty, a node) out of service by
-// a critical check, or puts it back.
-func (r *Registry) Maintain(ctx context.Context, key weft.InstanceKey, on bool, reason string) error {
-	return notYet("maintain")
+// do runs plan on the newest catalogue, and returns when what it changed is on disk
+// and in the view. Plans of several callers share a transaction.
+func (r *Registry) do(ctx context.Context, op, thing string, plan func(*draft) error) error {
+	req := &request{ctx: ctx, plan: plan, done: make(chan error, 1)}
+	var err error
+	select {
+	case r.requests <- req:
+		select {
+		case err = <-req.done:
+			return err
+		case <-ctx.Done():
+			err = ctx.Err()
+		case <-r.ctx.Done():
+			err = errClosed
+		}
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-r.ctx.Done():
+		err = errClosed
+	}
+	return &weft.Error{Kind: weft.Unavailable, Op: op, Thing: thing, Err: err}
 }
 
-// Instances returns a service's instances, sorted by node and id, with the index
-// of ServiceTopic(n).
-func (r *Registry) Instances(n weft.ServiceName) ([]*weft.Instance, uint64) { return nil, 1 }
+var errClosed = errors.New("the registry is closed")
 
-// Services returns the services of a namespace with the sorted union of their
-// tags, with the index of ServicesTopic.
-func (r *Registry) Services(namespace string) (map[string][]string, uint64) { return nil, 1 }
-
-// ServiceNames returns every service of every namespace that has an instance,
-// sorted by namespace and name, with the index of ServicesTopic.
-func (r *Registry) ServiceNames() ([]weft.ServiceName, uint64) { return nil, 1 }
-
-// Nodes returns the nodes sorted by name, with the index of NodesTopic.
-func (r *Registry) Nodes() ([]*weft.Node, uint64) { return nil, 1 }
-
-// Node returns a node (nil when it is not there) and its instances sorted by id,
-// with the index of NodeTopic(name).
-func (r *Registry) Node(name string) (n *weft.Node, instances []*weft.Instance, index uint64) {
-	return nil, nil, 1
+// run is the loop: it alone changes the view. It ends with the registry, or when
+// the store closes under it.
+func (r *Registry) run(events <-chan store.Batch) {
+	defer r.cancel()
+	for {
+		var err error
+		select {
+		case <-r.ctx.Done():
+			return
+		case b, ok := <-events:
+			events, err = r.follow(events, b, ok)
+		case req := <-r.requests:
+			events, err = r.write(events, r.gather(req))
+		}
+		if err != nil {
+			if r.ctx.Err() == nil {
+				r.log.Error("registry: stopped", "error", err)
+			}
+			return
+		}
+	}
 }
 
-// AllInstances returns every instance, sorted by service, node and id, with the
-// index of InstancesTopic.
-func (r *Registry) AllInstances() ([]*weft.Instance, uint64) { return nil, 1 }
-
-// Instance returns one instance, nil when it is not there, with the index of its
-// service's topic, or of InstancesTopic when it is not there.
-func (r *Registry) Instance(key weft.InstanceKey) (*weft.Instance, uint64) { return nil, 1 }
-
-// Endpoints returns what traffic may go to: the service's instances that are
-// passing or warning by their own and their node's checks, with the index of
-// ServiceTopic(n).
-func (r *Registry) Endpoints(n weft.ServiceName) ([]weft.Endpoint, uint64) { return nil, 1 }
-
-// NodeAddress returns the address of a node, "" when it is not there.
-func (r *Registry) NodeAddress(name string) string { return "" }
-
-// Topic is something that a reader can wait for. Topics are comparable.
-type Topic struct {
-	kind      topicKind
-	namespace string
-	name      string
+// follow applies a batch of the watch. When history was compacted under the watch
+// it loads everything again.
+func (r *Registry) follow(events <-chan store.Batch, b store.Batch, ok bool) (<-chan store.Batch, error) {
+	if !ok {
+		return nil, errors.New("the store is closed")
+	}
+	if b.Err != nil {
+		r.log.Warn("registry: loading everything again", "reason", b.Err)
+		rev, err := r.load(r.ctx)
+		if err != nil {
+			return nil, err
+		}
+		return r.store.Watch(r.ctx, root, rev), nil
+	}
+	decoded := r.decodeAll(b.Events)
+	r.view.mu.Lock()
+	c := r.view.apply(b.Rev, decoded)
+	r.view.mu.Unlock()
+	r.announce(c)
+	return events, nil
 }
 
-type topicKind uint8
-
-const (
-	_ topicKind = iota
-	serviceTopic
-	servicesTopic
-	nodesTopic
-	nodeTopic
-	instancesTopic
-)
-
-// ServiceTopic changes with the instances of a service, their checks, and the
-// nodes that they are on.
-func ServiceTopic(n weft.ServiceName) Topic {
-	return Topic{kind: serviceTopic, namespace: n.Namespace, name: n.Name}
+// announce tells everybody concerned of a change that the view has.
+func (r *Registry) announce(c change) {
+	for owner, checks := range c.owners {
+		r.checks.set(owner, checks)
+	}
+	r.checks.wake()
+	r.waiters.wake(c.topics)
+	services := make(map[weft.ServiceName]uint64)
+	for t := range c.topics {
+		if t.kind == serviceTopic {
+			services[t.service()] = r.view.indexLocked(t)
+		}
+	}
+	r.subs.changed(services)
 }
 
-// ServicesTopic changes when a service appears or goes, or its union of tags changes.
-func ServicesTopic() Topic { return Topic{kind: servicesTopic} }
-
-// NodesTopic changes when a node appears, goes, or has another id, address or labels.
-func NodesTopic() Topic { return Topic{kind: nodesTopic} }
-
-// NodeTopic changes with a node, its checks, its instances and their checks.
-func NodeTopic(name string) Topic { return Topic{kind: nodeTopic, name: name} }
-
-// InstancesTopic changes with any instance and any check, also of nodes.
-func InstancesTopic() Topic { return Topic{kind: instancesTopic} }
-
-// Wait returns the topic's index as soon as it is greater than after, or as it is
-// when ctx ends. With after 0 it returns at once. A change of another topic does
-// not wake it.
-func (r *Registry) Wait(ctx context.Context, t Topic, after uint64) uint64 { return 1 }
-
-// Subscribe calls fn for each service that exists now, and then for each service
-// whose instances or endpoints changed, in index order, from one goroutine; fn
-// must not block long. Changes that come while fn runs are delivered once, with
-// the newest index. cancel stops the calls, and returns after the last one ended;
-// it must not be called from fn.
-func (r *Registry) Subscribe(fn func(n weft.ServiceName, index uint64)) (cancel func()) {
-	return func() {}
+// gather takes what else waits to be written.
+func (r *Registry) gather(first *request) []*request {
+	batch := []*request{first}
+	for len(batch) < maxBatch {
+		select {
+		case req := <-r.requests:
+			batch = append(batch, req)
+		default:
+			return batch
+		}
+	}
+	return batch
 }
 
-func notYet(op string) error { return weft.Errorf(weft.Internal, op, "registry", "not built yet") }
+// write commits the requests, in as few transactions as their size allows, and
+// answers each when the view has it.
+func (r *Registry) write(events <-chan store.Batch, batch []*request) (<-chan store.Batch, error) {
+	for len(batch) > 0 {
+		d := newDraft(&r.view.state)
+		var accepted []*request
+		for len(batch) > 0 && d.size < maxBatchBytes {
+			req := batch[0]
+			batch = batch[1:]
+			err := req.ctx.Err()
+			if err == nil {
+				err = req.plan(d)
+			}
+			if err != nil {
+				req.done <- err
+				continue
+			}
+			accepted = append(accepted, req)
+		}
+		rev, err := r.commit(d)
+		for err == nil && r.view.rev < rev {
+			b, ok := <-events
+			if events, err = r.follow(events, b, ok); err != nil {
+				answer(accepted, err)
+				return nil, err
+			}
+		}
+		answer(accepted, err)
+	}
+	return events, nil
+}
+
+func answer(requests []*request, err error) {
+	for _, req := range requests {
+		req.done <- err
+	}
+}
+
+// commit makes the draft true, and returns the revision at which it is.
+func (r *Registry) commit(d *draft) (rev int64, err error) {
+	txn := d.txn()
+	if len(txn.Put)+len(txn.Delete) == 0 {
+		return 0, nil
+	}
+	ctx, cancel := context.WithTimeout(r.ctx, commitTimeout)
+	defer cancel()
+	return r.store.Commit(ctx, txn)
+}
+
+// owners returns every instance and node (with ID "").
+func (s *state) owners() map[weft.InstanceKey]bool {
+	all := make(map[weft.InstanceKey]bool)
+	for name, n := range s.nodes {
+		if n.node != nil {
+			all[weft.InstanceKey{Node: name}] = true
+		}
+		for id := range n.instances {
+			all[weft.InstanceKey{Node: name, ID: id}] = true
+		}
+	}
+	return all
+}

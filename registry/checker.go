@@ -1,0 +1,149 @@
+package registry
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/weftmesh/weft"
+)
+
+// checker runs the schedule: one goroutine sleeps until the next duty of any check
+// is due, and each probe has a goroutine while it runs. A goroutine and a timer for
+// each check would cost some 3 KB a check for waiting, and would hide how many
+// probes run at a time; a fixed pool of workers would be held up by targets that do
+// not answer.
+type checker struct {
+	// constant
+	write func(ctx context.Context, d duty, status weft.Health, output string) error
+	reap  func(ctx context.Context, d duty) error
+	probe func(ctx context.Context, c *weft.Check) (weft.Health, string)
+	log   *slog.Logger
+	kick  chan struct{} // holds one: the schedule changed
+
+	mu    sync.Mutex
+	sched *schedule
+
+	work sync.WaitGroup // duties under way; Add by run only
+}
+
+// newChecker returns a checker that learns by probe, and tells what it learnt by
+// write and reap; both return when it is in the catalogue.
+func newChecker(
+	write func(ctx context.Context, d duty, status weft.Health, output string) error,
+	reap func(ctx context.Context, d duty) error,
+	probe func(ctx context.Context, c *weft.Check) (weft.Health, string),
+	log *slog.Logger,
+) *checker {
+	return &checker{write: write, reap: reap, probe: probe, log: log, kick: make(chan struct{}, 1), sched: newSchedule()}
+}
+
+// set tells the checks that an instance or a node has now; wake must follow.
+func (k *checker) set(owner weft.InstanceKey, checks []weft.Check) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.sched.set(owner, checks, time.Now())
+}
+
+// report takes a report in; see schedule.report.
+func (k *checker) report(key checkKey, status weft.Health) (weft.CheckKind, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.sched.report(key, status, time.Now())
+}
+
+// wake makes run look at the schedule.
+func (k *checker) wake() {
+	select {
+	case k.kick <- struct{}{}:
+	default:
+	}
+}
+
+// run does what is due until ctx ends, and waits for what is under way.
+func (k *checker) run(ctx context.Context) {
+	defer k.work.Wait()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		case <-k.kick:
+		}
+		k.mu.Lock()
+		duties, next := k.sched.step(time.Now())
+		k.mu.Unlock()
+		for _, d := range duties {
+			k.work.Go(func() { k.do(ctx, d) })
+		}
+		timer.Reset(time.Until(next))
+	}
+}
+
+func (k *checker) do(ctx context.Context, d duty) {
+	var err error
+	switch d.kind {
+	case probeDuty:
+		err = k.doProbe(ctx, d)
+	case lapseDuty:
+		err = k.write(ctx, d, weft.Critical, d.reason)
+	case reapDuty:
+		err = k.reap(ctx, d)
+	}
+	// What is not there any more needs nothing.
+	if err != nil && ctx.Err() == nil && weft.KindOf(err) != weft.NotFound {
+		k.log.Warn("registry: result of a check is not written; it is tried again", "check", d.key.id, "node", d.key.node, "error", err)
+	}
+}
+
+// defaultTimeout of a probe, as Consul documents it.
+const defaultTimeout = 10 * time.Second
+
+func (k *checker) doProbe(ctx context.Context, d duty) error {
+	timeout := d.check.Timeout.Std()
+	if timeout == 0 {
+		timeout = defaultTimeout
+	}
+	probeCtx, cancel := context.WithTimeout(ctx, timeout)
+	result, output := k.probe(probeCtx, &d.check)
+	cancel()
+	k.mu.Lock()
+	status, changed := k.sched.done(d.state, result, time.Now())
+	k.mu.Unlock()
+	k.wake()
+	if !changed || ctx.Err() != nil {
+		return nil
+	}
+	return k.write(ctx, d, status, output)
+}
+
+// writeStatus writes what the checker learnt, unless the check is another one by
+// now.
+func (r *Registry) writeStatus(ctx context.Context, d duty, status weft.Health, output string) error {
+	err := r.setStatus(ctx, d.key, status, output, func(c *weft.Check) bool {
+		return sameProbe(c, &d.check) && (d.kind != lapseDuty || r.checks.stillLapses(d))
+	})
+	if err == nil {
+		r.log.Info("registry: check changed", "check", d.key.id, "node", d.key.node, "status", status, "output", firstLine(output))
+	}
+	return err
+}
+
+// stillLapses reports whether no report came since the lapse was found.
+func (k *checker) stillLapses(d duty) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return !d.state.gone && d.state.lapsing
+}
+
+// reap deregisters an instance that was critical for too long.
+func (r *Registry) reap(ctx context.Context, d duty) error {
+	_, err := r.Deregister(ctx, d.owner)
+	if err == nil {
+		r.log.Warn("registry: instance deregistered", "instance", d.owner.ID, "node", d.owner.Node, "reason", d.reason)
+	}
+	return err
+}

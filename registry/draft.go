@@ -1,0 +1,287 @@
+package registry
+
+import (
+	"encoding/json"
+	"maps"
+	"reflect"
+	"slices"
+
+	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/store"
+)
+
+// draft is the catalogue as it will be after some writes that are not committed
+// yet. Writes read and change it; then txn says what to put and delete for the
+// difference to the view, index cells included. So what moves an index is decided
+// in one place, from what is really different.
+type draft struct {
+	view      *state                              // before; not changed
+	instances map[weft.InstanceKey]*weft.Instance // after, nil is gone; the view's own pointer is unchanged
+	nodes     map[string]*weft.Node               // after, likewise
+	owners    map[checkKey]checkOwner             // after
+	records   map[string][]byte                   // JSON of what is put, by key
+	size      int                                 // bytes, about
+}
+
+// checkKey finds a check: ids are unique on a node.
+type checkKey struct{ node, id string }
+
+// checkOwner is who has a check.
+type checkOwner struct {
+	instance string // id; "" is the node itself
+	ok       bool   // false: nobody
+}
+
+func newDraft(s *state) *draft {
+	return &draft{
+		view:      s,
+		instances: make(map[weft.InstanceKey]*weft.Instance),
+		nodes:     make(map[string]*weft.Node),
+		owners:    make(map[checkKey]checkOwner),
+		records:   make(map[string][]byte),
+	}
+}
+
+func (d *draft) instance(k weft.InstanceKey) *weft.Instance {
+	if in, ok := d.instances[k]; ok {
+		return in
+	}
+	return d.view.instance(k)
+}
+
+func (d *draft) node(name string) *weft.Node {
+	if n, ok := d.nodes[name]; ok {
+		return n
+	}
+	return d.view.node(name)
+}
+
+// instancesOn returns the keys of the instances on a node.
+func (d *draft) instancesOn(node string) (keys []weft.InstanceKey) {
+	if n := d.view.nodes[node]; n != nil {
+		for id := range n.instances {
+			key := weft.InstanceKey{Node: node, ID: id}
+			if in, ok := d.instances[key]; !ok || in != nil {
+				keys = append(keys, key)
+			}
+		}
+	}
+	for key, in := range d.instances {
+		if key.Node == node && in != nil && d.view.instance(key) == nil {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// owner returns who has a check.
+func (d *draft) owner(k checkKey) checkOwner {
+	if o, ok := d.owners[k]; ok {
+		return o
+	}
+	if n := d.view.nodes[k.node]; n != nil {
+		id, ok := n.checks[k.id]
+		return checkOwner{id, ok}
+	}
+	return checkOwner{}
+}
+
+// putInstance adds or replaces an instance, which the draft may keep.
+func (d *draft) putInstance(in *weft.Instance) error {
+	key := in.Key()
+	record := instanceRecord(key)
+	before := d.view.instance(key)
+	if before != nil {
+		keepIndexes(in.Checks, before.Checks)
+	}
+	if before != nil && sameInstance(before, in) {
+		delete(d.records, record)
+		in = before
+	} else if err := d.encode(record, "instance "+in.Service.Name+"/"+in.ID, in); err != nil {
+		return err
+	}
+	if old := d.instance(key); old != nil {
+		d.disown(key, old.Checks)
+	}
+	d.instances[key] = in
+	d.own(key, in.Checks)
+	return nil
+}
+
+func (d *draft) deleteInstance(key weft.InstanceKey) {
+	d.disown(key, d.instance(key).Checks)
+	d.instances[key] = nil
+	delete(d.records, instanceRecord(key))
+	d.size += 4 * len(key.ID) // its record's and its cells' keys
+}
+
+// putNode adds or replaces a node, which the draft may keep.
+func (d *draft) putNode(n *weft.Node) error {
+	record := nodeRecord(n.Name)
+	before := d.view.node(n.Name)
+	if before != nil {
+		keepIndexes(n.Checks, before.Checks)
+	}
+	if before != nil && sameNode(before, n) {
+		delete(d.records, record)
+		n = before
+	} else if err := d.encode(record, "node "+n.Name, n); err != nil {
+		return err
+	}
+	key := weft.InstanceKey{Node: n.Name}
+	if old := d.node(n.Name); old != nil {
+		d.disown(key, old.Checks)
+	}
+	d.nodes[n.Name] = n
+	d.own(key, n.Checks)
+	return nil
+}
+
+func (d *draft) deleteNode(name string) {
+	d.disown(weft.InstanceKey{Node: name}, d.node(name).Checks)
+	d.nodes[name] = nil
+	delete(d.records, nodeRecord(name))
+}
+
+func (d *draft) encode(record, thing string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return &weft.Error{Kind: weft.Invalid, Op: "register", Thing: thing, Err: err}
+	}
+	if len(b) > maxRecord {
+		return weft.Errorf(weft.TooLarge, "register", thing, "it is %d bytes long as JSON; the limit is %d", len(b), maxRecord)
+	}
+	d.records[record] = b
+	d.size += len(b) + len(record)
+	return nil
+}
+
+func (d *draft) own(k weft.InstanceKey, checks []weft.Check) {
+	for i := range checks {
+		d.owners[checkKey{k.Node, checks[i].ID}] = checkOwner{k.ID, true}
+	}
+}
+
+func (d *draft) disown(k weft.InstanceKey, checks []weft.Check) {
+	for i := range checks {
+		d.owners[checkKey{k.Node, checks[i].ID}] = checkOwner{}
+	}
+}
+
+// keepIndexes takes over the indexes of checks that stay the same. A zero is
+// filled in with the revision of the record (dateChecks).
+func keepIndexes(checks, old []weft.Check) {
+	for i := range checks {
+		c := &checks[i]
+		c.CreateIndex, c.ModifyIndex = 0, 0
+		for k := range old {
+			if old[k].ID != c.ID {
+				continue
+			}
+			before := old[k]
+			c.CreateIndex = before.CreateIndex
+			before.CreateIndex, before.ModifyIndex = c.CreateIndex, 0
+			if reflect.DeepEqual(before, *c) {
+				c.ModifyIndex = old[k].ModifyIndex
+			}
+		}
+	}
+}
+
+// sameInstance compares contents. It goes by reflection so that a new field of
+// the noun is not forgotten here.
+func sameInstance(before, after *weft.Instance) bool {
+	a, b := *before, *after
+	b.CreateIndex, b.ModifyIndex = a.CreateIndex, a.ModifyIndex
+	return reflect.DeepEqual(a, b)
+}
+
+func sameNode(before, after *weft.Node) bool {
+	a, b := *before, *after
+	b.CreateIndex, b.ModifyIndex = a.CreateIndex, a.ModifyIndex
+	return reflect.DeepEqual(a, b)
+}
+
+// txn returns the transaction that makes the draft true. It is empty when nothing
+// is different.
+func (d *draft) txn() store.Txn {
+	var t store.Txn
+	cells := make(map[string]bool)
+	touched := make(map[weft.ServiceName]edits)
+	for key, after := range d.instances {
+		before := d.view.instance(key)
+		if before == after {
+			continue
+		}
+		if before != nil && (after == nil || after.Service != before.Service) {
+			editsOf(touched, before.Service)[key] = nil
+			cells[serviceCell(before.Service)] = true
+		}
+		if after != nil {
+			editsOf(touched, after.Service)[key] = after
+			continue
+		}
+		t.Delete = append(t.Delete, instanceRecord(key))
+		cells[nodeCell(key.Node)] = true
+		cells[instancesCell] = true
+	}
+	for name, after := range d.nodes {
+		if before := d.view.node(name); before != after {
+			d.nodeTxn(name, before, after, &t, cells)
+		}
+	}
+	for name, ed := range touched {
+		before := d.view.services[name]
+		if !sameInMap(before, before.with(ed)) {
+			cells[servicesCell] = true
+			break
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(d.records)) {
+		t.Put = append(t.Put, store.KV{Key: key, Value: d.records[key]})
+	}
+	for _, key := range slices.Sorted(maps.Keys(cells)) {
+		t.Put = append(t.Put, store.KV{Key: key})
+	}
+	return t
+}
+
+// nodeTxn adds what the change of a node means besides its own record.
+func (d *draft) nodeTxn(name string, before, after *weft.Node, t *store.Txn, cells map[string]bool) {
+	if after == nil {
+		t.Delete = append(t.Delete, nodeRecord(name))
+		cells[nodeCell(name)] = true
+	}
+	if !sameListing(before, after) {
+		cells[nodesCell] = true
+	}
+	if !sameChecks(before, after) {
+		cells[instancesCell] = true
+	}
+	// The node is part of what is told of the services on it. Instances that this
+	// draft adds have their record's revision.
+	if n := d.view.nodes[name]; n != nil {
+		for _, in := range n.instances {
+			cells[serviceCell(in.Service)] = true
+		}
+	}
+}
+
+// sameListing reports whether Nodes tells the same of both, but for their checks.
+func sameListing(a, b *weft.Node) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.ID == b.ID && a.Address == b.Address && maps.Equal(a.Labels, b.Labels)
+}
+
+func sameChecks(a, b *weft.Node) bool {
+	var ca, cb []weft.Check
+	if a != nil {
+		ca = a.Checks
+	}
+	if b != nil {
+		cb = b.Checks
+	}
+	return len(ca) == 0 && len(cb) == 0 || reflect.DeepEqual(ca, cb)
+}

@@ -1,0 +1,365 @@
+package registry
+
+import (
+	"container/heap"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/weftmesh/weft"
+)
+
+// schedule knows when what is due for every check: the next probe, the lapse of a
+// TTL or lease, the removal of an instance. It has no clock and does nothing by
+// itself: times and results go in, duties come out. It is not safe for concurrent
+// use.
+//
+// What a check's status is, only the catalogue says (set). A duty that was handed
+// out and did not lead to a change there is handed out again after retryAfter, so
+// a write that failed is not forgotten.
+type schedule struct {
+	checks  map[checkKey]*checkState
+	owned   map[weft.InstanceKey][]*checkState
+	byTime  timeHeap
+	waiting []*checkState // due probes for which there was no room, oldest first
+	probing int           // probes handed out
+	last    time.Time     // of the last step
+}
+
+const (
+	// maxProbes bounds the probes at a time, and with them sockets and goroutines.
+	// Targets that do not answer hold a place for their timeout, 10 s as a rule:
+	// 512 places let 50 probes a second do that before others must wait.
+	maxProbes = 512
+	// maxStep is how long the schedule may be left alone. A step that comes more
+	// than pauseSlack later than that means that this process did not run.
+	maxStep    = time.Second
+	pauseSlack = time.Second
+	// retryAfter is the time in which a status that was handed out should have
+	// come back from the catalogue.
+	retryAfter = 2 * time.Second
+	// firstProbe bounds the wait for a new check's first probe. It is spread over
+	// this time, so that the checks of a restarted server do not come all at once.
+	firstProbe = time.Second
+)
+
+// checkState is one check as the schedule sees it.
+type checkState struct {
+	key   checkKey
+	owner weft.InstanceKey // ID is empty for a check of the node
+	check weft.Check       // as the catalogue has it
+
+	due       time.Time // next probe, lapse or retry of it; zero is never
+	running   bool      // a probe is handed out, or waits for room
+	started   time.Time // of the last probe
+	lapsing   bool      // a lapse is handed out
+	successes int       // in a row
+	failures  int       // in a row
+	critical  time.Time // since when; zero when it is not
+	reapRetry time.Time // not to be reaped before
+
+	at    time.Time // when it is next looked at; its place in byTime
+	place int       // in byTime; -1 when it is not there
+	gone  bool      // a result that comes now is of no use
+}
+
+// duty is something to do for a check.
+type duty struct {
+	kind   dutyKind
+	state  *checkState
+	check  weft.Check
+	key    checkKey
+	owner  weft.InstanceKey
+	reason string // of a lapse or a removal
+}
+
+type dutyKind uint8
+
+const (
+	probeDuty dutyKind = iota // probe, then call done
+	lapseDuty                 // write critical, unless it was renewed meanwhile
+	reapDuty                  // deregister the instance
+)
+
+func newSchedule() *schedule {
+	return &schedule{checks: make(map[checkKey]*checkState), owned: make(map[weft.InstanceKey][]*checkState)}
+}
+
+// set tells the checks that an instance or a node has now in the catalogue.
+func (s *schedule) set(owner weft.InstanceKey, checks []weft.Check, now time.Time) {
+	old := s.owned[owner]
+	if len(old) == 0 && len(checks) == 0 {
+		return
+	}
+	next := make([]*checkState, 0, len(checks))
+	for i := range checks {
+		key := checkKey{owner.Node, checks[i].ID}
+		c := s.checks[key]
+		if c != nil && (c.owner != owner || !sameProbe(&c.check, &checks[i])) {
+			s.drop(c)
+			c = nil
+		}
+		if c == nil {
+			c = &checkState{key: key, owner: owner, place: -1}
+			s.checks[key] = c
+			c.begin(&checks[i], now)
+		}
+		c.follow(&checks[i], now)
+		s.arm(c)
+		next = append(next, c)
+	}
+	for _, c := range old {
+		if s.checks[c.key] == c && findCheck(checks, c.key.id) == nil {
+			s.drop(c)
+		}
+	}
+	if len(next) == 0 {
+		delete(s.owned, owner)
+		return
+	}
+	s.owned[owner] = next
+}
+
+// sameProbe reports whether a changed check goes on where it is: all but its
+// status is the same.
+func sameProbe(a, b *weft.Check) bool {
+	return a.Kind == b.Kind && a.Target == b.Target && a.Interval == b.Interval && a.Timeout == b.Timeout &&
+		a.TTL == b.TTL && a.Method == b.Method && a.Body == b.Body && a.TLSSkipVerify == b.TLSSkipVerify &&
+		a.NoRedirects == b.NoRedirects
+}
+
+func (s *schedule) drop(c *checkState) {
+	c.gone = true
+	delete(s.checks, c.key)
+	if c.place >= 0 {
+		heap.Remove(&s.byTime, c.place)
+	}
+}
+
+// begin starts a check's time.
+func (c *checkState) begin(check *weft.Check, now time.Time) {
+	switch check.Kind {
+	case weft.HTTPCheck, weft.TCPCheck:
+		soon := min(check.Interval.Std(), firstProbe)
+		c.due = now.Add(rand.N(soon))
+	case weft.TTLCheck, weft.LeaseCheck:
+		c.due = now.Add(check.TTL.Std())
+	}
+}
+
+// follow takes over what the catalogue says.
+func (c *checkState) follow(check *weft.Check, now time.Time) {
+	before := c.check.Status
+	c.check = *check
+	if reported(check.Kind) && before >= weft.Critical && check.Status < weft.Critical {
+		c.due = now.Add(check.TTL.Std()) // alive again
+	}
+	c.lapsing = false
+	switch {
+	case check.Status < weft.Critical:
+		c.critical, c.reapRetry = time.Time{}, time.Time{}
+	case c.critical.IsZero():
+		c.critical = now
+	}
+}
+
+// report takes a report in: kind is that of the check, "" when there is none;
+// changed says that status must be written.
+func (s *schedule) report(key checkKey, status weft.Health, now time.Time) (kind weft.CheckKind, changed bool) {
+	c := s.checks[key]
+	if c == nil {
+		return "", false
+	}
+	if !reported(c.check.Kind) {
+		return c.check.Kind, false
+	}
+	c.due = now.Add(c.check.TTL.Std())
+	// Its place in byTime is left as it is: too early, where it is put right.
+	// Most renewals so cost nothing there.
+	changed = c.lapsing || c.check.Status != status
+	c.lapsing = false
+	if c.at.IsZero() || c.at.After(c.due) {
+		s.arm(c)
+	}
+	return c.check.Kind, changed
+}
+
+// step returns what is due at now, and when to call it next.
+func (s *schedule) step(now time.Time) (duties []duty, next time.Time) {
+	if !s.last.IsZero() && now.Sub(s.last) > maxStep+pauseSlack {
+		s.shift(now.Sub(s.last))
+	}
+	s.last = now
+	for len(s.byTime) > 0 && !s.byTime[0].at.After(now) {
+		c := s.byTime[0]
+		if d, due := s.look(c, now); due {
+			duties = append(duties, d)
+		}
+		s.arm(c)
+	}
+	duties = append(duties, s.fill(now)...)
+	next = now.Add(maxStep)
+	if len(s.byTime) > 0 && s.byTime[0].at.Before(next) {
+		next = s.byTime[0].at
+	}
+	return duties, next
+}
+
+// look sees what is due for one check.
+func (s *schedule) look(c *checkState, now time.Time) (d duty, due bool) {
+	d = duty{state: c, check: c.check, key: c.key, owner: c.owner}
+	if at := c.reapAt(); !at.IsZero() && !at.After(now) {
+		c.reapRetry = now.Add(retryAfter)
+		d.kind = reapDuty
+		d.reason = fmt.Sprintf("check %q is critical for %s", c.key.id, c.check.DeregisterAfter)
+		return d, true
+	}
+	if at := c.dutyAt(); at.IsZero() || at.After(now) {
+		return d, false
+	}
+	if reported(c.check.Kind) {
+		c.lapsing = true
+		c.due = now.Add(retryAfter)
+		d.kind = lapseDuty
+		d.reason = fmt.Sprintf("no report for %s", c.check.TTL)
+		return d, true
+	}
+	c.running = true
+	s.waiting = append(s.waiting, c)
+	return d, false
+}
+
+// fill hands out waiting probes as far as there is room.
+func (s *schedule) fill(now time.Time) (duties []duty) {
+	for len(s.waiting) > 0 && s.probing < maxProbes {
+		c := s.waiting[0]
+		s.waiting = s.waiting[1:]
+		if c.gone {
+			continue
+		}
+		s.probing++
+		c.started = now
+		duties = append(duties, duty{kind: probeDuty, state: c, check: c.check, key: c.key, owner: c.owner})
+	}
+	return duties
+}
+
+// done takes the result of a probe in. changed says that status must be written.
+func (s *schedule) done(c *checkState, result weft.Health, now time.Time) (status weft.Health, changed bool) {
+	s.probing--
+	if c.gone {
+		return 0, false
+	}
+	c.running = false
+	c.due = c.started.Add(c.check.Interval.Std())
+	if c.due.Before(now) {
+		c.due = now
+	}
+	status = c.judge(result)
+	s.arm(c)
+	return status, status != c.check.Status
+}
+
+// judge counts a result, and returns the status that the check should have.
+func (c *checkState) judge(result weft.Health) weft.Health {
+	if result < weft.Critical {
+		c.successes, c.failures = c.successes+1, 0
+		if c.successes >= c.check.SuccessBeforePassing {
+			return result
+		}
+		return c.check.Status
+	}
+	c.successes, c.failures = 0, c.failures+1
+	switch {
+	case c.failures >= c.check.FailuresBeforeCritical:
+		return weft.Critical
+	case c.check.FailuresBeforeWarning > 0 && c.failures >= c.check.FailuresBeforeWarning:
+		return max(c.check.Status, weft.Warning)
+	}
+	return c.check.Status
+}
+
+// shift moves every deadline by the time in which this process did not run: it
+// could neither take reports nor probe.
+func (s *schedule) shift(gap time.Duration) {
+	for _, c := range s.checks {
+		if reported(c.check.Kind) {
+			c.due = c.due.Add(gap)
+		}
+		if !c.critical.IsZero() {
+			c.critical = c.critical.Add(gap)
+		}
+		c.at = c.next()
+	}
+	heap.Init(&s.byTime)
+}
+
+// dutyAt is when the next probe or lapse is due; zero is never.
+func (c *checkState) dutyAt() time.Time {
+	if c.running || reported(c.check.Kind) && c.check.Status >= weft.Critical {
+		return time.Time{}
+	}
+	return c.due
+}
+
+// reapAt is when the instance goes because of this check; zero is never.
+func (c *checkState) reapAt() time.Time {
+	if c.critical.IsZero() || c.check.DeregisterAfter <= 0 || c.owner.ID == "" || c.check.Kind == weft.MaintenanceCheck {
+		return time.Time{}
+	}
+	at := c.critical.Add(c.check.DeregisterAfter.Std())
+	if at.Before(c.reapRetry) {
+		at = c.reapRetry
+	}
+	return at
+}
+
+// next is when the check must be looked at; zero is never.
+func (c *checkState) next() time.Time {
+	duty, reap := c.dutyAt(), c.reapAt()
+	if duty.IsZero() || !reap.IsZero() && reap.Before(duty) {
+		return reap
+	}
+	return duty
+}
+
+// arm puts the check to its place in byTime.
+func (s *schedule) arm(c *checkState) {
+	c.at = c.next()
+	switch {
+	case c.at.IsZero() && c.place >= 0:
+		heap.Remove(&s.byTime, c.place)
+	case c.at.IsZero():
+	case c.place >= 0:
+		heap.Fix(&s.byTime, c.place)
+	default:
+		heap.Push(&s.byTime, c)
+	}
+}
+
+// timeHeap is a heap.Interface of checks by their time.
+type timeHeap []*checkState
+
+func (h timeHeap) Len() int           { return len(h) }
+func (h timeHeap) Less(i, k int) bool { return h[i].at.Before(h[k].at) }
+func (h timeHeap) Swap(i, k int) {
+	h[i], h[k] = h[k], h[i]
+	h[i].place, h[k].place = i, k
+}
+
+// Push is called by package heap only.
+func (h *timeHeap) Push(x any) {
+	c := x.(*checkState)
+	c.place = len(*h)
+	*h = append(*h, c)
+}
+
+// Pop is called by package heap only.
+func (h *timeHeap) Pop() any {
+	last := len(*h) - 1
+	c := (*h)[last]
+	(*h)[last] = nil
+	*h = (*h)[:last]
+	c.place = -1
+	return c
+}

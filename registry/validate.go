@@ -1,0 +1,224 @@
+package registry
+
+import (
+	"fmt"
+	"maps"
+	"net"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/weftmesh/weft"
+)
+
+const (
+	maxName   = 128       // bytes of the name of a service, a namespace or a node
+	maxID     = 256       // bytes of the id of an instance or a check
+	maxOutput = 4 << 10   // bytes of a check's output
+	maxRecord = 256 << 10 // bytes of an instance or a node as JSON
+)
+
+// faults collects everything that is wrong with a value.
+type faults []string
+
+func (f *faults) add(field, format string, args ...any) {
+	*f = append(*f, field+": "+fmt.Sprintf(format, args...))
+}
+
+// err is nil without faults, else of Kind Invalid.
+func (f faults) err(op, thing string) error {
+	if len(f) == 0 {
+		return nil
+	}
+	return weft.Errorf(weft.Invalid, op, thing, "%s", strings.Join(f, "; "))
+}
+
+func (f *faults) name(field, s string, limit int) {
+	switch {
+	case s == "":
+		f.add(field, "is empty; give it a name")
+	case len(s) > limit:
+		f.add(field, "is %d bytes long; use at most %d", len(s), limit)
+	case !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl):
+		f.add(field, "%q has control characters; use printable ones", s)
+	}
+}
+
+// checkInstance reports everything that is wrong with an instance.
+func checkInstance(in *weft.Instance) error {
+	var f faults
+	f.name("service.name", in.Service.Name, maxName)
+	f.name("service.namespace", in.Service.Namespace, maxName)
+	f.name("id", in.ID, maxID)
+	f.name("node", in.Node, maxName)
+	if in.Port < 0 || in.Port > 65535 {
+		f.add("port", "%d is no port; use 1 to 65535, or 0 for none", in.Port)
+	}
+	if in.Address != "" {
+		f.name("address", in.Address, maxID)
+	}
+	for _, w := range []struct {
+		field string
+		value int
+	}{{"weights.passing", in.Weights.Passing}, {"weights.warning", in.Weights.Warning}} {
+		if w.value < 0 || w.value > 65535 {
+			f.add(w.field, "%d is out of range; use 1 to 65535", w.value)
+		}
+	}
+	if in.MeshAddr != "" {
+		if _, _, err := net.SplitHostPort(in.MeshAddr); err != nil {
+			f.add("meshAddr", "%q is not host:port", in.MeshAddr)
+		}
+	}
+	f.checks(in.Checks)
+	return f.err("register", "instance "+in.Service.Name+"/"+in.ID)
+}
+
+func checkNode(n *weft.Node) error {
+	var f faults
+	f.name("name", n.Name, maxName)
+	f.name("address", n.Address, maxID)
+	f.checks(n.Checks)
+	return f.err("register", "node "+n.Name)
+}
+
+// checkCheck reports everything that is wrong with a check that comes alone.
+func checkCheck(c *weft.Check) error {
+	var f faults
+	f.check("", c)
+	return f.err("register", "check "+c.ID)
+}
+
+func (f *faults) checks(checks []weft.Check) {
+	seen := make(map[string]bool, len(checks))
+	for i := range checks {
+		field := fmt.Sprintf("checks[%d].", i)
+		f.check(field, &checks[i])
+		if seen[checks[i].ID] {
+			f.add(field+"id", "%q stands twice; give each check its own id, or none", checks[i].ID)
+		}
+		seen[checks[i].ID] = true
+	}
+}
+
+func (f *faults) check(field string, c *weft.Check) {
+	f.name(field+"id", c.ID, maxID+len("service::99"))
+	switch c.Kind {
+	case weft.HTTPCheck:
+		u, err := url.Parse(c.Target)
+		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			f.add(field+"target", "%q is no URL; use one such as \"http://127.0.0.1:8080/health\"", c.Target)
+		}
+		f.interval(field, c)
+	case weft.TCPCheck:
+		if _, port, err := net.SplitHostPort(c.Target); err != nil || port == "" {
+			f.add(field+"target", "%q is not host:port", c.Target)
+		}
+		f.interval(field, c)
+	case weft.TTLCheck, weft.LeaseCheck:
+		if c.TTL <= 0 {
+			f.add(field+"ttl", "%s must be greater than 0; use a time such as \"30s\"", c.TTL)
+		}
+	case weft.MaintenanceCheck, weft.StaticCheck:
+	default:
+		f.add(field+"kind", "%q is unknown; use http, tcp, ttl, lease or static", string(c.Kind))
+	}
+	if c.Status > weft.Maintenance {
+		f.add(field+"status", "is unknown; use passing, warning or critical")
+	}
+	if c.DeregisterAfter < 0 {
+		f.add(field+"deregisterAfter", "%s is negative; use a time such as \"1m\", or 0 for never", c.DeregisterAfter)
+	}
+	if c.SuccessBeforePassing < 0 || c.FailuresBeforeWarning < 0 || c.FailuresBeforeCritical < 0 {
+		f.add(field+"thresholds", "are negative; use counts from 0")
+	}
+}
+
+func (f *faults) interval(field string, c *weft.Check) {
+	if c.Interval <= 0 {
+		f.add(field+"interval", "%s must be greater than 0; use a time such as \"10s\"", c.Interval)
+	}
+	if c.Timeout < 0 {
+		f.add(field+"timeout", "%s is negative; use a time such as \"5s\"", c.Timeout)
+	}
+}
+
+// ownInstance returns a copy of in that shares no memory with the caller's, in the
+// form in which it comes back from the store, with defaults in place.
+func ownInstance(in weft.Instance, node string) *weft.Instance {
+	in.Service = weft.NewServiceName(in.Service.Namespace, in.Service.Name)
+	if in.Node == "" {
+		in.Node = node
+	}
+	if in.ID == "" {
+		in.ID = in.Service.Name
+	}
+	in.CreateIndex, in.ModifyIndex = 0, 0
+	in.Tags = ownSlice(in.Tags)
+	in.Labels = ownMap(in.Labels)
+	in.TaggedAddresses = ownMap(in.TaggedAddresses)
+	in.Checks = ownChecks(in.Checks)
+	nameChecks(&in)
+	return &in
+}
+
+// nameChecks gives ids and names to the checks that have none, and sorts them.
+func nameChecks(in *weft.Instance) {
+	for i := range in.Checks {
+		c := &in.Checks[i]
+		if c.ID == "" {
+			c.ID = "service:" + in.ID
+			if len(in.Checks) > 1 {
+				c.ID += ":" + strconv.Itoa(i+1)
+			}
+		}
+		if c.Name == "" {
+			c.Name = "Service '" + in.Service.Name + "' check"
+		}
+	}
+	sortChecks(in.Checks)
+}
+
+func sortChecks(checks []weft.Check) {
+	slices.SortStableFunc(checks, func(a, b weft.Check) int { return strings.Compare(a.ID, b.ID) })
+}
+
+// ownChecks is like ownInstance, for checks.
+func ownChecks(checks []weft.Check) []weft.Check {
+	checks = ownSlice(checks)
+	for i := range checks {
+		c := &checks[i]
+		c.CreateIndex, c.ModifyIndex = 0, 0
+		c.Output = shortOutput(c.Output)
+		c.Header = ownMap(c.Header)
+		for name, values := range c.Header {
+			c.Header[name] = slices.Clone(values)
+		}
+	}
+	return checks
+}
+
+// shortOutput bounds a check's output, and makes it the text that JSON can hold.
+func shortOutput(s string) string {
+	if len(s) > maxOutput {
+		s = s[:maxOutput]
+	}
+	return strings.ToValidUTF8(s, "?") // one byte for one or more: never longer
+}
+
+func ownSlice[T any](s []T) []T {
+	if len(s) == 0 {
+		return nil
+	}
+	return slices.Clone(s)
+}
+
+func ownMap[V any](m map[string]V) map[string]V {
+	if len(m) == 0 {
+		return nil
+	}
+	return maps.Clone(m)
+}

@@ -1,0 +1,386 @@
+package registry
+
+import (
+	"cmp"
+	"encoding/json"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/store"
+)
+
+// view is the catalogue in memory. Only the registry's loop changes it, by the
+// store's events in revision order; so the loop may read it without the lock.
+type view struct {
+	mu sync.RWMutex
+	state
+}
+
+// state is what the records and cells up to revision rev say.
+type state struct {
+	rev      int64
+	services map[weft.ServiceName]*serviceEntry // tombstones included
+	nodes    map[string]*nodeEntry              // tombstones included
+	// indexes of the topics of the same names
+	servicesX, nodesX, instancesX uint64
+}
+
+// serviceEntry is one service. It is immutable, but for its cache.
+type serviceEntry struct {
+	index     uint64
+	instances []*weft.Instance // sorted by node and id
+	tags      []string         // sorted union
+
+	endpoints atomic.Pointer[[]weft.Endpoint] // made when first asked for, under view.mu
+}
+
+// nodeEntry is one node. Its fields are guarded by view.mu.
+type nodeEntry struct {
+	index     uint64
+	node      *weft.Node                // nil when it is not there
+	instances map[string]*weft.Instance // by id
+	checks    map[string]string         // check id -> instance id, "" for the node's own
+
+	sorted atomic.Pointer[[]*weft.Instance] // by id; made when first asked for
+}
+
+func newState() state {
+	return state{services: make(map[weft.ServiceName]*serviceEntry), nodes: make(map[string]*nodeEntry)}
+}
+
+// edits are changes to the instances of one service; nil takes one away.
+type edits map[weft.InstanceKey]*weft.Instance
+
+var noService serviceEntry
+
+// with returns the entry after some edits.
+func (e *serviceEntry) with(ed edits) *serviceEntry {
+	if e == nil {
+		e = &noService
+	}
+	if len(ed) == 0 {
+		return &serviceEntry{index: e.index, instances: e.instances, tags: e.tags}
+	}
+	next := &serviceEntry{index: e.index, instances: make([]*weft.Instance, 0, len(e.instances)+len(ed))}
+	sameTags := len(e.instances) > 0
+	for _, in := range e.instances {
+		edit, edited := ed[in.Key()]
+		if !edited {
+			next.instances = append(next.instances, in)
+		} else if edit == nil || !containsAll(edit.Tags, in.Tags) {
+			sameTags = false // a tag may have gone
+		}
+	}
+	added := make([]*weft.Instance, 0, len(ed))
+	for _, in := range ed {
+		if in != nil {
+			added = append(added, in)
+			sameTags = sameTags && containsAll(e.tags, in.Tags)
+		}
+	}
+	next.instances = mergeByKey(next.instances, added)
+	if sameTags {
+		next.tags = e.tags
+	} else {
+		next.tags = unionTags(next.instances)
+	}
+	return next
+}
+
+// mergeByKey merges added into sorted, which has room for it.
+func mergeByKey(sorted, added []*weft.Instance) []*weft.Instance {
+	slices.SortFunc(added, byKey)
+	i, k := len(sorted)-1, len(added)-1
+	sorted = sorted[:len(sorted)+len(added)]
+	for to := len(sorted) - 1; k >= 0; to-- {
+		if i >= 0 && byKey(sorted[i], added[k]) > 0 {
+			sorted[to] = sorted[i]
+			i--
+		} else {
+			sorted[to] = added[k]
+			k--
+		}
+	}
+	return sorted
+}
+
+func byKey(a, b *weft.Instance) int {
+	return cmp.Or(strings.Compare(a.Node, b.Node), strings.Compare(a.ID, b.ID))
+}
+
+func containsAll(set, all []string) bool {
+	for _, s := range all {
+		if !slices.Contains(set, s) {
+			return false
+		}
+	}
+	return true
+}
+
+func unionTags(instances []*weft.Instance) []string {
+	set := make(map[string]bool)
+	for _, in := range instances {
+		for _, tag := range in.Tags {
+			set[tag] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(set))
+}
+
+// sameInMap reports whether Services lists both entries in the same way.
+func sameInMap(a, b *serviceEntry) bool {
+	if a == nil {
+		a = &noService
+	}
+	return (len(a.instances) > 0) == (len(b.instances) > 0) && slices.Equal(a.tags, b.tags)
+}
+
+// decoded is one event of the store in the registry's words: exactly one of
+// instance, node and topic is meant, by its kind.
+type decoded struct {
+	kind     recordKind
+	rev      uint64
+	key      weft.InstanceKey // ID is empty for a node
+	instance *weft.Instance   // nil when deleted
+	node     *weft.Node       // nil when deleted
+	topic    Topic            // of a cell
+}
+
+type recordKind uint8
+
+const (
+	instanceKind recordKind = iota
+	nodeKind
+	cellKind
+)
+
+// decode reads an event. A record that cannot be read stays in the store, and is
+// logged; the rest of the catalogue must not be lost with it.
+func decode(ev store.Event, log *slog.Logger) (d decoded, ok bool) {
+	d.rev = uint64(ev.ModRev)
+	if key, isInstance := parseInstanceRecord(ev.Key); isInstance {
+		d.kind, d.key = instanceKind, key
+		if ev.Deleted {
+			return d, true
+		}
+		in := new(weft.Instance)
+		if err := json.Unmarshal(ev.Value, in); err != nil {
+			log.Error("registry: instance record cannot be read", "key", ev.Key, "error", err)
+			return d, false
+		}
+		in.Node, in.ID = key.Node, key.ID
+		in.CreateIndex, in.ModifyIndex = uint64(ev.CreateRev), d.rev
+		dateChecks(in.Checks, d.rev)
+		d.instance = in
+		return d, true
+	}
+	if name, isNode := parseNodeRecord(ev.Key); isNode {
+		d.kind, d.key = nodeKind, weft.InstanceKey{Node: name}
+		if ev.Deleted {
+			return d, true
+		}
+		n := new(weft.Node)
+		if err := json.Unmarshal(ev.Value, n); err != nil {
+			log.Error("registry: node record cannot be read", "key", ev.Key, "error", err)
+			return d, false
+		}
+		n.Name, n.CreateIndex, n.ModifyIndex = name, uint64(ev.CreateRev), d.rev
+		dateChecks(n.Checks, d.rev)
+		d.node = n
+		return d, true
+	}
+	d.kind = cellKind
+	d.topic, ok = parseCell(ev.Key)
+	return d, ok
+}
+
+// dateChecks gives the indexes to the checks that changed with their record: a
+// record is written before its revision is known, and so with zeros there.
+func dateChecks(checks []weft.Check, rev uint64) {
+	for i := range checks {
+		if checks[i].CreateIndex == 0 {
+			checks[i].CreateIndex = rev
+		}
+		if checks[i].ModifyIndex == 0 {
+			checks[i].ModifyIndex = rev
+		}
+	}
+}
+
+// change is what a batch of events did.
+type change struct {
+	topics map[Topic]bool
+	owners map[weft.InstanceKey][]weft.Check // instances and nodes (ID "") with their checks now; nil when gone
+}
+
+// apply brings the state forward by events, which are whole revisions.
+func (s *state) apply(rev int64, events []decoded) change {
+	c := change{topics: make(map[Topic]bool), owners: make(map[weft.InstanceKey][]weft.Check)}
+	touched := make(map[weft.ServiceName]edits)
+	for i := range events {
+		ev := &events[i]
+		switch ev.kind {
+		case instanceKind:
+			s.applyInstance(ev, touched, &c)
+		case nodeKind:
+			s.applyNode(ev, &c)
+		}
+	}
+	for name, ed := range touched {
+		s.services[name] = s.services[name].with(ed)
+	}
+	// Indexes last: they are set on the new entries.
+	for i := range events {
+		s.applyIndex(&events[i], &c)
+	}
+	s.rev = rev
+	return c
+}
+
+func (s *state) applyInstance(ev *decoded, touched map[weft.ServiceName]edits, c *change) {
+	n := s.nodeEntry(ev.key.Node)
+	if old := n.instances[ev.key.ID]; old != nil {
+		editsOf(touched, old.Service)[ev.key] = nil
+		n.dropChecks(ev.key.ID, old.Checks)
+	}
+	n.sorted.Store(nil)
+	if ev.instance == nil {
+		delete(n.instances, ev.key.ID)
+		c.owners[ev.key] = nil
+		return
+	}
+	n.instances[ev.key.ID] = ev.instance
+	n.addChecks(ev.key.ID, ev.instance.Checks)
+	editsOf(touched, ev.instance.Service)[ev.key] = ev.instance
+	c.owners[ev.key] = ev.instance.Checks
+}
+
+func editsOf(touched map[weft.ServiceName]edits, n weft.ServiceName) edits {
+	ed := touched[n]
+	if ed == nil {
+		ed = make(edits)
+		touched[n] = ed
+	}
+	return ed
+}
+
+func (s *state) applyNode(ev *decoded, c *change) {
+	n := s.nodeEntry(ev.key.Node)
+	if n.node != nil {
+		n.dropChecks("", n.node.Checks)
+	}
+	n.node = ev.node
+	c.owners[ev.key] = nil
+	if ev.node != nil {
+		n.addChecks("", ev.node.Checks)
+		c.owners[ev.key] = ev.node.Checks
+	}
+}
+
+// applyIndex moves the indexes that an event stands for.
+func (s *state) applyIndex(ev *decoded, c *change) {
+	switch {
+	case ev.kind == cellKind:
+		s.setIndex(ev.topic, ev.rev, c)
+	case ev.instance != nil:
+		s.setIndex(ServiceTopic(ev.instance.Service), ev.rev, c)
+		s.setIndex(NodeTopic(ev.key.Node), ev.rev, c)
+		s.setIndex(InstancesTopic(), ev.rev, c)
+	case ev.node != nil:
+		s.setIndex(NodeTopic(ev.key.Node), ev.rev, c)
+	}
+}
+
+func (s *state) setIndex(t Topic, rev uint64, c *change) {
+	c.topics[t] = true
+	switch t.kind {
+	case serviceTopic:
+		e := s.services[t.service()]
+		if e == nil || e.index < rev { // a new entry: readers may hold the old one
+			e = e.with(nil)
+			e.index = rev
+			s.services[t.service()] = e
+		}
+	case nodeTopic:
+		n := s.nodeEntry(t.name)
+		n.index = max(n.index, rev)
+	case servicesTopic:
+		s.servicesX = max(s.servicesX, rev)
+	case nodesTopic:
+		s.nodesX = max(s.nodesX, rev)
+	case instancesTopic:
+		s.instancesX = max(s.instancesX, rev)
+	}
+}
+
+// index returns the index of a topic; 1 when it never changed.
+func (v *view) index(t Topic) uint64 {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.indexLocked(t)
+}
+
+func (s *state) indexLocked(t Topic) uint64 {
+	var index uint64
+	switch t.kind {
+	case serviceTopic:
+		if e := s.services[t.service()]; e != nil {
+			index = e.index
+		}
+	case nodeTopic:
+		if n := s.nodes[t.name]; n != nil {
+			index = n.index
+		}
+	case servicesTopic:
+		index = s.servicesX
+	case nodesTopic:
+		index = s.nodesX
+	case instancesTopic:
+		index = s.instancesX
+	}
+	return max(index, 1)
+}
+
+func (s *state) nodeEntry(name string) *nodeEntry {
+	n := s.nodes[name]
+	if n == nil {
+		n = &nodeEntry{instances: make(map[string]*weft.Instance), checks: make(map[string]string)}
+		s.nodes[name] = n
+	}
+	return n
+}
+
+func (n *nodeEntry) addChecks(instance string, checks []weft.Check) {
+	for i := range checks {
+		n.checks[checks[i].ID] = instance
+	}
+}
+
+func (n *nodeEntry) dropChecks(instance string, checks []weft.Check) {
+	for i := range checks {
+		if n.checks[checks[i].ID] == instance { // else it went to another one
+			delete(n.checks, checks[i].ID)
+		}
+	}
+}
+
+// instance returns an instance, nil when it is not there.
+func (s *state) instance(k weft.InstanceKey) *weft.Instance {
+	if n := s.nodes[k.Node]; n != nil {
+		return n.instances[k.ID]
+	}
+	return nil
+}
+
+// node returns a node, nil when it is not there.
+func (s *state) node(name string) *weft.Node {
+	if n := s.nodes[name]; n != nil {
+		return n.node
+	}
+	return nil
+}

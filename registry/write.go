@@ -1,0 +1,378 @@
+package registry
+
+import (
+	"context"
+	"slices"
+
+	"github.com/weftmesh/weft"
+)
+
+// Register writes an instance; one of the same node and id is replaced. An empty
+// Node means the own node, an empty ID the service's name. Checks without an id
+// get "service:<ID>", or "service:<ID>:1", ":2", … when there are several. What is
+// the same already is not written, and the service's present index is returned.
+//
+// The given Status of a check stands until its first result. A check that the
+// instance has already, of the same kind and target, keeps its status; but for a
+// TTL or lease check a better given status than critical is taken as a report.
+// Maintenance checks stay until Maintain ends them.
+func (r *Registry) Register(ctx context.Context, in weft.Instance) (index uint64, err error) {
+	own := ownInstance(in, r.node)
+	if err := checkInstance(own); err != nil {
+		return 0, err
+	}
+	err = r.do(ctx, "register", "instance "+own.Service.Name+"/"+own.ID, func(d *draft) error {
+		return planRegister(d, own)
+	})
+	if err != nil {
+		return 0, err
+	}
+	for i := range own.Checks {
+		c := &own.Checks[i]
+		if !reported(c.Kind) || c.Status >= weft.Critical {
+			continue
+		}
+		// What was the same was not written, and is a renewal all the same.
+		if err := r.Report(ctx, own.Node, c.ID, c.Status, c.Output); err != nil {
+			return 0, err
+		}
+	}
+	return r.view.index(ServiceTopic(own.Service)), nil
+}
+
+func planRegister(d *draft, own *weft.Instance) error {
+	thing := "instance " + own.Service.Name + "/" + own.ID
+	if d.node(own.Node) == nil {
+		return weft.Errorf(weft.Invalid, "register", thing, "node: there is no node %q; register the node first", own.Node)
+	}
+	key := own.Key()
+	if err := freeChecks(d, key, own.Checks, "register", thing); err != nil {
+		return err
+	}
+	in := *own
+	if old := d.instance(key); old != nil {
+		in.Checks = takeOver(own.Checks, old.Checks)
+	} else {
+		in.Checks = slices.Clone(own.Checks)
+	}
+	return d.putInstance(&in)
+}
+
+// takeOver returns the given checks with what they keep of the old ones.
+func takeOver(given, old []weft.Check) []weft.Check {
+	checks := slices.Clone(given)
+	for i := range checks {
+		if before := findCheck(old, checks[i].ID); before != nil {
+			keepStatus(&checks[i], before)
+		}
+	}
+	for i := range old {
+		if old[i].Kind == weft.MaintenanceCheck && findCheck(checks, old[i].ID) == nil {
+			checks = append(checks, old[i])
+		}
+	}
+	sortChecks(checks)
+	return checks
+}
+
+// keepStatus lets a check that is registered again keep what is known of it.
+func keepStatus(c, before *weft.Check) {
+	if c.Kind != before.Kind || c.Target != before.Target {
+		return
+	}
+	probed := c.Kind == weft.HTTPCheck || c.Kind == weft.TCPCheck
+	if probed || reported(c.Kind) && (c.Status >= weft.Critical || c.Status == before.Status) {
+		c.Status, c.Output = before.Status, before.Output
+	}
+}
+
+// reported says whether checks of this kind are told by Report.
+func reported(k weft.CheckKind) bool { return k == weft.TTLCheck || k == weft.LeaseCheck }
+
+// freeChecks refuses check ids that something else on the node has already: Report
+// and RemoveCheck would not know which one is meant.
+func freeChecks(d *draft, key weft.InstanceKey, checks []weft.Check, op, thing string) error {
+	for i := range checks {
+		o := d.owner(checkKey{key.Node, checks[i].ID})
+		if !o.ok || o.instance == key.ID {
+			continue
+		}
+		holder := "instance " + o.instance
+		if o.instance == "" {
+			holder = "the node itself"
+		}
+		return weft.Errorf(weft.Conflict, op, thing,
+			"check id %q is used by %s on node %s already; leave the id out, or choose another", checks[i].ID, holder, key.Node)
+	}
+	return nil
+}
+
+func findCheck(checks []weft.Check, id string) *weft.Check {
+	for i := range checks {
+		if checks[i].ID == id {
+			return &checks[i]
+		}
+	}
+	return nil
+}
+
+// Deregister removes an instance, and returns the index of its service. The error
+// is of Kind NotFound when it is not there.
+func (r *Registry) Deregister(ctx context.Context, key weft.InstanceKey) (uint64, error) {
+	key = r.onOwnNode(key)
+	var service weft.ServiceName
+	err := r.do(ctx, "deregister", "instance "+key.ID, func(d *draft) error {
+		in := d.instance(key)
+		if in == nil {
+			return noInstance("deregister", key)
+		}
+		service = in.Service
+		d.deleteInstance(key)
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	return r.view.index(ServiceTopic(service)), nil
+}
+
+func (r *Registry) onOwnNode(key weft.InstanceKey) weft.InstanceKey {
+	if key.Node == "" {
+		key.Node = r.node
+	}
+	return key
+}
+
+func noInstance(op string, key weft.InstanceKey) error {
+	return weft.Errorf(weft.NotFound, op, "instance "+key.ID, "there is no such instance on node %s", key.Node)
+}
+
+func noNode(op, name string) error {
+	return weft.Errorf(weft.NotFound, op, "node "+name, "there is no such node")
+}
+
+// RegisterNode writes a node, and returns the index of NodeTopic. An empty ID, an
+// empty Address and nil Checks leave what the node has.
+func (r *Registry) RegisterNode(ctx context.Context, n weft.Node) (uint64, error) {
+	n.CreateIndex, n.ModifyIndex = 0, 0
+	n.Labels = ownMap(n.Labels)
+	given := n.Checks != nil
+	n.Checks = ownChecks(n.Checks)
+	for i := range n.Checks {
+		nameNodeCheck(&n.Checks[i])
+	}
+	sortChecks(n.Checks)
+	err := r.do(ctx, "register", "node "+n.Name, func(d *draft) error {
+		next := n
+		next.Checks = slices.Clone(n.Checks)
+		if old := d.node(n.Name); old != nil {
+			next.ID, next.Address = orElse(n.ID, old.ID), orElse(n.Address, old.Address)
+			if given {
+				next.Checks = takeOver(next.Checks, old.Checks)
+			} else {
+				next.Checks = slices.Clone(old.Checks)
+			}
+		}
+		if err := checkNode(&next); err != nil {
+			return err
+		}
+		if err := freeChecks(d, weft.InstanceKey{Node: n.Name}, next.Checks, "register", "node "+n.Name); err != nil {
+			return err
+		}
+		return d.putNode(&next)
+	})
+	if err != nil {
+		return 0, err
+	}
+	return r.view.index(NodeTopic(n.Name)), nil
+}
+
+func orElse(s, otherwise string) string {
+	if s == "" {
+		return otherwise
+	}
+	return s
+}
+
+// DeregisterNode removes a node and every instance on it, at one index, which is
+// returned. The own node cannot be removed.
+func (r *Registry) DeregisterNode(ctx context.Context, name string) (uint64, error) {
+	if name == r.node {
+		return 0, weft.Errorf(weft.Invalid, "deregister", "node "+name, "it is the node of this server")
+	}
+	err := r.do(ctx, "deregister", "node "+name, func(d *draft) error {
+		if d.node(name) == nil {
+			return noNode("deregister", name)
+		}
+		for _, key := range d.instancesOn(name) {
+			d.deleteInstance(key)
+		}
+		d.deleteNode(name)
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	return r.view.index(NodeTopic(name)), nil
+}
+
+// AddCheck adds or replaces a check of an instance, or of the node when key.ID is
+// empty. Without an id the check gets "service:<ID>", on a node its own name.
+func (r *Registry) AddCheck(ctx context.Context, key weft.InstanceKey, c weft.Check) error {
+	key = r.onOwnNode(key)
+	c = ownChecks([]weft.Check{c})[0]
+	if c.ID == "" && key.ID != "" {
+		c.ID = "service:" + key.ID
+	}
+	nameNodeCheck(&c)
+	if err := checkCheck(&c); err != nil {
+		return err
+	}
+	return r.do(ctx, "add", "check "+c.ID, func(d *draft) error { return planCheck(d, key, c) })
+}
+
+func nameNodeCheck(c *weft.Check) {
+	c.ID, c.Name = orElse(c.ID, c.Name), orElse(c.Name, c.ID)
+}
+
+// SetCheck adds or replaces the check checkID of a node: an instance's check when
+// one of the node's instances has a check of that id, else a check of the node
+// itself.
+func (r *Registry) SetCheck(ctx context.Context, node, checkID string, c weft.Check) error {
+	node = orElse(node, r.node)
+	c = ownChecks([]weft.Check{c})[0]
+	c.ID = checkID
+	nameNodeCheck(&c)
+	if err := checkCheck(&c); err != nil {
+		return err
+	}
+	return r.do(ctx, "set", "check "+checkID, func(d *draft) error {
+		o := d.owner(checkKey{node, checkID})
+		return planCheck(d, weft.InstanceKey{Node: node, ID: o.instance}, c)
+	})
+}
+
+// planCheck adds or replaces a check of the instance or node key.
+func planCheck(d *draft, key weft.InstanceKey, c weft.Check) error {
+	if err := freeChecks(d, key, []weft.Check{c}, "add", "check "+c.ID); err != nil {
+		return err
+	}
+	return editChecks(d, key, "add", func(checks []weft.Check) []weft.Check {
+		if before := findCheck(checks, c.ID); before != nil {
+			keepStatus(&c, before)
+			*before = c
+			return checks
+		}
+		checks = append(checks, c)
+		sortChecks(checks)
+		return checks
+	})
+}
+
+// editChecks changes the checks of an instance, or of a node when key.ID is empty.
+// edit gets a copy.
+func editChecks(d *draft, key weft.InstanceKey, op string, edit func([]weft.Check) []weft.Check) error {
+	if key.ID != "" {
+		in := d.instance(key)
+		if in == nil {
+			return noInstance(op, key)
+		}
+		next := *in
+		next.Checks = ownSlice(edit(slices.Clone(in.Checks)))
+		return d.putInstance(&next)
+	}
+	n := d.node(key.Node)
+	if n == nil {
+		return noNode(op, key.Node)
+	}
+	next := *n
+	next.Checks = ownSlice(edit(slices.Clone(n.Checks)))
+	return d.putNode(&next)
+}
+
+// RemoveCheck removes a check of the node or of one of its instances. The error is
+// of Kind NotFound when there is none.
+func (r *Registry) RemoveCheck(ctx context.Context, node, checkID string) error {
+	node = orElse(node, r.node)
+	return r.do(ctx, "remove", "check "+checkID, func(d *draft) error {
+		o := d.owner(checkKey{node, checkID})
+		if !o.ok {
+			return noCheck("remove", node, checkID)
+		}
+		return editChecks(d, weft.InstanceKey{Node: node, ID: o.instance}, "remove", without(checkID))
+	})
+}
+
+func without(checkID string) func([]weft.Check) []weft.Check {
+	return func(checks []weft.Check) []weft.Check {
+		return slices.DeleteFunc(checks, func(c weft.Check) bool { return c.ID == checkID })
+	}
+}
+
+func noCheck(op, node, checkID string) error {
+	return weft.Errorf(weft.NotFound, op, "check "+checkID, "there is no such check on node %s", node)
+}
+
+// Report tells the result of a TTL or lease check, and so renews it. Only a change
+// of status is written, with its output. The error is of Kind NotFound when there
+// is no such check.
+func (r *Registry) Report(ctx context.Context, node, checkID string, status weft.Health, output string) error {
+	key := checkKey{orElse(node, r.node), checkID}
+	if status > weft.Critical {
+		return weft.Errorf(weft.Invalid, "report", "check "+checkID, "status: %s is not reported; use passing, warning or critical", status)
+	}
+	kind, changed := r.checks.report(key, status)
+	switch {
+	case kind == "":
+		return noCheck("report", key.node, checkID)
+	case !reported(kind):
+		return weft.Errorf(weft.Invalid, "report", "check "+checkID, "it is of kind %s; only ttl and lease checks are reported", kind)
+	case !changed:
+		return nil
+	}
+	return r.setStatus(ctx, key, status, output, nil)
+}
+
+// setStatus writes a status. still, when it is not nil, is asked in the loop
+// whether the reason for it still holds.
+func (r *Registry) setStatus(ctx context.Context, key checkKey, status weft.Health, output string, still func(*weft.Check) bool) error {
+	return r.do(ctx, "report", "check "+key.id, func(d *draft) error {
+		o := d.owner(key)
+		if !o.ok {
+			return noCheck("report", key.node, key.id)
+		}
+		return editChecks(d, weft.InstanceKey{Node: key.node, ID: o.instance}, "report", func(checks []weft.Check) []weft.Check {
+			c := findCheck(checks, key.id)
+			if c.Status != status && (still == nil || still(c)) {
+				c.Status, c.Output = status, shortOutput(output)
+			}
+			return checks
+		})
+	})
+}
+
+const (
+	nodeMaintenance     = "_node_maintenance"
+	instanceMaintenance = "_service_maintenance:" // + instance id
+	noReason            = "Maintenance mode is on; no reason was given."
+)
+
+// Maintain takes an instance (or, when key.ID is empty, a node) out of service by
+// a critical check, or puts it back. The ids of the checks are the ones by which
+// Consul's clients know them.
+func (r *Registry) Maintain(ctx context.Context, key weft.InstanceKey, on bool, reason string) error {
+	key = r.onOwnNode(key)
+	c := weft.Check{
+		ID: nodeMaintenance, Name: "Node Maintenance Mode", Kind: weft.MaintenanceCheck,
+		Notes: orElse(reason, noReason), Status: weft.Critical,
+	}
+	if key.ID != "" {
+		c.ID, c.Name = instanceMaintenance+key.ID, "Service Maintenance Mode"
+	}
+	return r.do(ctx, "maintain", key.Node+"/"+key.ID, func(d *draft) error {
+		if !on {
+			return editChecks(d, key, "maintain", without(c.ID))
+		}
+		return planCheck(d, key, c)
+	})
+}
