@@ -29,6 +29,7 @@ import (
 	"github.com/weftmesh/weft/client"
 	"github.com/weftmesh/weft/control"
 	"github.com/weftmesh/weft/registry"
+	"github.com/weftmesh/weft/telemetry/collect"
 )
 
 // maxBody bounds what is read of a request.
@@ -36,13 +37,14 @@ const maxBody = 4 << 20
 
 // Config of the API.
 type Config struct {
-	Registry *registry.Registry
-	Control  *control.Control
+	Registry  *registry.Registry
+	Control   *control.Control
+	Collector *collect.Collector
 	// Hosts are names and addresses by which this server may be called beside
 	// the loopback ones: "weft.example.com", "10.0.0.5".
 	Hosts     []string
 	Listeners []client.Listener // of the whole server, for status
-	Started   time.Time
+	Started   time.Time         // of the server; when New was called if zero
 	Logger    *slog.Logger
 }
 
@@ -50,6 +52,9 @@ type Config struct {
 func New(c Config) http.Handler {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Started.IsZero() {
+		c.Started = time.Now()
 	}
 	a := &api{c}
 	mux := http.NewServeMux()
@@ -64,6 +69,8 @@ func New(c Config) http.Handler {
 	handle("POST /api/resources", a.apply)
 	handle("DELETE /api/resources/{kind}/{namespace}/{name}", a.delete)
 	handle("POST /api/explain", a.explain)
+	handle("GET /api/traces", a.traces)
+	handle("GET /api/traces/{id}", a.trace)
 	handle("GET /api/status", a.status)
 	handle("/", func(r *http.Request) (any, error) {
 		return nil, weft.Errorf(weft.NotFound, "answer", r.Method+" "+r.URL.Path, "the weft API has no such call")

@@ -102,21 +102,20 @@ type caller struct {
 	isGateway bool
 }
 
-// caller finds who from is: a connected gateway, a registered service, or, when
-// it is empty, the client of the gateway that host and port lead to, else nobody
-// that is known.
+// caller finds who from is: a connected gateway, or a registered service. When it
+// is empty, it is the client of the gateway that the URL leads to, else somebody
+// in the mesh without an identity.
 func (a *api) caller(from, host string, port uint16) (caller, error) {
-	for _, p := range a.Control.Proxies() {
-		if p.Role != "gateway" {
-			continue
-		}
-		named := from != "" && (from == p.Gateway || from == p.Service.Name || from == p.Service.String())
-		if named || from == "" && a.listensAt(p, host, port) {
+	if from == "" {
+		if p, ok := a.gatewayAt(host, port); ok {
 			return caller{identity: p.Identity, gateway: p.Gateway, isGateway: true}, nil
 		}
-	}
-	if from == "" {
 		return caller{namespace: weft.DefaultNamespace}, nil
+	}
+	for _, p := range a.Control.Proxies() {
+		if p.Role == gatewayRole && (from == p.Gateway || from == p.Service.Name || from == p.Service.String()) {
+			return caller{identity: p.Identity, gateway: p.Gateway, isGateway: true}, nil
+		}
 	}
 	n, ok := weft.ParseHost(strings.ToLower(from), "")
 	instances, _ := a.Registry.Instances(n)
@@ -131,6 +130,33 @@ func (a *api) caller(from, host string, port uint16) (caller, error) {
 		}
 	}
 	return out, nil
+}
+
+const gatewayRole = "gateway"
+
+// gatewayAt finds the connected gateway to which a URL leads: one that registered
+// itself at host and port, or else, when no service of the mesh has that host's
+// name, one with rules for it.
+func (a *api) gatewayAt(host string, port uint16) (control.ProxyStatus, bool) {
+	var gateways []control.ProxyStatus
+	for _, p := range a.Control.Proxies() {
+		if p.Role != gatewayRole {
+			continue
+		}
+		if a.listensAt(p, host, port) {
+			return p, true
+		}
+		gateways = append(gateways, p)
+	}
+	if len(gateways) == 0 || a.Control.Mesh(weft.DefaultNamespace, host).Hosts[host] != nil {
+		return control.ProxyStatus{}, false
+	}
+	for _, p := range gateways {
+		if edge := a.Control.GatewaySnapshot(p.Gateway).Gateway; edge != nil && edge.Lookup(host) != nil {
+			return p, true
+		}
+	}
+	return control.ProxyStatus{}, false
 }
 
 // listensAt reports whether gateway p takes requests at host and port, as it

@@ -3,7 +3,6 @@ package cli
 import (
 	"fmt"
 	"strconv"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -15,13 +14,14 @@ const screenWidth = 100
 
 func (a *app) traces() *cobra.Command {
 	var q client.TraceQuery
-	var since time.Duration
 	cmd := &cobra.Command{
 		Use:   "traces [ID]",
 		Short: "List traces, or draw one as a waterfall",
 		Long: `List the newest traces that the server holds; with the ID of one, draw its spans
 as a waterfall: what called what, when each began, how long it took and how it
-ended.`,
+ended.
+
+Flags choose traces in which one span fits all of them.`,
 		Example: `  weft traces
   weft traces --service order-service --errors --since 10m
   weft traces 4bf92f3577b34da6a3ce929d0e0e4736`,
@@ -29,10 +29,10 @@ ended.`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	f := cmd.Flags()
-	f.StringVar(&q.Service, "service", "", "only traces that touch this `service`")
-	f.DurationVar(&since, "since", 0, "only traces that began within this `time`, as 10m")
-	f.DurationVar(&q.MinDuration, "min-duration", 0, "only traces that took at least this `time`")
-	f.BoolVar(&q.Errors, "errors", false, "only traces with a failed span")
+	f.StringVar(&q.Service, "service", "", "with a span of this `service`")
+	f.DurationVar(&q.Since, "since", 0, "with a span that began within this `time`, as 10m")
+	f.DurationVar(&q.MinDuration, "min-duration", 0, "with a span that took at least this `time`")
+	f.BoolVar(&q.Errors, "errors", false, "with a span that failed")
 	f.IntVar(&q.Limit, "limit", 20, "at most so many, up to 1000")
 	// It fails only for a flag that does not exist.
 	_ = cmd.RegisterFlagCompletionFunc("service", a.ask(a.completeServices))
@@ -44,9 +44,6 @@ ended.`,
 		if q.Limit < 1 || q.Limit > 1000 {
 			return usagef("--limit %d: want 1 to 1000", q.Limit)
 		}
-		if since > 0 {
-			q.Since = time.Now().Add(-since)
-		}
 		list, err := a.client().Traces(cmd.Context(), q)
 		if err != nil {
 			return err
@@ -54,13 +51,20 @@ ended.`,
 		if out.value == "json" {
 			return printJSON(a.out, list)
 		}
-		t := newTable(a.out, "", "ID", "START", "DURATION", "SPANS", "ERRORS", "SERVICE", "OPERATION")
+		t := newTable(a.out, "", "ID", "START", "DURATION", "SPANS", "STATUS", "SERVICE", "OPERATION")
 		for _, s := range list {
-			t.row("", s.ID, timestamp(s.Start), millis(s.DurationMS), strconv.Itoa(s.Spans), number(s.Errors), s.Service, s.Operation)
+			t.row("", s.ID, timestamp(s.Start), millis(s.DurationMS), strconv.Itoa(s.Spans), traceStatus(&s), s.Service, s.Operation)
 		}
 		return t.flush()
 	}
 	return cmd
+}
+
+func traceStatus(s *client.TraceSummary) string {
+	if s.Error {
+		return "error"
+	}
+	return "ok"
 }
 
 func (a *app) trace(cmd *cobra.Command, id, format string) error {

@@ -18,7 +18,8 @@
 //	POST   /api/resources                              ApplyRequest -> ApplyResult
 //	DELETE /api/resources/{kind}/{namespace}/{name}    204
 //	POST   /api/explain                                ExplainRequest -> Explanation
-//	GET    /api/traces?service=S&since=T&limit=N       []TraceSummary
+//	GET    /api/traces?service=S&since=10m&limit=20    []TraceSummary
+//	       also minDuration=50ms, errors=true
 //	GET    /api/traces/{id}                            Trace
 //	GET    /api/status                                 Status
 //
@@ -171,8 +172,8 @@ func (c *Client) Explain(ctx context.Context, r ExplainRequest) (*Explanation, e
 func (c *Client) Traces(ctx context.Context, q TraceQuery) ([]TraceSummary, error) {
 	var out []TraceSummary
 	pairs := []string{"service", q.Service}
-	if !q.Since.IsZero() {
-		pairs = append(pairs, "since", q.Since.Format(time.RFC3339Nano))
+	if q.Since > 0 {
+		pairs = append(pairs, "since", q.Since.String())
 	}
 	if q.MinDuration > 0 {
 		pairs = append(pairs, "minDuration", q.MinDuration.String())
