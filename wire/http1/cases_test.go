@@ -30,7 +30,7 @@ type wireCase struct {
 	want   []string
 }
 
-func readCases(t *testing.T, file string) []wireCase {
+func readCases(t testing.TB, file string) []wireCase {
 	t.Helper()
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -66,7 +66,7 @@ func readCases(t *testing.T, file string) []wireCase {
 	return cases
 }
 
-func wireLine(t *testing.T, file string, n int, text string) string {
+func wireLine(t testing.TB, file string, n int, text string) string {
 	t.Helper()
 	text, whole := strings.CutSuffix(text, `\c`)
 	out, err := strconv.Unquote(`"` + strings.ReplaceAll(text, `"`, `\"`) + `"`)

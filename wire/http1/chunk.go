@@ -99,8 +99,6 @@ func (d *ChunkDecoder) control(c byte) fault {
 	switch d.state {
 	case chunkSize:
 		return d.sizeByte(c)
-	case chunkSpace:
-		return d.spaceByte(c)
 	case chunkExt:
 		return d.extensionByte(c)
 	case chunkSizeLF:
@@ -142,28 +140,9 @@ func (d *ChunkDecoder) sizeByte(c byte) fault {
 		d.state = chunkSizeLF
 	case c == ';':
 		d.state = chunkExt
-	case c == ' ' || c == '\t':
-		d.state = chunkSpace
-		d.extension++
 	default:
-		return badChunkSize
-	}
-	return ok
-}
-
-// spaceByte takes whitespace before ";" (RFC 9112 §7.1.1); without ";" it is no
-// part of the grammar.
-func (d *ChunkDecoder) spaceByte(c byte) fault {
-	switch c {
-	case ';':
-		d.state = chunkExt
-	case ' ', '\t':
-		if d.extension++; d.extension > chunkExtensionBytes {
-			return badChunkExtension
-		}
-	case '\n':
-		return bareLF
-	default:
+		// Whitespace before ";" too: RFC 9112 §7.1.1 allows it, net/http and others
+		// do not read it as we would.
 		return badChunkSize
 	}
 	return ok
@@ -235,8 +214,8 @@ func (d *ChunkDecoder) trailer(buf []byte) (int, fault) {
 // keepTrailer judges a complete line at the end of trailers, and leaves it there
 // in canonical form or removes it.
 func (d *ChunkDecoder) keepTrailer(line []byte) fault {
-	field, _, f := scanField(line, 0)
-	if f != ok {
+	var field Field
+	if _, f := field.scan(line, 0); f != ok {
 		return f
 	}
 	name, value := int(field.nameLen), int(field.valLen)

@@ -87,7 +87,7 @@ func TestChunkLimits(t *testing.T) {
 	for _, c := range []struct{ name, body, want string }{
 		{"an extension of 1 KiB", chunk(strings.Repeat("e", 1024), "x") + "0\r\n\r\n", ""},
 		{"a longer extension", chunk(strings.Repeat("e", 1025), "x") + "0\r\n\r\n", "400 bad_chunk_extension"},
-		{"whitespace without end", "1" + strings.Repeat(" ", 1025), "400 bad_chunk_extension"},
+		{"an extension without end", "1;" + strings.Repeat(" ", 1025), "400 bad_chunk_extension"},
 		{"long extensions with little data", strings.Repeat(chunk(long, "x"), 17), "400 chunk_overhead"},
 		{"long extensions with much data", strings.Repeat(chunk(long, strings.Repeat("x", 8000)), 100) + "0\r\n\r\n", ""},
 		{"short extensions", strings.Repeat(chunk("e", "x"), 5000) + "0\r\n\r\n", ""},

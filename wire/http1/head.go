@@ -171,15 +171,20 @@ func (h *Head) parseFields(buf []byte, p, most int) (int, fault) {
 		if len(h.Fields) >= most {
 			return p, tooManyFields
 		}
-		field, next, f := scanField(buf, p)
+		n := len(h.Fields)
+		if n < cap(h.Fields) {
+			h.Fields = h.Fields[:n+1]
+		} else {
+			h.Fields = append(h.Fields, Field{})
+		}
+		next, f := h.Fields[n].scan(buf, p)
 		if f != ok {
-			if f == obsFold && len(h.Fields) == 0 {
+			if f == obsFold && n == 0 {
 				f = leadingSpace
 			}
 			return next, f
 		}
-		h.Fields = append(h.Fields, field)
-		h.note(field.ID)
+		h.note(h.Fields[n].ID)
 		p = next
 	}
 }
@@ -194,9 +199,10 @@ func (h *Head) note(id FieldID) {
 	}
 }
 
-// scanField reads the field line at buf[p:]. It returns the offset of the next
-// line, or of the fault.
-func scanField(buf []byte, p int) (Field, int, fault) {
+// scan reads the field line at buf[p:] into f. It returns the offset of the next
+// line, or of the fault. (Filled in place: returning a Field costs more than the
+// rest of a short line.)
+func (f *Field) scan(buf []byte, p int) (int, fault) {
 	start := p
 	var class uint8
 	for p < len(buf) {
@@ -208,10 +214,10 @@ func scanField(buf []byte, p int) (Field, int, fault) {
 		p++
 	}
 	if p >= len(buf) {
-		return Field{}, start, incomplete
+		return start, incomplete
 	}
 	if buf[p] != ':' || p == start {
-		return Field{}, p, nameFault(buf, start, p)
+		return p, nameFault(buf, start, p)
 	}
 	name := buf[start:p]
 	p++
@@ -221,33 +227,28 @@ func scanField(buf []byte, p int) (Field, int, fault) {
 	val := p
 	p = skipText(buf, p)
 	if p >= len(buf) {
-		return Field{}, start, incomplete
+		return start, incomplete
 	}
 	if buf[p] != '\r' {
-		return Field{}, p, textFault(buf[p])
+		return p, textFault(buf[p])
 	}
 	if p+1 >= len(buf) {
-		return Field{}, start, incomplete
+		return start, incomplete
 	}
 	if buf[p+1] != '\n' {
-		return Field{}, p, bareCR
+		return p, bareCR
 	}
 	end := p
 	for end > val && (buf[end-1] == ' ' || buf[end-1] == '\t') {
 		end--
 	}
 	if len(name) > 1<<16-1 {
-		return Field{}, start, headTooLarge
+		return start, headTooLarge
 	}
-	id, drop := identify(name, class)
-	return Field{
-		nameOff: uint32(start),
-		valOff:  uint32(val),
-		valLen:  uint32(end - val),
-		nameLen: uint16(len(name)),
-		ID:      id,
-		Drop:    drop,
-	}, p + 2, ok
+	f.nameOff, f.nameLen = uint32(start), uint16(len(name))
+	f.valOff, f.valLen = uint32(val), uint32(end-val)
+	f.ID, f.Drop = identify(name, class)
+	return p + 2, ok
 }
 
 // nameFault says what is wrong with a field name that began at start and broke

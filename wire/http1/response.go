@@ -83,7 +83,7 @@ func (r *Response) statusLine(buf []byte) (int, fault) {
 		return 0, notHTTP
 	}
 	if len(buf) <= status {
-		return 0, shortStatusLine(buf)
+		return 0, statusLineFault(buf)
 	}
 	switch string(buf[:version]) {
 	case "HTTP/1.1 ":
@@ -91,10 +91,7 @@ func (r *Response) statusLine(buf []byte) (int, fault) {
 	case "HTTP/1.0 ":
 		r.Minor = 0
 	default:
-		if isVersion(buf[:version-1]) && buf[version-1] == ' ' {
-			return 0, unsupportedVersion
-		}
-		return 0, badStatusLine
+		return 0, statusLineFault(buf)
 	}
 	a, b, c := buf[version], buf[version+1], buf[version+2]
 	if !isDigit(a) || !isDigit(b) || !isDigit(c) || a == '0' {
@@ -126,12 +123,19 @@ func (r *Response) statusLine(buf []byte) (int, fault) {
 	return p + 2, ok
 }
 
-// shortStatusLine judges what is too short to be a status line.
-func shortStatusLine(buf []byte) fault {
-	if bytes.IndexByte(buf, '\n') >= 0 {
+// statusLineFault judges a line that is too short or of another version.
+func statusLineFault(buf []byte) fault {
+	line, _, complete := bytes.Cut(buf, []byte("\n"))
+	const version = len("HTTP/1.1")
+	switch {
+	case !complete:
+		return incomplete
+	case len(line) <= version || line[version] != ' ' || !isVersion(line[:version]):
 		return badStatusLine
+	case line[5] == '1' && line[7] <= '1':
+		return badStatus
 	}
-	return incomplete
+	return unsupportedVersion
 }
 
 // framing decides how the body is delimited (RFC 9112 §6.3).
