@@ -28,6 +28,17 @@ func (w walker) supported(d protoreflect.Descriptor, path string) bool {
 	return !l.refused
 }
 
+// emptyList complains of a list without elements, which protobuf takes for none.
+// In a rule of authorization that would widen it to everybody: what a template
+// rendered from an empty set must not do.
+func (w walker) emptyList(fd protoreflect.FieldDescriptor, path string) {
+	if fd.FullName().Parent().Parent() == securityPkg && fd.FullName() != securityPkg+".AuthorizationPolicy.rules" {
+		w.errorf(path, "leave it out to ask nothing", "the list is empty, and would fit everything")
+		return
+	}
+	w.warnf(path, "", "the list is empty, which is the same as no list")
+}
+
 // fieldNames are the fields that are worth naming as a mend.
 func fieldNames(md protoreflect.MessageDescriptor) []string {
 	var names []string
@@ -40,84 +51,84 @@ func fieldNames(md protoreflect.MessageDescriptor) []string {
 }
 
 const (
-	networkingPkg = "istio.networking.v1alpha3."
-	securityPkg   = "istio.security.v1beta1."
+	networkingPkg = "istio.networking.v1alpha3"
+	securityPkg   = "istio.security.v1beta1"
 )
 
 // limits is by the full name of the descriptor. An enum's values are named
 // beside their enum, not inside it, as protobuf does.
 var limits = map[protoreflect.FullName]limit{
-	networkingPkg + "VirtualService.tls":                {refused: true},
-	networkingPkg + "VirtualService.tcp":                {refused: true},
-	networkingPkg + "Destination.port":                  {mend: "an instance is called on the port that it registered"},
-	networkingPkg + "HTTPRoute.delegate":                {refused: true},
-	networkingPkg + "HTTPRoute.fault":                   {refused: true},
-	networkingPkg + "HTTPRoute.mirror":                  {refused: true},
-	networkingPkg + "HTTPRoute.mirrors":                 {refused: true},
-	networkingPkg + "HTTPRoute.mirror_percent":          {refused: true},
-	networkingPkg + "HTTPRoute.mirror_percentage":       {refused: true},
-	networkingPkg + "HTTPRoute.cors_policy":             {refused: true},
-	networkingPkg + "HTTPMatchRequest.port":             {refused: true},
-	networkingPkg + "HTTPMatchRequest.source_labels":    {refused: true},
-	networkingPkg + "HTTPMatchRequest.source_namespace": {refused: true},
-	networkingPkg + "HTTPMatchRequest.stat_prefix":      {mend: "metrics name the services"},
-	networkingPkg + "HTTPRedirect.prefix_rewrite":       {refused: true},
-	networkingPkg + "HTTPRedirect.FROM_REQUEST_PORT":    {refused: true},
-	networkingPkg + "HTTPRewrite.uri_regex_rewrite":     {refused: true},
-	networkingPkg + "HTTPRetry.backoff":                 {refused: true},
-	networkingPkg + "HTTPRetry.retry_remote_localities": {refused: true},
+	networkingPkg + ".VirtualService.tls":                {refused: true},
+	networkingPkg + ".VirtualService.tcp":                {refused: true},
+	networkingPkg + ".Destination.port":                  {mend: "an instance is called on the port that it registered"},
+	networkingPkg + ".HTTPRoute.delegate":                {refused: true},
+	networkingPkg + ".HTTPRoute.fault":                   {refused: true},
+	networkingPkg + ".HTTPRoute.mirror":                  {refused: true},
+	networkingPkg + ".HTTPRoute.mirrors":                 {refused: true},
+	networkingPkg + ".HTTPRoute.mirror_percent":          {refused: true},
+	networkingPkg + ".HTTPRoute.mirror_percentage":       {refused: true},
+	networkingPkg + ".HTTPRoute.cors_policy":             {refused: true},
+	networkingPkg + ".HTTPMatchRequest.port":             {refused: true},
+	networkingPkg + ".HTTPMatchRequest.source_labels":    {refused: true},
+	networkingPkg + ".HTTPMatchRequest.source_namespace": {refused: true},
+	networkingPkg + ".HTTPMatchRequest.stat_prefix":      {mend: "metrics name the services"},
+	networkingPkg + ".HTTPRedirect.prefix_rewrite":       {refused: true},
+	networkingPkg + ".HTTPRedirect.FROM_REQUEST_PORT":    {refused: true},
+	networkingPkg + ".HTTPRewrite.uri_regex_rewrite":     {refused: true},
+	networkingPkg + ".HTTPRetry.backoff":                 {refused: true},
+	networkingPkg + ".HTTPRetry.retry_remote_localities": {refused: true},
 
-	networkingPkg + "DestinationRule.workload_selector":                          {refused: true},
-	networkingPkg + "TrafficPolicy.port_level_settings":                          {refused: true, mend: "an instance has one port: put them into trafficPolicy itself"},
-	networkingPkg + "TrafficPolicy.tunnel":                                       {refused: true},
-	networkingPkg + "TrafficPolicy.proxy_protocol":                               {refused: true},
-	networkingPkg + "TrafficPolicy.retry_budget":                                 {refused: true, mend: "retries always have a budget of 20 %"},
-	networkingPkg + "LoadBalancerSettings.consistent_hash":                       {refused: true},
-	networkingPkg + "LoadBalancerSettings.locality_lb_setting":                   {refused: true},
-	networkingPkg + "LoadBalancerSettings.zone_aware_lb_setting":                 {refused: true},
-	networkingPkg + "LoadBalancerSettings.warmup":                                {refused: true},
-	networkingPkg + "LoadBalancerSettings.warmup_duration_secs":                  {refused: true},
-	networkingPkg + "LoadBalancerSettings.PASSTHROUGH":                           {refused: true},
-	networkingPkg + "ConnectionPoolSettings.TCPSettings.tcp_keepalive":           {refused: true},
-	networkingPkg + "ConnectionPoolSettings.TCPSettings.max_connection_duration": {refused: true},
-	networkingPkg + "ConnectionPoolSettings.TCPSettings.idle_timeout":            {refused: true, mend: "write connectionPool.http.idleTimeout"},
-	networkingPkg + "ConnectionPoolSettings.HTTPSettings.max_retries":            {refused: true, mend: "retries always have a budget of 20 %"},
-	networkingPkg + "ConnectionPoolSettings.HTTPSettings.h2_upgrade_policy":      {mend: "it is about HTTP/2"},
-	networkingPkg + "ConnectionPoolSettings.HTTPSettings.use_client_protocol":    {mend: "it is about HTTP/2"},
-	networkingPkg + "ConnectionPoolSettings.HTTPSettings.max_concurrent_streams": {mend: "it is about HTTP/2"},
-	networkingPkg + "ConnectionPoolSettings.HTTPSettings.http2_keep_alive":       {mend: "it is about HTTP/2"},
-	networkingPkg + "OutlierDetection.consecutive_errors":                        {refused: true, mend: "write consecutive5xxErrors or consecutiveGatewayErrors"},
-	networkingPkg + "OutlierDetection.split_external_local_origin_errors":        {refused: true},
-	networkingPkg + "OutlierDetection.consecutive_local_origin_failures":         {refused: true, mend: "consecutiveGatewayErrors counts broken connections too"},
-	networkingPkg + "OutlierDetection.outlier_detection_http_error_codes":        {refused: true},
-	networkingPkg + "ClientTLSSettings.DISABLE":                                  {refused: true, mend: "leave tls out: weft uses mTLS wherever a sidecar is"},
-	networkingPkg + "ClientTLSSettings.SIMPLE":                                   {refused: true},
-	networkingPkg + "ClientTLSSettings.MUTUAL":                                   {refused: true},
-	networkingPkg + "ClientTLSSettings.client_certificate":                       {refused: true},
-	networkingPkg + "ClientTLSSettings.private_key":                              {refused: true},
-	networkingPkg + "ClientTLSSettings.ca_certificates":                          {refused: true},
-	networkingPkg + "ClientTLSSettings.credential_name":                          {refused: true},
-	networkingPkg + "ClientTLSSettings.subject_alt_names":                        {refused: true},
-	networkingPkg + "ClientTLSSettings.sni":                                      {refused: true},
-	networkingPkg + "ClientTLSSettings.insecure_skip_verify":                     {refused: true},
-	networkingPkg + "ClientTLSSettings.ca_crl":                                   {refused: true},
+	networkingPkg + ".DestinationRule.workload_selector":                          {refused: true},
+	networkingPkg + ".TrafficPolicy.port_level_settings":                          {refused: true, mend: "an instance has one port: put them into trafficPolicy itself"},
+	networkingPkg + ".TrafficPolicy.tunnel":                                       {refused: true},
+	networkingPkg + ".TrafficPolicy.proxy_protocol":                               {refused: true},
+	networkingPkg + ".TrafficPolicy.retry_budget":                                 {refused: true, mend: "retries always have a budget of 20 %"},
+	networkingPkg + ".LoadBalancerSettings.consistent_hash":                       {refused: true},
+	networkingPkg + ".LoadBalancerSettings.locality_lb_setting":                   {refused: true},
+	networkingPkg + ".LoadBalancerSettings.zone_aware_lb_setting":                 {refused: true},
+	networkingPkg + ".LoadBalancerSettings.warmup":                                {refused: true},
+	networkingPkg + ".LoadBalancerSettings.warmup_duration_secs":                  {refused: true},
+	networkingPkg + ".LoadBalancerSettings.PASSTHROUGH":                           {refused: true},
+	networkingPkg + ".ConnectionPoolSettings.TCPSettings.tcp_keepalive":           {refused: true},
+	networkingPkg + ".ConnectionPoolSettings.TCPSettings.max_connection_duration": {refused: true},
+	networkingPkg + ".ConnectionPoolSettings.TCPSettings.idle_timeout":            {refused: true, mend: "write connectionPool.http.idleTimeout"},
+	networkingPkg + ".ConnectionPoolSettings.HTTPSettings.max_retries":            {refused: true, mend: "retries always have a budget of 20 %"},
+	networkingPkg + ".ConnectionPoolSettings.HTTPSettings.h2_upgrade_policy":      {mend: "it is about HTTP/2"},
+	networkingPkg + ".ConnectionPoolSettings.HTTPSettings.use_client_protocol":    {mend: "it is about HTTP/2"},
+	networkingPkg + ".ConnectionPoolSettings.HTTPSettings.max_concurrent_streams": {mend: "it is about HTTP/2"},
+	networkingPkg + ".ConnectionPoolSettings.HTTPSettings.http2_keep_alive":       {mend: "it is about HTTP/2"},
+	networkingPkg + ".OutlierDetection.consecutive_errors":                        {refused: true, mend: "write consecutive5xxErrors or consecutiveGatewayErrors"},
+	networkingPkg + ".OutlierDetection.split_external_local_origin_errors":        {refused: true},
+	networkingPkg + ".OutlierDetection.consecutive_local_origin_failures":         {refused: true, mend: "consecutiveGatewayErrors counts broken connections too"},
+	networkingPkg + ".OutlierDetection.outlier_detection_http_error_codes":        {refused: true},
+	networkingPkg + ".ClientTLSSettings.DISABLE":                                  {refused: true, mend: "leave tls out: weft uses mTLS wherever a sidecar is"},
+	networkingPkg + ".ClientTLSSettings.SIMPLE":                                   {refused: true},
+	networkingPkg + ".ClientTLSSettings.MUTUAL":                                   {refused: true},
+	networkingPkg + ".ClientTLSSettings.client_certificate":                       {refused: true},
+	networkingPkg + ".ClientTLSSettings.private_key":                              {refused: true},
+	networkingPkg + ".ClientTLSSettings.ca_certificates":                          {refused: true},
+	networkingPkg + ".ClientTLSSettings.credential_name":                          {refused: true},
+	networkingPkg + ".ClientTLSSettings.subject_alt_names":                        {refused: true},
+	networkingPkg + ".ClientTLSSettings.sni":                                      {refused: true},
+	networkingPkg + ".ClientTLSSettings.insecure_skip_verify":                     {refused: true},
+	networkingPkg + ".ClientTLSSettings.ca_crl":                                   {refused: true},
 
-	networkingPkg + "Gateway.selector":        {mend: "a gateway is started with the name of its Gateway"},
-	networkingPkg + "Server.bind":             {refused: true, mend: "a gateway's address is given when it is started"},
-	networkingPkg + "Server.tls":              {refused: true},
-	networkingPkg + "Server.default_endpoint": {refused: true},
-	networkingPkg + "Port.target_port":        {refused: true},
+	networkingPkg + ".Gateway.selector":        {mend: "a gateway is started with the name of its Gateway"},
+	networkingPkg + ".Server.bind":             {refused: true, mend: "a gateway's address is given when it is started"},
+	networkingPkg + ".Server.tls":              {refused: true},
+	networkingPkg + ".Server.default_endpoint": {refused: true},
+	networkingPkg + ".Port.target_port":        {refused: true},
 
-	securityPkg + "AuthorizationPolicy.targetRef":           {refused: true, mend: "write a selector"},
-	securityPkg + "AuthorizationPolicy.targetRefs":          {refused: true, mend: "write a selector"},
-	securityPkg + "AuthorizationPolicy.CUSTOM":              {refused: true},
-	securityPkg + "AuthorizationPolicy.provider":            {refused: true},
-	securityPkg + "Source.request_principals":               {refused: true},
-	securityPkg + "Source.not_request_principals":           {refused: true},
-	securityPkg + "Source.remote_ip_blocks":                 {refused: true, mend: "ipBlocks is the address of the connection"},
-	securityPkg + "Source.not_remote_ip_blocks":             {refused: true, mend: "notIpBlocks is the address of the connection"},
-	securityPkg + "Source.trust_domains":                    {refused: true, mend: "write principals: [\"<trust domain>/*\"]"},
-	securityPkg + "Source.not_trust_domains":                {refused: true, mend: "write notPrincipals: [\"<trust domain>/*\"]"},
-	securityPkg + "PeerAuthentication.MutualTLS.PERMISSIVE": {refused: true, mend: "write STRICT: a sidecar takes mTLS only"},
-	securityPkg + "PeerAuthentication.MutualTLS.DISABLE":    {refused: true, mend: "write STRICT: a sidecar takes mTLS only"},
+	securityPkg + ".AuthorizationPolicy.targetRef":           {refused: true, mend: "write a selector"},
+	securityPkg + ".AuthorizationPolicy.targetRefs":          {refused: true, mend: "write a selector"},
+	securityPkg + ".AuthorizationPolicy.CUSTOM":              {refused: true},
+	securityPkg + ".AuthorizationPolicy.provider":            {refused: true},
+	securityPkg + ".Source.request_principals":               {refused: true},
+	securityPkg + ".Source.not_request_principals":           {refused: true},
+	securityPkg + ".Source.remote_ip_blocks":                 {refused: true, mend: "ipBlocks is the address of the connection"},
+	securityPkg + ".Source.not_remote_ip_blocks":             {refused: true, mend: "notIpBlocks is the address of the connection"},
+	securityPkg + ".Source.trust_domains":                    {refused: true, mend: "write principals: [\"<trust domain>/*\"]"},
+	securityPkg + ".Source.not_trust_domains":                {refused: true, mend: "write notPrincipals: [\"<trust domain>/*\"]"},
+	securityPkg + ".PeerAuthentication.MutualTLS.PERMISSIVE": {refused: true, mend: "write STRICT: a sidecar takes mTLS only"},
+	securityPkg + ".PeerAuthentication.MutualTLS.DISABLE":    {refused: true, mend: "write STRICT: a sidecar takes mTLS only"},
 }

@@ -96,12 +96,9 @@ func (p *parsing) read(r *report, res *Resource, root *node) {
 		r.lines[f.name] = f.line
 	}
 	meta := root.get("metadata")
-	r.source.Kind = root.str("kind")
-	if meta != nil {
-		r.source.Name, r.source.Namespace = meta.str("name"), meta.str("namespace")
-	}
-	if r.source.Namespace == "" {
-		r.source.Namespace = weft.DefaultNamespace
+	if meta != nil && meta.str("name") != "" { // without a name, problems name the place only
+		r.source.Kind, r.source.Name = root.str("kind"), meta.str("name")
+		r.source.Namespace = cmp.Or(meta.str("namespace"), weft.DefaultNamespace)
 	}
 	for _, f := range root.fields {
 		if !slices.Contains(topFields, f.name) && !slices.Contains(topDropped, f.name) {
@@ -230,7 +227,7 @@ func (p *parsing) once(r *report, res *Resource) {
 	key := res.Kind + " " + res.Namespace + "/" + res.Name
 	first, twice := p.first[key]
 	if twice && res.Name != "" {
-		r.errorf("metadata.name", "the first is at "+first.Position(), "it is written twice")
+		r.errorf("metadata.name", "the first is at "+first.Position(), "the resource is written twice")
 		return
 	}
 	p.first[key] = res.Source
@@ -265,11 +262,12 @@ func (w walker) spec(n *node, k *kind, res *Resource) {
 }
 
 // sameplace reports whether a problem of form at said may be the cause of one of
-// meaning at path: it is inside it, or beside it in the same object.
+// meaning at path: one is inside the other, or beside it in the same object.
 func sameplace(said, path string) bool {
-	rest, inside := strings.CutPrefix(said, path)
-	if inside && (rest == "" || rest[0] == '.' || rest[0] == '[') {
-		return true
+	inside := func(inner, outer string) bool {
+		rest, ok := strings.CutPrefix(inner, outer)
+		return ok && (rest == "" || rest[0] == '.' || rest[0] == '[')
 	}
-	return enclosing(said) == enclosing(path) && !strings.HasSuffix(said, "]")
+	beside := enclosing(said) == enclosing(path) && !strings.HasSuffix(said, "]")
+	return inside(said, path) || inside(path, said) || beside
 }

@@ -79,7 +79,7 @@ func findKind(apiVersion, name string) (k *kind, mend string) {
 			return nil, name + " is of apiVersion " + anyOf(k.apiVersions())
 		}
 		names = append(names, k.name)
-		known = append(known, k.name+" ("+strings.Join(k.apiVersions(), ", ")+")")
+		known = append(known, k.name+" ("+k.group+"/"+strings.Join(k.since, ", ")+")")
 	}
 	if best := nearest(name, names); best != "" {
 		return nil, fmt.Sprintf("did you mean %q?", best)

@@ -81,7 +81,7 @@ func (w walker) value(n *node, fd protoreflect.FieldDescriptor, path string) (an
 			return nil, false
 		}
 		if len(n.items) == 0 {
-			w.warnf(path, "", "the list is empty, which is the same as no list")
+			w.emptyList(fd, path)
 		}
 		out := []any{}
 		for i, item := range n.items {
@@ -205,7 +205,7 @@ func (w walker) enum(n *node, ed protoreflect.EnumDescriptor, path string) (any,
 				names = append(names, string(d.Name()))
 			}
 		}
-		w.errorf(path, "write "+anyOf(names), "unknown value %s", n)
+		w.errorf(path, "write "+anyOf(names), "unknown value %q", n.text)
 		return 0, false
 	}
 	return string(v.Name()), w.supported(v, path)

@@ -99,13 +99,16 @@ func documents(data []byte) []document {
 				break
 			}
 			if err != nil {
-				line, message := syntaxError(err)
+				line, message := part.syntaxError(err)
 				docs = append(docs, document{bad: []complaint{{part.line + line, message, ""}}})
 				break
 			}
 			e.bad = nil
 			d := document{root: e.expand(doc.Content[0], 0)}
 			d.bad = e.bad
+			if e.full {
+				d.root = nil // a part of it: what is missing there says nothing
+			}
 			if len(d.bad) > 0 || d.root.form != nothing {
 				docs = append(docs, d)
 			}
@@ -141,17 +144,28 @@ func splitDocuments(data []byte) []part {
 	return parts
 }
 
-var syntaxLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)`)
+var (
+	syntaxLine    = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)`)
+	unknownAnchor = regexp.MustCompile(`^unknown anchor '(.*)' referenced`)
+)
 
 // syntaxError takes apart the parser's error, which has no type. A missing line
-// is the first.
-func syntaxError(err error) (line int, message string) {
+// is the first, except for anchors, and those of the grammar count from 0.
+func (p part) syntaxError(err error) (line int, message string) {
 	m := syntaxLine.FindStringSubmatch(err.Error())
 	if m == nil {
 		return 1, "not YAML: " + err.Error()
 	}
 	line, _ = strconv.Atoi(m[1])
-	return max(line, 1), "not YAML: " + m[2]
+	if line > 0 && strings.HasPrefix(m[2], "did not find expected") {
+		line++
+	}
+	if a := unknownAnchor.FindStringSubmatch(m[2]); a != nil {
+		before, _, _ := bytes.Cut(p.data, []byte("*"+a[1]))
+		line = bytes.Count(before, []byte("\n")) + 1
+	}
+	last := bytes.Count(bytes.TrimRight(p.data, "\n"), []byte("\n")) + 1
+	return min(max(line, 1), last), "not YAML: " + m[2]
 }
 
 // expansion turns yaml.Nodes into nodes, within bounds.
