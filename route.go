@@ -192,6 +192,7 @@ type Destination struct {
 	// Unresolved is set when the destination cannot serve: "service X does not
 	// exist", "subset v2 is not defined". Its traffic gets 503 with this reason.
 	Unresolved string
+	host       string // Service.Host(), made once
 }
 
 // Redirect answers a rule's requests with a Location.
@@ -303,8 +304,10 @@ func NewRouteTable(host string, rules []Rule) (*RouteTable, error) {
 	for i := range rules {
 		r := &rules[i]
 		r.total = 0
-		for _, d := range r.Destinations {
+		for k := range r.Destinations {
+			d := &r.Destinations[k]
 			r.total += uint64(d.Weight)
+			d.host = d.Service.Host()
 		}
 		if len(r.Destinations) > 1 && r.total == 0 {
 			return nil, Errorf(Invalid, "compile route", host, "%s: the weights of its %d destinations are all zero", r.Name, len(r.Destinations))

@@ -205,7 +205,7 @@ func (s *Snapshot) Route(r *Request, random uint64) Decision {
 	if d.Destination == nil || d.Destination.Subset != "" {
 		return d
 	}
-	own := s.Hosts[d.Destination.Service.Host()]
+	own := s.Hosts[d.Destination.host]
 	if own == nil || len(own.Rules) == 0 {
 		return d
 	}
