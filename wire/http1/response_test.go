@@ -44,7 +44,9 @@ func checkSplitResponse(t *testing.T, wire []byte, method string) {
 	wantN, wantErr := whole.Parse(wire, []byte(method), nil)
 
 	var r Response
-	r.Parse([]byte("HTTP/1.1 101 Left\r\nConnection: upgrade\r\nUpgrade: x\r\nX-Long: "+strings.Repeat("y", 200)), nil, nil)
+	past := "HTTP/1.1 101 Left\r\nConnection: upgrade\r\nUpgrade: x\r\nX-Long: " + strings.Repeat("y", 200)
+	r.Parse([]byte(past+"\r\n\r\n"), nil, nil)
+	r.Parse([]byte(past), nil, nil)
 	n, err := 0, error(ErrIncomplete)
 	for i := 0; i <= len(wire) && err == ErrIncomplete; i++ {
 		n, err = r.Parse(wire[:i], []byte(method), nil)
