@@ -29,7 +29,7 @@ type virtualService struct {
 	*Resource
 	spec    *networking.VirtualService
 	private bool        // for clients in its namespace only
-	rules   []weft.Rule // as sidecars apply them
+	rules   []weft.Rule // as sidecars apply them, completed by weft.NewRouteTable
 }
 
 type authorization struct {
@@ -82,13 +82,22 @@ func (s *Set) addVirtualService(r *Resource, spec *networking.VirtualService) {
 	if !inMesh(spec.Gateways) {
 		return
 	}
-	v.rules = reached(compileRules(r, mesh))
+	v.rules = newTable("", reached(compileRules(r, mesh))).Rules
 	for _, host := range spec.Hosts {
 		name := fullName(host, r.Namespace)
 		if !slices.Contains(s.mesh[name], v) {
 			s.mesh[name] = append(s.mesh[name], v)
 		}
 	}
+}
+
+// newTable cannot fail: what weft.NewRouteTable refuses is no Resource.
+func newTable(host string, rules []weft.Rule) *weft.RouteTable {
+	table, err := weft.NewRouteTable(host, rules)
+	if err != nil {
+		return &weft.RouteTable{Host: host}
+	}
+	return table
 }
 
 // RouteTable returns the rules for a host as a client in namespace calls it, or
@@ -102,13 +111,7 @@ func (s *Set) RouteTable(host, namespace string) *weft.RouteTable {
 	if v == nil {
 		return nil
 	}
-	// A copy, as NewRouteTable completes the rules. It cannot fail: a resource
-	// whose weights are all zero is no Resource.
-	table, err := weft.NewRouteTable(strings.ToLower(host), slices.Clone(v.rules))
-	if err != nil {
-		return nil
-	}
-	return table
+	return &weft.RouteTable{Host: strings.ToLower(host), Rules: v.rules}
 }
 
 func (s *Set) route(host, namespace string) *virtualService {

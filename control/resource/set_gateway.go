@@ -41,10 +41,7 @@ func (s *Set) serve(name string, g *gateway) {
 		}
 	}
 	for _, h := range hosts {
-		// As in RouteTable, this cannot fail for Resources.
-		if table, err := weft.NewRouteTable(h, s.catchAllsLast(h, byHost[h])); err == nil {
-			g.tables = append(g.tables, table)
-		}
+		g.tables = append(g.tables, newTable(h, s.catchAllsLast(h, byHost[h])))
 	}
 }
 

@@ -106,10 +106,11 @@ func (s *Set) competingWarnings() weft.Problems {
 	return out
 }
 
-// unreachedWarnings are about rules all of whose requests an earlier one takes.
+// unreachedWarnings are about rules that get no request at any gateway: an
+// earlier rule takes all of theirs, or none of their blocks is for a gateway of
+// the VirtualService.
 func unreachedWarnings(v *virtualService) weft.Problems {
-	var out weft.Problems
-	warned := map[string]bool{}
+	reached, taken := map[string]bool{}, map[string]*weft.Rule{}
 	contexts := qualified(v.spec.Gateways, v.Namespace)
 	if len(contexts) == 0 {
 		contexts = []string{mesh}
@@ -117,15 +118,25 @@ func unreachedWarnings(v *virtualService) weft.Problems {
 	for _, gateway := range contexts {
 		rules := compileRules(v.Resource, gateway)
 		for i := range rules {
-			r := &rules[i]
-			if warned[r.Source.Field] {
-				continue
+			field := rules[i].Source.Field
+			if by := shadow(rules, i); by == nil {
+				reached[field] = true
+			} else if taken[field] == nil {
+				taken[field] = by
 			}
-			if by := shadow(rules, i); by != nil {
-				warned[r.Source.Field] = true
-				out = append(out, weft.Problem{Warning: true, Source: r.Source, Mend: "move it up, or take it out",
-					Message: fmt.Sprintf("the rule is never reached: its requests fit %s on line %d", by.Name, by.Source.Line)})
-			}
+		}
+	}
+	var out weft.Problems
+	for i := range v.spec.Http {
+		field := fmt.Sprintf("spec.http[%d]", i)
+		switch by := taken[field]; {
+		case reached[field]:
+		case by != nil:
+			out = append(out, v.warning(field, "move it up, or take it out",
+				"the rule is never reached: its requests fit %s on line %d", by.Name, by.Source.Line))
+		default:
+			out = append(out, v.warning(field, "name one that spec.gateways names",
+				"the rule is never reached: its matches are for other gateways than the VirtualService"))
 		}
 	}
 	return out
