@@ -195,12 +195,17 @@ func (d *ChunkDecoder) trailer(buf []byte) (int, fault) {
 	if d.lineRead += n; d.lineRead > trailerBytes {
 		return 0, trailersTooLarge
 	}
+	// The usual end, an empty line in one piece, needs no memory.
+	if complete && len(d.trailers) == d.kept && string(buf[:n]) == "\r\n" {
+		d.state = chunkDone
+		return n, ok
+	}
 	d.trailers = append(d.trailers, buf[:n]...)
 	if !complete {
 		return n, ok
 	}
 	line := d.trailers[d.kept:]
-	if len(line) == 2 && line[0] == '\r' {
+	if string(line) == "\r\n" {
 		d.trailers = d.trailers[:d.kept]
 		d.state = chunkDone
 		return n, ok

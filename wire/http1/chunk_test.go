@@ -1,6 +1,7 @@
 package http1
 
 import (
+	"bytes"
 	"fmt"
 	"strconv"
 	"strings"
@@ -132,6 +133,21 @@ func TestChunkEncoders(t *testing.T) {
 
 func TestChunksAllocateNothing(t *testing.T) {
 	body := []byte("400;a=b\r\n" + strings.Repeat("x", 1024) + "\r\n5\r\nhello\r\n0\r\nA:b\r\nHost: x\r\n\r\n")
+	plain := body[:bytes.Index(body, []byte("A:b"))]
+	plain = append(plain[:len(plain):len(plain)], "\r\n"...)
+	if n := testing.AllocsPerRun(100, func() {
+		var fresh ChunkDecoder
+		for rest, done := plain, false; !done; {
+			n, _, end, err := fresh.Next(rest)
+			if err != nil {
+				t.Error(err)
+			}
+			rest, done = rest[n:], end
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations by a fresh decoder of a body without trailers", n)
+	}
+
 	var d ChunkDecoder
 	out := make([]byte, 0, 4096)
 	if n := testing.AllocsPerRun(100, func() {

@@ -8,7 +8,9 @@ import "bytes"
 // digits. "//" and "%2F" stay: they may be names. The query is not part of a path.
 //
 // It returns path itself when that has the form already, else dst[:0] with the
-// result, which is never longer than path: a dst of that capacity never grows.
+// result, which is never longer than path: a dst of that capacity never grows. dst
+// and path must not share memory, so keep a dst of your own: the result may be path,
+// and as the next dst it would overwrite a buffer that is read from.
 //
 // The error is an *Error with status 400: a path that does not begin with "/"
 // (only "*" is allowed beside), climbs above the root, has a control byte, plain
