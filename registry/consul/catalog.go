@@ -1,0 +1,309 @@
+package consul
+
+import (
+	"net/http"
+	"slices"
+
+	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/registry"
+)
+
+// nodeCache remembers, for one answer, the nodes that its instances are on. A
+// reader takes the index first and the nodes later: what changes in between is
+// delivered again, and never missed.
+type nodeCache struct {
+	registry *registry.Registry
+	seen     map[string]*weft.Node
+}
+
+func (a *api) newNodeCache() *nodeCache {
+	return &nodeCache{registry: a.registry, seen: make(map[string]*weft.Node)}
+}
+
+// get returns nil when the node has gone.
+func (c *nodeCache) get(name string) *weft.Node {
+	n, ok := c.seen[name]
+	if !ok {
+		n, _, _ = c.registry.Node(name)
+		c.seen[name] = n
+	}
+	return n
+}
+
+// GET /v1/catalog/datacenters
+func (a *api) catalogDatacenters(w http.ResponseWriter, q *query) error {
+	return a.fixed(w, q, []string{a.registry.Datacenter()})
+}
+
+// GET /v1/catalog/nodes
+func (a *api) catalogNodes(w http.ResponseWriter, q *query) error {
+	fits, err := keep[nodeRecord](q)
+	if err != nil {
+		return err
+	}
+	return a.answer(w, q, view{topic: registry.NodesTopic(), part: true, build: func() (any, uint64) {
+		nodes, index := a.registry.Nodes()
+		out := make([]nodeRecord, 0, len(nodes))
+		for _, n := range nodes {
+			if r := a.nodeRecord(n); q.onNode(n) && fits(&r) {
+				out = append(out, r)
+			}
+		}
+		return out, index
+	}})
+}
+
+// GET /v1/catalog/services
+//
+// The plain form has an exact topic. A filter or node metadata look at instances,
+// and any of these may change the answer.
+func (a *api) catalogServices(w http.ResponseWriter, q *query) error {
+	if q.nodeMeta == nil && q.params.Get("filter") == "" {
+		return a.answer(w, q, view{topic: registry.ServicesTopic(), part: true, build: func() (any, uint64) {
+			services, index := a.registry.Services(q.namespace)
+			out := make(map[string][]string, len(services))
+			for name, tags := range services {
+				out[name] = orNone(tags)
+			}
+			return out, index
+		}})
+	}
+	fits, err := keep[catalogRecord](q)
+	if err != nil {
+		return err
+	}
+	return a.answer(w, q, view{topic: registry.InstancesTopic(), part: true, build: func() (any, uint64) {
+		instances, index := a.registry.AllInstances()
+		return a.tagsByService(q, instances, fits), index
+	}})
+}
+
+// tagsByService maps each service that has a fitting instance to the union of the
+// tags of those.
+func (a *api) tagsByService(q *query, instances []*weft.Instance, fits func(*catalogRecord) bool) map[string][]string {
+	nodes := a.newNodeCache()
+	out := make(map[string][]string)
+	for _, in := range instances {
+		n := nodes.get(in.Node)
+		if n == nil || in.Service.Namespace != q.namespace || !q.onNode(n) {
+			continue
+		}
+		if r := a.catalogRecord(n, in); fits(&r) {
+			out[in.Service.Name] = append(orNone(out[in.Service.Name]), in.Tags...)
+		}
+	}
+	for name, tags := range out {
+		slices.Sort(tags)
+		out[name] = slices.Compact(tags)
+	}
+	return out
+}
+
+// GET /v1/catalog/service/{name}
+func (a *api) catalogService(w http.ResponseWriter, q *query) error {
+	name, err := q.need("service name")
+	if err != nil {
+		return err
+	}
+	fits, err := keep[catalogRecord](q)
+	if err != nil {
+		return err
+	}
+	service := q.service(name)
+	return a.answer(w, q, view{topic: registry.ServiceTopic(service), part: true, build: func() (any, uint64) {
+		instances, index := a.registry.Instances(service)
+		nodes := a.newNodeCache()
+		out := make([]catalogRecord, 0, len(instances))
+		for _, in := range instances {
+			n := nodes.get(in.Node)
+			if n == nil || !q.tagged(in.Tags) || !q.onNode(n) {
+				continue
+			}
+			if r := a.catalogRecord(n, in); fits(&r) {
+				out = append(out, r)
+			}
+		}
+		return out, index
+	}})
+}
+
+// GET /v1/catalog/node/{name}. A node that is not there is null, which clients
+// read as "none".
+func (a *api) catalogNode(w http.ResponseWriter, q *query) error {
+	return a.servicesOfNode(w, q, func(n nodeRecord, services []serviceRecord) any {
+		byID := make(map[string]serviceRecord, len(services))
+		for _, s := range services {
+			byID[s.ID] = s
+		}
+		return nodeServices{Node: n, Services: byID}
+	})
+}
+
+// GET /v1/catalog/node-services/{name}
+func (a *api) catalogNodeServices(w http.ResponseWriter, q *query) error {
+	return a.servicesOfNode(w, q, func(n nodeRecord, services []serviceRecord) any {
+		return nodeServiceList{Node: n, Services: services}
+	})
+}
+
+func (a *api) servicesOfNode(w http.ResponseWriter, q *query, shape func(nodeRecord, []serviceRecord) any) error {
+	name, err := q.need("node name")
+	if err != nil {
+		return err
+	}
+	fits, err := keep[serviceRecord](q)
+	if err != nil {
+		return err
+	}
+	return a.answer(w, q, view{topic: registry.NodeTopic(name), part: true, build: func() (any, uint64) {
+		n, instances, index := a.registry.Node(name)
+		if n == nil {
+			return nil, index
+		}
+		services := make([]serviceRecord, 0, len(instances))
+		for _, in := range instances {
+			if r := newServiceRecord(in); in.Service.Namespace == q.namespace && fits(&r) {
+				services = append(services, r)
+			}
+		}
+		return shape(a.nodeRecord(n), services), index
+	}})
+}
+
+// catalogBody is the body of catalog/register.
+type catalogBody struct {
+	ID             string
+	Node           string
+	Address        string
+	NodeMeta       map[string]string
+	Datacenter     string
+	SkipNodeUpdate bool
+	Service        *struct {
+		Service string
+		serviceFields
+	}
+	Check  *checkBody
+	Checks []*checkBody
+}
+
+// PUT /v1/catalog/register
+//
+// Node, service and checks are written one after the other: when one fails, those
+// before it stay, and the client, which gets the error, sends all of it again.
+func (a *api) catalogRegister(w http.ResponseWriter, q *query) error {
+	var body catalogBody
+	if err := decode(w, q, &body); err != nil {
+		return err
+	}
+	if body.Node == "" || body.Address == "" {
+		return weft.Errorf(weft.Invalid, "register", body.Node, "Node and Address must be given")
+	}
+	if body.Datacenter != "" && body.Datacenter != a.registry.Datacenter() {
+		return noPath(body.Datacenter)
+	}
+	checks, err := body.checks()
+	if err != nil {
+		return err
+	}
+	var in *weft.Instance
+	if body.Service != nil {
+		if in, err = a.catalogInstance(q, &body); err != nil {
+			return err
+		}
+	}
+	ctx := q.request.Context()
+	if known, _, _ := a.registry.Node(body.Node); known == nil || !body.SkipNodeUpdate {
+		n := weft.Node{ID: body.ID, Name: body.Node, Address: body.Address, Labels: body.NodeMeta}
+		if _, err := a.registry.RegisterNode(ctx, n); err != nil {
+			return err
+		}
+	}
+	if in != nil {
+		in.Checks = checks[in.ID]
+		if known, _ := a.registry.Instance(in.Key()); known != nil {
+			in.Checks = keepUnnamed(in.Checks, known.Checks)
+		}
+		if _, err := a.registry.Register(ctx, *in); err != nil {
+			return err
+		}
+		delete(checks, in.ID)
+	}
+	for id, list := range checks {
+		for _, c := range list {
+			if err := a.registry.AddCheck(ctx, weft.InstanceKey{Node: body.Node, ID: id}, c); err != nil {
+				return err
+			}
+		}
+	}
+	return a.done(w, q)
+}
+
+func (a *api) catalogInstance(q *query, body *catalogBody) (*weft.Instance, error) {
+	if body.Service.Service == "" {
+		return nil, weft.Errorf(weft.Invalid, "register service", body.Service.ID, "missing Service, its name")
+	}
+	name := q.service(body.Service.Service)
+	if body.Service.Namespace != "" {
+		name.Namespace = body.Service.Namespace
+	}
+	in, err := body.Service.instance(name, "catalog")
+	in.Node = body.Node
+	return &in, err
+}
+
+// checks returns the checks by the instance's id; "" is the node. What is
+// registered in the catalogue is not probed: who registers it reports its status.
+func (b *catalogBody) checks() (map[string][]weft.Check, error) {
+	out := make(map[string][]weft.Check)
+	for _, body := range append([]*checkBody{b.Check}, b.Checks...) {
+		if body == nil {
+			continue
+		}
+		c := weft.Check{ID: body.id(), Name: body.Name, Notes: body.Notes, Kind: weft.StaticCheck, Output: clip(body.Output)}
+		if err := body.status(&c); err != nil {
+			return nil, err
+		}
+		if c.ID == "" {
+			c.ID = c.Name
+		}
+		out[body.ServiceID] = append(out[body.ServiceID], c)
+	}
+	return out, nil
+}
+
+// PUT /v1/catalog/deregister. What is not there is as good as removed.
+func (a *api) catalogDeregister(w http.ResponseWriter, q *query) error {
+	var body struct{ Node, ServiceID, CheckID, Datacenter string }
+	if err := decode(w, q, &body); err != nil {
+		return err
+	}
+	if body.Node == "" {
+		return weft.Errorf(weft.Invalid, "deregister", "", "missing Node")
+	}
+	if body.Datacenter != "" && body.Datacenter != a.registry.Datacenter() {
+		return noPath(body.Datacenter)
+	}
+	ctx := q.request.Context()
+	var err error
+	switch {
+	case body.ServiceID != "":
+		_, err = a.registry.Deregister(ctx, weft.InstanceKey{Node: body.Node, ID: body.ServiceID})
+	case body.CheckID != "":
+		err = a.registry.RemoveCheck(ctx, body.Node, body.CheckID)
+	default:
+		_, err = a.registry.DeregisterNode(ctx, body.Node)
+	}
+	if err != nil && weft.KindOf(err) != weft.NotFound {
+		return err
+	}
+	return a.done(w, q)
+}
+
+// done answers a write to the catalogue.
+func (a *api) done(w http.ResponseWriter, q *query) error {
+	b, err := q.marshal(true)
+	if err == nil {
+		writeJSON(w, http.StatusOK, b)
+	}
+	return err
+}

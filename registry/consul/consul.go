@@ -1,0 +1,253 @@
+// Package consul lets unmodified clients of Consul register with and read from
+// weft's registry: it serves the agent, catalog, health and status endpoints of
+// Consul's HTTP API under /v1/.
+//
+// A client sees one datacenter with one agent, which is also the only server.
+// Agent endpoints speak of the registry's own node. Consul's service metadata are
+// an instance's labels. "ns" names a weft namespace, "default" when absent.
+//
+// Reads carry X-Consul-Index, exact for what was asked, and block with "index"
+// and "wait" on the registry's topics, without polling. A blocked read ends with
+// its request's context: a server that shall stop fast cancels the context that
+// it gave its requests (http.Server.BaseContext) before it calls Shutdown.
+//
+// The handler matches the escaped path by itself: "//", "%2F" and a trailing "/"
+// reach the endpoint as they were sent, and nothing is ever redirected. So do not
+// put it behind http.ServeMux. There are no access lists yet: tokens are accepted
+// wherever Consul accepts them, and ignored. A writer is trusted: bind it to
+// loopback, or put something before it that knows who calls.
+//
+// What Consul has and this release has not (key/value store, sessions,
+// transactions, access lists, prepared queries, events, config entries, Connect)
+// answers 501 with one sentence; what is unknown answers 404.
+package consul
+
+import (
+	"log/slog"
+	"net"
+	"net/http"
+	"sort"
+	"strings"
+
+	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/registry"
+)
+
+// Config of the dialect. The zero value is useful.
+type Config struct {
+	Logger  *slog.Logger // failures that are ours; nil discards them
+	Version string       // what agent/self and agent/members say; weft.Version when empty
+	Address string       // host:port of this API as others reach it; the own node's address and 8500 when empty
+}
+
+// New returns the handler of everything under /v1/.
+func New(r *registry.Registry, c Config) http.Handler {
+	a := &api{registry: r, indexes: newExactIndexes(), logger: c.Logger, version: c.Version, address: c.Address}
+	if a.logger == nil {
+		a.logger = slog.New(slog.DiscardHandler)
+	}
+	if a.version == "" {
+		a.version = weft.Version
+	}
+	a.exact, a.prefixes = a.endpoints()
+	return a
+}
+
+// api is constant after New, but for indexes. Its goroutines are those of net/http.
+type api struct {
+	registry *registry.Registry
+	logger   *slog.Logger
+	version  string
+	address  string
+	exact    map[string]endpoint // "agent/self"
+	prefixes []prefixed          // longest first
+	indexes  *exactIndexes
+}
+
+// serve handles one request of one endpoint. An error that it returns is answered
+// by api.fail, so it must not have written anything.
+type serve func(w http.ResponseWriter, q *query) error
+
+// endpoint is a path's handler per method; nil is a method that it does not know.
+type endpoint struct{ get, put serve }
+
+type prefixed struct {
+	path string // "agent/service/": the rest of the path is the argument
+	endpoint
+}
+
+func (a *api) endpoints() (map[string]endpoint, []prefixed) {
+	exact := map[string]endpoint{
+		"agent/self":             {get: a.agentSelf},
+		"agent/members":          {get: a.agentMembers},
+		"agent/maintenance":      {put: a.agentMaintenance},
+		"agent/services":         {get: a.agentServices},
+		"agent/checks":           {get: a.agentChecks},
+		"agent/service/register": {put: a.agentRegister},
+		"agent/check/register":   {put: a.checkRegister},
+		"catalog/datacenters":    {get: a.catalogDatacenters},
+		"catalog/nodes":          {get: a.catalogNodes},
+		"catalog/services":       {get: a.catalogServices},
+		"catalog/register":       {put: a.catalogRegister},
+		"catalog/deregister":     {put: a.catalogDeregister},
+		"status/leader":          {get: a.statusLeader},
+		"status/peers":           {get: a.statusPeers},
+	}
+	byArgument := map[string]endpoint{
+		"agent/service/":             {get: a.agentService},
+		"agent/service/deregister/":  {put: a.agentDeregister},
+		"agent/service/maintenance/": {put: a.serviceMaintenance},
+		"agent/check/deregister/":    {put: a.checkDeregister},
+		"agent/check/pass/":          {put: a.checkReport(weft.Passing)},
+		"agent/check/warn/":          {put: a.checkReport(weft.Warning)},
+		"agent/check/fail/":          {put: a.checkReport(weft.Critical)},
+		"agent/check/update/":        {put: a.checkUpdate},
+		"agent/health/service/id/":   {get: a.agentHealthByID},
+		"agent/health/service/name/": {get: a.agentHealthByName},
+		"catalog/node/":              {get: a.catalogNode},
+		"catalog/node-services/":     {get: a.catalogNodeServices},
+		"catalog/service/":           {get: a.catalogService},
+		"health/service/":            {get: a.healthService},
+		"health/checks/":             {get: a.healthChecks},
+		"health/node/":               {get: a.healthNode},
+		"health/state/":              {get: a.healthState},
+	}
+	prefixes := make([]prefixed, 0, len(byArgument))
+	for path, e := range byArgument {
+		prefixes = append(prefixes, prefixed{path: path, endpoint: e})
+	}
+	sort.Slice(prefixes, func(i, k int) bool { return len(prefixes[i].path) > len(prefixes[k].path) })
+	return exact, prefixes
+}
+
+// later are the parts of Consul's API that this release does not have.
+var later = []struct{ path, what string }{
+	{"kv/", "the key/value store"},
+	{"session/", "sessions"},
+	{"txn", "transactions"},
+	{"acl/", "access control lists"},
+	{"query", "prepared queries"},
+	{"event/", "events"},
+	{"config", "config entries"},
+	{"connect/", "Connect"},
+	{"agent/connect/", "Connect"},
+	{"catalog/connect/", "Connect"},
+	{"health/connect/", "Connect"},
+	{"health/ingress/", "Connect"},
+	{"catalog/gateway-services/", "Connect"},
+	{"discovery-chain/", "Connect"},
+	{"internal/", "the interface of Consul's own dashboard"},
+	{"coordinate/", "network coordinates"},
+	{"snapshot", "snapshots"},
+	{"operator/", "operating a Consul cluster"},
+	{"peering", "cluster peering"},
+	{"exported-services", "cluster peering"},
+	{"partition", "partitions"},
+	{"namespace", "managing namespaces"},
+	{"agent/metrics", "Consul's metrics"},
+	{"agent/monitor", "streaming the agent's log"},
+	{"agent/token/", "access control lists"},
+	{"agent/host", "telling of the host"},
+	{"agent/version", "telling of the build"},
+	{"agent/join/", "gossip membership"},
+	{"agent/leave", "gossip membership"},
+	{"agent/force-leave/", "gossip membership"},
+	{"agent/reload", "reloading the agent"},
+}
+
+func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	path, ok := strings.CutPrefix(r.URL.EscapedPath(), "/v1/")
+	if !ok {
+		http.Error(w, "not found: Consul's API is under /v1/", http.StatusNotFound)
+		return
+	}
+	e, argument, found := a.find(path)
+	if !found {
+		a.unknown(w, path)
+		return
+	}
+	do := e.method(r.Method)
+	if do == nil {
+		w.Header().Set("Allow", e.allow())
+		http.Error(w, "method "+r.Method+" not allowed, use "+e.allow(), http.StatusMethodNotAllowed)
+		return
+	}
+	q, err := a.parseQuery(r, argument)
+	if err == nil {
+		err = do(w, q)
+	}
+	if err != nil {
+		a.fail(w, r, err)
+	}
+}
+
+// find returns the endpoint of an escaped path below /v1/, with what follows its
+// name, still escaped.
+func (a *api) find(path string) (e endpoint, argument string, found bool) {
+	if e, ok := a.exact[path]; ok {
+		return e, "", true
+	}
+	for _, p := range a.prefixes {
+		if rest, ok := strings.CutPrefix(path, p.path); ok {
+			return p.endpoint, rest, true
+		}
+	}
+	return endpoint{}, "", false
+}
+
+func (a *api) unknown(w http.ResponseWriter, path string) {
+	for _, l := range later {
+		if strings.HasPrefix(path, l.path) || path == strings.TrimSuffix(l.path, "/") {
+			http.Error(w, "weft "+weft.Version+" does not have "+l.what+" of Consul's API yet", http.StatusNotImplemented)
+			return
+		}
+	}
+	http.Error(w, "not found: no such endpoint of Consul's API", http.StatusNotFound)
+}
+
+func (e endpoint) method(m string) serve {
+	switch m {
+	case http.MethodGet, http.MethodHead:
+		return e.get
+	case http.MethodPut:
+		return e.put
+	}
+	return nil
+}
+
+func (e endpoint) allow() string {
+	if e.get != nil {
+		return "GET, HEAD"
+	}
+	return "PUT"
+}
+
+// fail answers an error: a plain text and a status, as Consul's clients expect.
+func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
+	status := http.StatusInternalServerError
+	switch weft.KindOf(err) {
+	case weft.Invalid:
+		status = http.StatusBadRequest
+	case weft.NotFound:
+		status = http.StatusNotFound
+	case weft.Conflict:
+		status = http.StatusConflict
+	case weft.Denied:
+		status = http.StatusForbidden
+	case weft.TooLarge:
+		status = http.StatusRequestEntityTooLarge
+	case weft.Internal:
+		a.logger.ErrorContext(r.Context(), "consul request failed", "method", r.Method, "path", r.URL.Path, "error", err)
+	case weft.Unavailable:
+		// 500, not 503: Consul's clients retry a 500, and take 503 for a health.
+	}
+	http.Error(w, err.Error(), status)
+}
+
+// advertised is the host:port under which status and members name this server.
+func (a *api) advertised() string {
+	if a.address != "" {
+		return a.address
+	}
+	return net.JoinHostPort(a.registry.LocalNode().Address, "8500")
+}

@@ -1,0 +1,143 @@
+package consul
+
+import (
+	"net/http"
+
+	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/registry"
+)
+
+// GET /v1/health/service/{name}
+func (a *api) healthService(w http.ResponseWriter, q *query) error {
+	name, err := q.need("service name")
+	if err != nil {
+		return err
+	}
+	fits, err := keep[entryRecord](q)
+	if err != nil {
+		return err
+	}
+	passing, err := q.flag("passing")
+	if err != nil {
+		return err
+	}
+	service := q.service(name)
+	return a.answer(w, q, view{topic: registry.ServiceTopic(service), part: q.narrowed(), build: func() (any, uint64) {
+		instances, index := a.registry.Instances(service)
+		nodes := a.newNodeCache()
+		out := make([]entryRecord, 0, len(instances))
+		for _, in := range instances {
+			n := nodes.get(in.Node)
+			if n == nil || !q.tagged(in.Tags) || !q.onNode(n) {
+				continue
+			}
+			e := entryRecord{Node: a.nodeRecord(n), Service: newServiceRecord(in), Checks: append(nodeChecks(n), instanceChecks(in)...)}
+			if passing && worst(e.Checks) != weft.Passing || !fits(&e) {
+				continue
+			}
+			out = append(out, e)
+		}
+		return out, index
+	}})
+}
+
+// GET /v1/health/checks/{service}
+func (a *api) healthChecks(w http.ResponseWriter, q *query) error {
+	name, err := q.need("service name")
+	if err != nil {
+		return err
+	}
+	service := q.service(name)
+	return a.answerChecks(w, q, registry.ServiceTopic(service), func() ([]checkRecord, uint64) {
+		instances, index := a.registry.Instances(service)
+		nodes := a.newNodeCache()
+		var out []checkRecord
+		for _, in := range instances {
+			if n := nodes.get(in.Node); n != nil && q.onNode(n) {
+				out = append(out, instanceChecks(in)...)
+			}
+		}
+		return out, index
+	})
+}
+
+// GET /v1/health/node/{name}
+func (a *api) healthNode(w http.ResponseWriter, q *query) error {
+	name, err := q.need("node name")
+	if err != nil {
+		return err
+	}
+	return a.answerChecks(w, q, registry.NodeTopic(name), func() ([]checkRecord, uint64) {
+		return a.checksOfNode(q, name)
+	})
+}
+
+// checksOfNode are a node's own checks and those of its instances.
+func (a *api) checksOfNode(q *query, name string) ([]checkRecord, uint64) {
+	n, instances, index := a.registry.Node(name)
+	if n == nil {
+		return nil, index
+	}
+	out := nodeChecks(n)
+	for _, in := range instances {
+		if in.Service.Namespace == q.namespace {
+			out = append(out, instanceChecks(in)...)
+		}
+	}
+	return out, index
+}
+
+// GET /v1/health/state/{any|passing|warning|critical}
+func (a *api) healthState(w http.ResponseWriter, q *query) error {
+	state, err := q.need("state")
+	if err != nil {
+		return err
+	}
+	if state != "any" {
+		if _, err := parseStatus(state); err != nil {
+			return weft.Errorf(weft.Invalid, "read state", state, "want any, passing, warning or critical")
+		}
+	}
+	return a.answerChecks(w, q, registry.InstancesTopic(), func() ([]checkRecord, uint64) {
+		var out []checkRecord
+		take := func(checks []checkRecord) {
+			for _, c := range checks {
+				if state == "any" || c.Status == state {
+					out = append(out, c)
+				}
+			}
+		}
+		instances, index := a.registry.AllInstances()
+		nodes, _ := a.registry.Nodes()
+		wanted := make(map[string]bool, len(nodes))
+		for _, n := range nodes {
+			if wanted[n.Name] = q.onNode(n); wanted[n.Name] {
+				take(nodeChecks(n))
+			}
+		}
+		for _, in := range instances {
+			if wanted[in.Node] && in.Service.Namespace == q.namespace {
+				take(instanceChecks(in))
+			}
+		}
+		return out, index
+	})
+}
+
+// answerChecks answers those of a list of checks that pass the filter.
+func (a *api) answerChecks(w http.ResponseWriter, q *query, t registry.Topic, list func() ([]checkRecord, uint64)) error {
+	fits, err := keep[checkRecord](q)
+	if err != nil {
+		return err
+	}
+	return a.answer(w, q, view{topic: t, part: true, build: func() (any, uint64) {
+		checks, index := list()
+		out := make([]checkRecord, 0, len(checks))
+		for i := range checks {
+			if fits(&checks[i]) {
+				out = append(out, checks[i])
+			}
+		}
+		return out, index
+	}})
+}
