@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 	"unsafe"
@@ -20,7 +21,7 @@ type Exchange struct {
 	headStart int // where the head begins in conn.in
 	request   weft.Request
 	auth      weft.AuthorizationRequest
-	path      []byte // scratch for a normalised path
+	path      []byte // scratch of our own for normalising paths
 	view      *view
 	decision  weft.Decision
 	added     []byte // header lines that filters and rules add, "Name: value\r\n"
@@ -160,11 +161,13 @@ func (x *Exchange) prepare() *Answer {
 	case http1.Asterisk:
 		h.Path = []byte("*")
 	default:
-		path, err := http1.NormalizePath(x.path[:0], h.Path)
+		// The result is h.Path itself when it is normal already, so it must never
+		// become the scratch.
+		x.path = slices.Grow(x.path[:0], len(h.Path))
+		path, err := http1.NormalizePath(x.path, h.Path)
 		if err != nil {
 			return x.unserved(400, "bad_path", "the path cannot be normalised: "+err.Error())
 		}
-		x.path = path[:0:cap(path)]
 		h.Path = path
 	}
 	host := hostOnly(str(h.Authority))

@@ -1,0 +1,35 @@
+package node
+
+import (
+	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/ca"
+	"github.com/weftmesh/weft/proxy"
+	"github.com/weftmesh/weft/proxy/filter/authz"
+	"github.com/weftmesh/weft/proxy/filter/edge"
+)
+
+// What a request passes, in order. Reading and normalising come before every
+// chain (a filter sees the path that is forwarded), routing and the resilience
+// stack after it: connection limits, retries within the budget, endpoint pick,
+// attempt.
+
+// gatewayChain: from outside into the mesh.
+func gatewayChain() *proxy.Listener {
+	return &proxy.Listener{Direction: proxy.Edge, Filters: []proxy.Filter{
+		edge.Filter{}, // first: nothing behind it may believe what a client says of itself
+	}}
+}
+
+// inboundChain: from other sidecars to the own application.
+func inboundChain(c *ca.Credentials, local string, policies func() *weft.Authorization) *proxy.Listener {
+	return &proxy.Listener{Direction: proxy.Inbound, TLS: c.ServerTLS(), Identify: ca.PeerIdentity, Local: local,
+		Filters: []proxy.Filter{
+			&authz.Filter{Policies: policies}, // last before the application: a denied request costs it nothing
+		}}
+}
+
+// outboundChain: from the own application to other services. host is the one
+// upstream that a listener of its own stands for, or "" for the forward proxy.
+func outboundChain(host string) *proxy.Listener {
+	return &proxy.Listener{Direction: proxy.Outbound, Host: host}
+}

@@ -1,0 +1,188 @@
+// Package node puts the planes together: it is the only place where registry,
+// control, certificate authority, telemetry and proxy meet.
+//
+// Each shape of weft is a composition here (Server, Gateway, Sidecar, Demo) with
+// the same life: its constructor binds every port and opens all state, so that
+// what is wrong is said before anything runs; Run serves until its context ends or
+// a part fails, and then drains. What a request passes on its way through a proxy
+// is in chain.go, in order.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/weftmesh/weft"
+)
+
+// parts run together: when one ends, or the context does, all are told to end.
+// The zero value is empty and ready.
+type parts struct {
+	list []part
+}
+
+type part struct {
+	name string
+	run  func(context.Context) error
+}
+
+// add a part. run must return soon after its context ends.
+func (p *parts) add(name string, run func(context.Context) error) {
+	p.list = append(p.list, part{name, run})
+}
+
+// run returns when every part has returned, with the error of the part that ended
+// first; nil when that was because ctx ended.
+func (p *parts) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wait sync.WaitGroup
+	for _, part := range p.list {
+		wait.Go(func() {
+			err := part.run(ctx)
+			if err != nil && !errors.Is(err, context.Canceled) {
+				cancel(fmt.Errorf("%s: %w", part.name, err))
+				return
+			}
+			cancel(nil)
+		})
+	}
+	wait.Wait()
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return nil
+}
+
+// closers are undone in reverse order of their making.
+type closers []func() error
+
+func (c *closers) add(f func() error) { *c = append(*c, f) }
+
+func (c *closers) close() error {
+	var errs []error
+	for i := len(*c) - 1; i >= 0; i-- {
+		errs = append(errs, (*c)[i]())
+	}
+	*c = nil
+	return errors.Join(errs...)
+}
+
+// listen binds a door. flag is the command line flag that moves it.
+func listen(what, address, flag string) (net.Listener, error) {
+	ln, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, bindError(what, address, flag, err)
+	}
+	return ln, nil
+}
+
+func bindError(what, address, flag string, err error) error {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return weft.Errorf(weft.Conflict, "start", what, "port %s is taken: another process listens on %s; stop it, or choose another address with %s (port 0 picks a free one)", portOf(address), address, flag)
+	case errors.Is(err, syscall.EACCES):
+		return weft.Errorf(weft.Denied, "start", what, "no permission to listen on %s; choose a port above 1023 with %s", address, flag)
+	}
+	return &weft.Error{Kind: weft.Invalid, Op: "start", Thing: what, Err: fmt.Errorf("cannot listen on %q (%s): %w", address, flag, err)}
+}
+
+func portOf(address string) string {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return address
+	}
+	return port
+}
+
+// loopbackOnly refuses to offer an unprotected door to a network.
+func loopbackOnly(what, address, flag string) error {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return weft.Errorf(weft.Invalid, "start", what, "%s %q: want host:port", flag, address)
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return weft.Errorf(weft.Invalid, "start", what, "%s %q: %q is not a port number", flag, address, port)
+	}
+	if ip := net.ParseIP(host); host == "localhost" || ip != nil && ip.IsLoopback() {
+		return nil
+	}
+	return weft.Errorf(weft.Denied, "start", what, "%s %s would offer it to the network without TLS and tokens, which this version does not have for it; bind it to 127.0.0.1 (the control port is protected and may be bound to any address)", flag, address)
+}
+
+// serveHTTP runs an HTTP server until ctx ends; requests that block (watches) end
+// with it.
+func serveHTTP(ln net.Listener, h http.Handler, logger *slog.Logger) func(context.Context) error {
+	return func(ctx context.Context) error {
+		s := &http.Server{
+			Handler:           h,
+			ReadHeaderTimeout: 10 * time.Second,
+			IdleTimeout:       2 * time.Minute,
+			MaxHeaderBytes:    64 << 10,
+			BaseContext:       func(net.Listener) context.Context { return ctx },
+			ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
+		}
+		stopped := make(chan struct{})
+		unhook := context.AfterFunc(ctx, func() {
+			defer close(stopped)
+			patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+			defer cancel()
+			if s.Shutdown(patience) != nil {
+				_ = s.Close()
+			}
+		})
+		err := s.Serve(ln)
+		if !unhook() {
+			<-stopped
+			return nil
+		}
+		return err
+	}
+}
+
+// NewLogger is the log of weft's own processes: JSON lines.
+func NewLogger(w io.Writer, level slog.Level) *slog.Logger {
+	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
+}
+
+// watchClock says so when the machine's clock jumps: leases and checks run on
+// the monotonic clock and do not notice, certificates and log times do.
+func watchClock(logger *slog.Logger) func(context.Context) error {
+	return func(ctx context.Context) error {
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		last := time.Now()
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-tick.C:
+			}
+			now := time.Now()
+			if jump := clockJump(last, now); jump != 0 {
+				logger.Warn("the clock jumped: leases and checks go on, but certificates may look expired or not yet valid until it is right",
+					"by", jump.String(), "now", now.Format(time.RFC3339))
+			}
+			last = now
+		}
+	}
+}
+
+// clockJump is how far the wall clock moved beyond the monotonic clock between
+// two readings; small differences (slewing) count as none.
+func clockJump(last, now time.Time) time.Duration {
+	jump := now.Round(0).Sub(last.Round(0)) - now.Sub(last)
+	if jump.Abs() < 2*time.Second {
+		return 0
+	}
+	return jump
+}

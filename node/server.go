@@ -1,0 +1,305 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/api"
+	"github.com/weftmesh/weft/ca"
+	"github.com/weftmesh/weft/client"
+	"github.com/weftmesh/weft/control"
+	"github.com/weftmesh/weft/registry"
+	"github.com/weftmesh/weft/registry/consul"
+	"github.com/weftmesh/weft/registry/dns"
+	"github.com/weftmesh/weft/store"
+	"github.com/weftmesh/weft/telemetry/collect"
+	"github.com/weftmesh/weft/telemetry/metric"
+)
+
+// ServerConfig of a Server. DefaultServer has the documented ports.
+type ServerConfig struct {
+	DataDir  string // created when it does not exist
+	API      string // host:port, port 0 picks a free one; so for all doors
+	Consul   string
+	DNS      string // UDP and TCP
+	Control  string
+	OTLPHTTP string
+	OTLPGRPC string
+	Node     string // name of this machine in the catalogue; the host's name when empty
+	Logger   *slog.Logger
+}
+
+// DefaultServer is a server on the documented loopback ports.
+var DefaultServer = ServerConfig{
+	DataDir: ".weft", API: "127.0.0.1:7400", Consul: "127.0.0.1:8500", DNS: "127.0.0.1:8600",
+	Control: "127.0.0.1:8502", OTLPHTTP: "127.0.0.1:4318", OTLPGRPC: "127.0.0.1:4317",
+}
+
+// Server is registry, DNS, certificate authority, control and telemetry in one
+// process, on one data directory.
+type Server struct {
+	logger    *slog.Logger
+	doors     doors
+	token     string
+	store     *store.Store
+	registry  *registry.Registry
+	control   *control.Control
+	collector *collect.Collector
+	metrics   *metric.Registry
+	undo      closers
+	started   time.Time
+}
+
+// doors are the bound sockets of a server.
+type doors struct {
+	api, consul, dns, control, otlpHTTP, otlpGRPC net.Listener
+	dnsPackets                                    net.PacketConn
+}
+
+// NewServer binds every port and opens the data directory. When anything is wrong
+// nothing is left open.
+func NewServer(ctx context.Context, c ServerConfig) (_ *Server, err error) {
+	s := &Server{logger: c.Logger, metrics: metric.New(0), started: time.Now()}
+	if s.logger == nil {
+		s.logger = slog.New(slog.DiscardHandler)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.undo.close())
+		}
+	}()
+	if err := s.bind(c); err != nil {
+		return nil, err
+	}
+	if err := s.open(ctx, c); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// bind takes every port, so that a taken one is found before any state is opened.
+func (s *Server) bind(c ServerConfig) error {
+	for _, d := range []struct {
+		ln                  *net.Listener
+		what, address, flag string
+		protected           bool
+	}{
+		{&s.doors.api, "weft API", c.API, "--api", false},
+		{&s.doors.consul, "Consul API", c.Consul, "--consul", false},
+		{&s.doors.dns, "DNS", c.DNS, "--dns", false},
+		{&s.doors.control, "control", c.Control, "--control", true},
+		{&s.doors.otlpHTTP, "OTLP/HTTP", c.OTLPHTTP, "--otlp-http", false},
+		{&s.doors.otlpGRPC, "OTLP/gRPC", c.OTLPGRPC, "--otlp-grpc", false},
+	} {
+		if !d.protected {
+			if err := loopbackOnly(d.what, d.address, d.flag); err != nil {
+				return err
+			}
+		}
+		ln, err := listen(d.what, d.address, d.flag)
+		if err != nil {
+			return err
+		}
+		*d.ln = ln
+		s.undo.add(closeQuietly(ln))
+	}
+	packets, err := net.ListenPacket("udp", s.doors.dns.Addr().String())
+	if err != nil {
+		return bindError("DNS (UDP)", s.doors.dns.Addr().String(), "--dns", err)
+	}
+	s.doors.dnsPackets = packets
+	s.undo.add(func() error { _ = packets.Close(); return nil })
+	return nil
+}
+
+// closeQuietly closes a listener that its server may have closed already.
+func closeQuietly(ln net.Listener) func() error {
+	return func() error { _ = ln.Close(); return nil }
+}
+
+// open opens all state, from the bottom up.
+func (s *Server) open(ctx context.Context, c ServerConfig) (err error) {
+	if s.store, err = store.Open(ctx, store.Config{Dir: filepath.Join(c.DataDir, "state"), Logger: s.logger}); err != nil {
+		return err
+	}
+	s.undo.add(s.store.Close)
+	authority, err := s.openCA(ctx, c.DataDir)
+	if err != nil {
+		return err
+	}
+	name := c.Node
+	if name == "" {
+		if name, err = os.Hostname(); err != nil {
+			return &weft.Error{Kind: weft.Internal, Op: "start", Thing: "server: name of this machine (set --node)", Err: err}
+		}
+	}
+	s.registry, err = registry.Open(ctx, registry.Config{Store: s.store, Node: weft.Node{Name: name, Address: "127.0.0.1"}, Datacenter: "dc1", Logger: s.logger})
+	if err != nil {
+		return err
+	}
+	s.undo.add(s.registry.Close)
+	s.collector, err = collect.Open(collect.Config{Dir: filepath.Join(c.DataDir, "traces"), Logger: s.logger})
+	if err != nil {
+		return err
+	}
+	s.undo.add(s.collector.Close)
+	s.control, err = control.Open(ctx, control.Config{Store: s.store, Registry: s.registry, CA: authority, JoinToken: s.token, Logger: s.logger})
+	if err != nil {
+		return err
+	}
+	s.undo.add(s.control.Close)
+	return nil
+}
+
+// openCA opens the certificate authority and the join token that belongs to it.
+func (s *Server) openCA(ctx context.Context, dir string) (*ca.Authority, error) {
+	sealFile := filepath.Join(dir, "seal.key")
+	seal, err := ca.LoadOrCreateSealKey(sealFile)
+	if err != nil {
+		return nil, err
+	}
+	authority, err := ca.Open(ctx, caStorage{s.store}, ca.Config{SealKey: seal, SealKeyFile: sealFile})
+	if err != nil {
+		return nil, err
+	}
+	s.token, err = loadToken(TokenFile(dir), authority)
+	return authority, err
+}
+
+// TokenFile is where a server with this data directory keeps its join token.
+func TokenFile(dataDir string) string { return filepath.Join(dataDir, "join-token") }
+
+// loadToken reads the join token, or makes it on first use.
+func loadToken(path string, authority *ca.Authority) (string, error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		token, err := ca.NewJoinToken(authority.Roots())
+		if err != nil {
+			return "", err
+		}
+		return token, os.WriteFile(path, []byte(token+"\n"), 0o600)
+	}
+	if err != nil {
+		return "", &weft.Error{Kind: weft.Internal, Op: "read join token", Thing: path, Err: err}
+	}
+	token, err := ca.ParseJoinToken(string(b))
+	if err != nil {
+		return "", &weft.Error{Kind: weft.Invalid, Op: "read join token", Thing: path, Err: fmt.Errorf("%w; remove the file to get a new token", err)}
+	}
+	if token.Pin() != ca.PinOf(authority.Roots()[0]) {
+		return "", weft.Errorf(weft.Invalid, "read join token", path, "it belongs to another mesh's root certificate; remove the file to get a new token")
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+// caStorage keeps the authority's root in the store.
+type caStorage struct{ store *store.Store }
+
+func (s caStorage) Load(ctx context.Context, name string) ([]byte, bool, error) {
+	kv, found, err := s.store.Get(ctx, "ca/"+name)
+	return kv.Value, found, err
+}
+
+func (s caStorage) Create(ctx context.Context, name string, value []byte) error {
+	key := "ca/" + name
+	_, err := s.store.Commit(ctx, store.Txn{If: []store.Cond{{Key: key}}, Put: []store.KV{{Key: key, Value: value}}})
+	return err
+}
+
+// JoinToken lets gateways and sidecars join. It is a secret.
+func (s *Server) JoinToken() string { return s.token }
+
+// Listeners are the server's doors with the ports that were bound.
+func (s *Server) Listeners() []client.Listener {
+	d := &s.doors
+	return []client.Listener{
+		{Name: "api", Address: d.api.Addr().String()}, {Name: "consul", Address: d.consul.Addr().String()},
+		{Name: "dns", Address: d.dns.Addr().String()}, {Name: "control", Address: d.control.Addr().String()},
+		{Name: "otlp-http", Address: d.otlpHTTP.Addr().String()}, {Name: "otlp-grpc", Address: d.otlpGRPC.Addr().String()},
+	}
+}
+
+// Run serves until ctx ends, then closes everything. The state is safe at any
+// moment: nothing is answered before it is on disk.
+func (s *Server) Run(ctx context.Context) error {
+	var p parts
+	faces := http.NewServeMux()
+	faces.Handle("/metrics", metricsHandler(s.metrics, s.logger))
+	faces.HandleFunc("/healthz", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "ok") })
+	faces.Handle("/", api.New(api.Config{Registry: s.registry, Control: s.control, Collector: s.collector,
+		Listeners: s.Listeners(), Logger: s.logger}))
+	s.figures()
+	p.add("weft API", serveHTTP(s.doors.api, faces, s.logger))
+	p.add("Consul API", serveHTTP(s.doors.consul, consul.New(s.registry, consul.Config{Logger: s.logger, Address: s.doors.consul.Addr().String()}), s.logger))
+	p.add("OTLP/HTTP", serveHTTP(s.doors.otlpHTTP, s.collector.Handler(), s.logger))
+	p.add("OTLP/gRPC", s.serveOTLP())
+	p.add("control", s.serveControl())
+	p.add("DNS", s.serveDNS())
+	p.add("clock", watchClock(s.logger))
+	ready := []any{"role", "server", "pid", os.Getpid()}
+	for _, l := range s.Listeners() {
+		ready = append(ready, l.Name, l.Address)
+	}
+	s.logger.Info("ready", ready...)
+	return errors.Join(p.run(ctx), s.undo.close())
+}
+
+// figures are the server's own metrics.
+func (s *Server) figures() {
+	s.metrics.GaugeFunc("weft_registry_index", "Index of the newest change to any instance or check.", func() float64 {
+		_, index := s.registry.AllInstances()
+		return float64(index)
+	})
+	s.metrics.GaugeFunc("weft_registry_instances", "Registered instances.", func() float64 {
+		all, _ := s.registry.AllInstances()
+		return float64(len(all))
+	})
+	s.metrics.GaugeFunc("weft_control_proxies", "Connected sidecars and gateways.", func() float64 {
+		return float64(len(s.control.Proxies()))
+	})
+}
+
+func (s *Server) serveControl() func(context.Context) error {
+	options := append(s.control.ServerOptions(), grpc.Creds(credentials.NewTLS(s.control.ServerTLS())))
+	g := grpc.NewServer(options...)
+	s.control.Register(g)
+	s.collector.RegisterGRPC(g) // proxies export their spans over the connection they have
+	return serveGRPC(g, s.doors.control)
+}
+
+func (s *Server) serveOTLP() func(context.Context) error {
+	g := grpc.NewServer(grpc.MaxRecvMsgSize(4 << 20))
+	s.collector.RegisterGRPC(g)
+	return serveGRPC(g, s.doors.otlpGRPC)
+}
+
+// serveGRPC serves until ctx ends. Streams of proxies never end by themselves, so
+// there is nothing to wait for politely: proxies reconnect.
+func serveGRPC(g *grpc.Server, ln net.Listener) func(context.Context) error {
+	return func(ctx context.Context) error {
+		unhook := context.AfterFunc(ctx, g.Stop)
+		defer unhook()
+		return g.Serve(ln)
+	}
+}
+
+func (s *Server) serveDNS() func(context.Context) error {
+	d := dns.New(s.registry, dns.Config{Logger: s.logger})
+	return func(ctx context.Context) error {
+		unhook := context.AfterFunc(ctx, func() { _ = d.Close() })
+		defer unhook()
+		return d.Serve(s.doors.dnsPackets, s.doors.dns)
+	}
+}
