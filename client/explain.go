@@ -8,9 +8,11 @@ type ExplainRequest struct {
 	URL     string   `json:"url"`               // "http://order-service/api/orders/1"
 	Headers []string `json:"headers,omitempty"` // "name: value"
 	// From is who asks: a service ("user-service", or "user-service.shop" in
-	// another namespace), or a gateway's name. Empty is a gateway's client when
-	// the URL leads to a gateway that is connected, else a caller of the default
-	// namespace without an identity.
+	// another namespace), or a connected gateway by its name or its service.
+	// Empty is the client of the connected gateway to which the URL leads: one
+	// that is registered at that address, or, when the host is no service's, one
+	// that has rules for it. Else it is a caller of the default namespace whom
+	// nobody knows.
 	From string `json:"from,omitempty"`
 }
 
