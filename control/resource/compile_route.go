@@ -74,10 +74,11 @@ func onlyPath(m *weft.Match) bool {
 
 // catchAll reports whether a block fits every request (facts: §2.1 item 1).
 func catchAll(m *weft.Match) bool {
-	if !onlyPath(m) || m.Path == nil {
-		return onlyPath(m)
-	}
-	return m.Path.Kind == weft.MatchPrefix && m.Path.Value == "/" || m.Path.Kind == weft.MatchRegex && m.Path.Value == ".*"
+	return onlyPath(m) && (m.Path == nil || anyPath(m.Path))
+}
+
+func anyPath(m *weft.StringMatch) bool {
+	return m.Kind == weft.MatchPrefix && m.Value == "/" || m.Kind == weft.MatchRegex && m.Value == ".*"
 }
 
 // fitsAll reports whether a rule fits every request.

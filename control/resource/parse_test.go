@@ -2,6 +2,7 @@ package resource
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	"github.com/weftmesh/weft"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	networking "istio.io/api/networking/v1alpha3"
 )
 
 // A case in testdata/parse is files, then under "problems" what Parse says of
@@ -219,5 +221,37 @@ func TestNearestName(t *testing.T) {
 		if got := nearest(name, known); got != want {
 			t.Errorf("nearest(%q) = %q, want %q", name, got, want)
 		}
+	}
+}
+
+// Forms that no field has which this version accepts, but that the walker knows.
+func TestWalkerReadsNumbersAndBytes(t *testing.T) {
+	for name, tt := range map[string]struct {
+		message proto.Message
+		yaml    string
+		want    string // the JSON, or what is wrong
+	}{
+		"a fraction":           {&networking.Percent{}, "value: 0.5", `{"value":0.5}`},
+		"no fraction":          {&networking.Percent{}, "value: half", `spec.value: want a number, got the text "half"`},
+		"an infinite fraction": {&networking.Percent{}, "value: .inf", "spec.value: want a number, got +Inf"},
+		"64 bits as text":      {&networking.LoadBalancerSettings_ConsistentHashLB_RingHash{}, `minimum_ring_size: "18446744073709551615"`, `{"minimumRingSize":18446744073709551615}`},
+		"64 bits too many":     {&networking.LoadBalancerSettings_ConsistentHashLB_RingHash{}, `minimumRingSize: 18446744073709551616`, "want a whole number from 0, in 64 bits"},
+		"base64":               {&networking.HTTPBody{}, "bytes: eA==", `{"bytes":"eA=="}`},
+		"bytes of a number":    {&networking.HTTPBody{}, "bytes: 5", `spec.bytes: want text, got 5; write "5"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := &report{lines: fieldLines{}}
+			tree, _ := walker{r}.object(documents([]byte(tt.yaml))[0].root, tt.message.ProtoReflect().Descriptor(), "spec")
+			got, err := json.Marshal(tree)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(r.problems) > 0 {
+				got = []byte(r.problems.Error())
+			}
+			if !strings.Contains(string(got), tt.want) {
+				t.Errorf("got %s, want %s", got, tt.want)
+			}
+		})
 	}
 }

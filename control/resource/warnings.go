@@ -117,9 +117,12 @@ func unreachedWarnings(v *virtualService) weft.Problems {
 	}
 	for _, gateway := range contexts {
 		rules := compileRules(v.Resource, gateway)
-		for i := range rules {
-			field := rules[i].Source.Field
-			if by := shadow(rules, i); by == nil {
+		for from, to := 0, 0; from < len(rules); from = to {
+			field := rules[from].Source.Field
+			for to < len(rules) && rules[to].Source.Field == field {
+				to++ // a written rule may be spread over several
+			}
+			if by := takenBy(rules[:from], rules[from:to]); by == nil {
 				reached[field] = true
 			} else if taken[field] == nil {
 				taken[field] = by
@@ -142,20 +145,17 @@ func unreachedWarnings(v *virtualService) weft.Problems {
 	return out
 }
 
-// shadow is the earlier rule that takes all that rule i could get: of the whole
-// written rule, which may be spread over several.
-func shadow(rules []weft.Rule, i int) *weft.Rule {
+// takenBy is an earlier rule that takes requests of these, if the earlier ones
+// take all of them.
+func takenBy(earlier, rules []weft.Rule) *weft.Rule {
 	var by *weft.Rule
-	for k := range rules {
-		if rules[k].Source.Field != rules[i].Source.Field {
-			continue
-		}
-		blocks := rules[k].Matches
+	for i := range rules {
+		blocks := rules[i].Matches
 		if len(blocks) == 0 {
 			blocks = []weft.Match{{}}
 		}
 		for b := range blocks {
-			if by = coveredBy(rules[:k], &blocks[b], rules[i].Source.Field); by == nil {
+			if by = coveredBy(earlier, &blocks[b]); by == nil {
 				return nil
 			}
 		}
@@ -163,14 +163,16 @@ func shadow(rules []weft.Rule, i int) *weft.Rule {
 	return by
 }
 
-func coveredBy(earlier []weft.Rule, block *weft.Match, field string) *weft.Rule {
+func coveredBy(earlier []weft.Rule, block *weft.Match) *weft.Rule {
 	for i := range earlier {
 		r := &earlier[i]
-		if r.Source.Field == field {
-			continue
-		}
-		if len(r.Matches) == 0 || slices.ContainsFunc(r.Matches, func(m weft.Match) bool { return covers(&m, block) }) {
+		if len(r.Matches) == 0 {
 			return r
+		}
+		for k := range r.Matches {
+			if covers(&r.Matches[k], block) {
+				return r
+			}
 		}
 	}
 	return nil
@@ -178,26 +180,29 @@ func coveredBy(earlier []weft.Rule, block *weft.Match, field string) *weft.Rule 
 
 // covers reports whether all that fits b surely fits a.
 func covers(a, b *weft.Match) bool {
-	same := func(a, b *weft.StringMatch) bool {
-		return a == nil || b != nil && a.String() == b.String() && a.Kind == b.Kind
-	}
-	within := func(list, of []weft.NamedMatch) bool {
-		for _, m := range list {
-			if !slices.ContainsFunc(of, func(o weft.NamedMatch) bool {
-				return o.Name == m.Name && o.Invert == m.Invert && same(&m.Value, &o.Value)
-			}) {
-				return false
-			}
+	return coversPath(a.Path, b.Path) && implies(a.Method, b.Method) && implies(a.Scheme, b.Scheme) &&
+		implies(a.Authority, b.Authority) && among(a.Headers, b.Headers) && among(a.Query, b.Query)
+}
+
+// implies reports whether what fits b surely fits a, as far as they are equal.
+func implies(a, b *weft.StringMatch) bool {
+	return a == nil || b != nil && a.Kind == b.Kind && a.Value == b.Value
+}
+
+func among(list, of []weft.NamedMatch) bool {
+	for i := range list {
+		if !slices.ContainsFunc(of, func(o weft.NamedMatch) bool {
+			return o.Name == list[i].Name && o.Invert == list[i].Invert && implies(&list[i].Value, &o.Value)
+		}) {
+			return false
 		}
-		return true
 	}
-	return coversPath(a.Path, b.Path) && same(a.Method, b.Method) && same(a.Scheme, b.Scheme) && same(a.Authority, b.Authority) &&
-		within(a.Headers, b.Headers) && within(a.Query, b.Query)
+	return true
 }
 
 func coversPath(a, b *weft.StringMatch) bool {
 	switch {
-	case a == nil || catchAll(&weft.Match{Path: a}):
+	case a == nil || anyPath(a):
 		return true
 	case b == nil || b.IgnoreCase && !a.IgnoreCase:
 		return false
@@ -206,7 +211,7 @@ func coversPath(a, b *weft.StringMatch) bool {
 	case b.Kind == weft.MatchPrefix:
 		return a.Kind == weft.MatchPrefix && a.Match(b.Value)
 	}
-	return a.Kind == b.Kind && a.Value == b.Value
+	return implies(a, b)
 }
 
 // rewriteWarnings are about a prefix without "/" at its end that is replaced by
