@@ -172,12 +172,12 @@ func unmarshalJSON(body []byte, req *collectorpb.ExportTraceServiceRequest) erro
 	return nil
 }
 
-// fromHex undoes a base64 decoding of hex digits. What was not hex comes back as
-// it is, and its length gives it away.
+// fromHex undoes a base64 decoding of hex digits. What was not hex gives an id
+// of one byte, which is refused like any other of a wrong length.
 func fromHex(b []byte) []byte {
 	id, err := hex.DecodeString(base64.StdEncoding.EncodeToString(b))
 	if err != nil {
-		return b
+		return []byte{0}
 	}
 	return id
 }

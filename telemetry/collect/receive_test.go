@@ -4,6 +4,8 @@ import (
 	"bytes"
 	stdgzip "compress/gzip"
 	"context"
+	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -12,6 +14,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
@@ -123,7 +126,7 @@ func TestHTTPTakesProtobufAndJSON(t *testing.T) {
 
 func TestHTTPRefuses(t *testing.T) {
 	c, _ := opened(t, Config{})
-	bomb := gzipped(make([]byte, 64<<20))
+	bomb := gzipped(make([]byte, 8<<20))
 	if len(bomb) > maxBody {
 		t.Fatalf("the bomb has %d bytes", len(bomb))
 	}
@@ -370,4 +373,43 @@ func TestOpenTelemetrySDKExportsIntoIt(t *testing.T) {
 		fmt.Sprint(load.Attrs) != `[{tables ["a","b"]} {ratio 0.5}]` || len(load.Events) != 1 || load.Events[0].Name != "exception" {
 		t.Errorf("child %+v", *load)
 	}
+}
+
+// The ids of the JSON form are hex and nothing else, whatever the base64 decoder
+// in between makes of them.
+func FuzzJSONIDs(f *testing.F) {
+	f.Add("5B8EFFF798038103D269B633813FC60C", "EEE19B7EC3C1B174", "")
+	f.Add("W47/95gDgQPSabYzgT/GDA==", "7uGbfsPBsXQ=", "7uGbfsPBsXQ=")
+	f.Add("5b8efff7-9803-8103-d269-b633813fc60c", "eee19b7ec3c1b17", "zz")
+	f.Add("5b8efff798038103d269b633813fc6__", " eee19b7ec3c1b174", "\u00e9")
+	f.Fuzz(func(t *testing.T, trace, id, parent string) {
+		if !utf8.ValidString(trace + id + parent) {
+			return
+		}
+		body, err := json.Marshal(map[string]any{"resourceSpans": []any{map[string]any{"scopeSpans": []any{map[string]any{
+			"spans": []any{map[string]any{"traceId": trace, "spanId": id, "parentSpanId": parent}}}}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		isHex := func(s string, n int) bool {
+			b, err := hex.DecodeString(s)
+			return err == nil && len(b) == n && strings.Trim(s, "0") != ""
+		}
+		parentOK := parent == "" || (len(parent) == 16 && isHex("1"+parent[1:], 8) && isHex(parent[:15]+"1", 8))
+		want := isHex(trace, 16) && isHex(id, 8) && parentOK
+		req := &collectorpb.ExportTraceServiceRequest{}
+		if err := unmarshalJSON(body, req); err != nil {
+			if want {
+				t.Fatalf("%q %q %q: %v", trace, id, parent, err)
+			}
+			return
+		}
+		got, rejected, why := records(req)
+		if (rejected == 0) != want {
+			t.Fatalf("%q %q %q: rejected %d (%s), want accepted %v", trace, id, parent, rejected, why, want)
+		}
+		if want && (!strings.EqualFold(hex.EncodeToString(got[0].trace[:]), trace) || !strings.EqualFold(hex.EncodeToString(got[0].span[:]), id)) {
+			t.Fatalf("%q %q became %x %x", trace, id, got[0].trace, got[0].span)
+		}
+	})
 }
