@@ -88,7 +88,6 @@ sidecars with mTLS, routing, retries and traces.
 		PersistentPreRun: func(*cobra.Command, []string) { a.started = true },
 	}
 	root.SetVersionTemplate("weft {{.Version}}\n")
-	root.PersistentFlags().StringVar(&a.addr, "addr", "", "`host:port` of the weft server (default $WEFT_ADDR, else "+client.DefaultAddr+")")
 	root.AddGroup(
 		&cobra.Group{ID: groupRun, Title: "Run:"},
 		&cobra.Group{ID: groupLook, Title: "Look:"},
@@ -100,8 +99,17 @@ sidecars with mTLS, routing, retries and traces.
 			root.AddCommand(c)
 		}
 	}
-	add(groupLook, a.services(), a.instances(), a.explain(), a.traces(), a.status())
-	add(groupChange, a.apply(), a.get(), a.delete())
+	// A process has no --addr: what it serves and what it calls have flags of
+	// their own, and one that did nothing would be believed.
+	asking := func(group string, commands ...*cobra.Command) {
+		for _, c := range commands {
+			c.Flags().StringVar(&a.addr, "addr", "", "`host:port` of the weft server (default $"+client.AddrEnv+", else "+client.DefaultAddr+")")
+		}
+		add(group, commands...)
+	}
+	add(groupRun, a.server(), a.gateway(), a.run())
+	asking(groupLook, a.services(), a.instances(), a.explain(), a.traces(), a.status())
+	asking(groupChange, a.apply(), a.get(), a.delete())
 	root.AddCommand(a.version())
 	return root
 }
@@ -134,6 +142,10 @@ func (a *app) report(cmd *cobra.Command, err error) int {
 	if err == nil {
 		return 0
 	}
+	var program exitCode
+	if errors.As(err, &program) {
+		return int(program)
+	}
 	var wrong usage
 	if !a.started || errors.As(err, &wrong) {
 		a.complain("%s: %s; see %q", cmd.CommandPath(), err, cmd.CommandPath()+" --help")
@@ -153,9 +165,11 @@ func (a *app) report(cmd *cobra.Command, err error) int {
 	return exitFailed
 }
 
-// complain writes one line to stderr.
+// complain writes one line to stderr. Several errors that happened together are
+// told on that line.
 func (a *app) complain(format string, args ...any) {
-	fmt.Fprintln(a.err, printable(fmt.Sprintf(format, args...)))
+	line := strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", "; ")
+	fmt.Fprintln(a.err, printable(line))
 }
 
 // printProblems writes one line for each, in order.

@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/client"
+	"github.com/weftmesh/weft/node"
 )
 
 // runMain runs a command line and returns what it printed.
@@ -106,6 +108,54 @@ func TestCompletionDoesNotWaitForASlowServer(t *testing.T) {
 	if took := time.Since(begin); code != 0 || out != ":4\n" || took > 10*time.Second {
 		t.Errorf("code %d, %q after %v", code, out, took)
 	}
+}
+
+func TestATakenPortIsNamed(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, stderr, code := runMain(t, "server", "--data-dir", t.TempDir(), "--api", l.Addr().String())
+	if code != exitFailed || !strings.Contains(stderr, l.Addr().String()) || !strings.Contains(stderr, "--api") || strings.Count(stderr, "\n") != 1 {
+		t.Errorf("code %d, %q", code, stderr)
+	}
+}
+
+func TestTheAddressFlagBeatsTheEnvironment(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "[]") }))
+	defer s.Close()
+	t.Setenv(client.AddrEnv, "127.0.0.1:1")
+	out, stderr, code := runMain(t, "services", "-o", "json", "--addr", s.Listener.Addr().String())
+	if code != 0 || out != "[]\n" {
+		t.Errorf("code %d, %q, %q", code, out, stderr)
+	}
+}
+
+// The order in which a join token is looked for.
+func TestJoinToken(t *testing.T) {
+	t.Chdir(t.TempDir())
+	write := func(path, text string) {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(file, token string) {
+		t.Helper()
+		if got, err := joinToken(file); got != token || err != nil {
+			t.Errorf("got %q, %v; want %q", got, err, token)
+		}
+	}
+	t.Setenv(tokenEnv, "")
+	write(node.TokenFile(node.DefaultServer.DataDir), "of-the-server-here\n")
+	want("", "of-the-server-here")
+	t.Setenv(tokenEnv, " of-the-environment ")
+	want("", "of-the-environment")
+	write("given", "of-the-flag")
+	want("given", "of-the-flag")
 }
 
 func TestFilesOverTheLimitAreNotSent(t *testing.T) {

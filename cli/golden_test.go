@@ -117,6 +117,7 @@ func (c *goldenCase) run(t *testing.T) (stdout, stderr string, code int) {
 	}
 	addr := c.serve(t)
 	t.Setenv(client.AddrEnv, addr)
+	t.Setenv(tokenEnv, "")
 	var args []string
 	for line := range strings.Lines(c.text("args")) {
 		args = append(args, strings.TrimSuffix(line, "\n"))

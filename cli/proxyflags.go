@@ -1,0 +1,97 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/node"
+)
+
+// tokenEnv holds a join token. There is no flag for the token itself: everybody
+// on the machine can read a process's arguments.
+const tokenEnv = "WEFT_TOKEN"
+
+// proxyFlags are the flags that gateways and sidecars share.
+type proxyFlags struct {
+	tokenFile string
+	accessLog string
+	level     *slog.Level
+}
+
+func addProxyFlags(cmd *cobra.Command, c *node.ProxyConfig) *proxyFlags {
+	p := &proxyFlags{level: levelFlag(cmd)}
+	f := cmd.Flags()
+	f.StringVar(&c.Control, "control", c.Control, "`address` of the server's control door")
+	f.StringVar(&c.Admin, "admin", c.Admin, "`address` of /metrics and /healthz; port 0 takes a free one")
+	f.Float64Var(&c.Sample, "sample", c.Sample, "`share` of the traces that begin here that are kept, 0 to 1")
+	f.StringVar(&p.tokenFile, "token-file", "", "`file` with the join token (default $"+tokenEnv+", else "+node.TokenFile(node.DefaultServer.DataDir)+")")
+	f.StringVar(&p.accessLog, "access-log", "stderr", "`file` for one JSON line a request; \"stderr\", or \"off\"")
+	return p
+}
+
+// fill completes c by the flags. The caller closes what it returns.
+func (p *proxyFlags) fill(c *node.ProxyConfig, stderr io.Writer) (io.Closer, error) {
+	if c.Sample < 0 || c.Sample > 1 {
+		return nil, usagef("--sample %v: want a number from 0 to 1", c.Sample)
+	}
+	token, err := joinToken(p.tokenFile)
+	if err != nil {
+		return nil, err
+	}
+	c.Token, c.Logger = token, node.NewLogger(stderr, *p.level)
+	switch p.accessLog {
+	case "off":
+		return nothing{}, nil
+	case "stderr":
+		c.AccessLog = stderr
+		return nothing{}, nil
+	}
+	// Append: whoever rotates it moves it away and restarts.
+	f, err := os.OpenFile(p.accessLog, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, &weft.Error{Kind: weft.Invalid, Op: "open", Thing: "access log (--access-log)", Err: err}
+	}
+	c.AccessLog = f
+	return f, nil
+}
+
+// nothing needs no closing.
+type nothing struct{}
+
+func (nothing) Close() error { return nil }
+
+// joinToken reads the token from a file, the environment, or where a server that
+// was started in this directory keeps it.
+func joinToken(file string) (string, error) {
+	if file == "" {
+		if token := strings.TrimSpace(os.Getenv(tokenEnv)); token != "" {
+			return token, nil
+		}
+	}
+	path := file
+	if path == "" {
+		path = node.TokenFile(node.DefaultServer.DataDir)
+	}
+	f, err := os.Open(path)
+	if file == "" && errors.Is(err, fs.ErrNotExist) {
+		return "", weft.Errorf(weft.Invalid, "join", "mesh", "there is no join token: set %s, or --token-file to the join-token file in the server's data directory", tokenEnv)
+	}
+	if err != nil {
+		return "", fmt.Errorf("read the join token: %w", err)
+	}
+	defer f.Close()
+	const longest = 4 << 10 // far above any token; not a device or a wrong file
+	b, err := io.ReadAll(io.LimitReader(f, longest))
+	if err != nil {
+		return "", fmt.Errorf("read the join token: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}

@@ -1,0 +1,56 @@
+package cli
+
+import (
+	"log/slog"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weftmesh/weft/node"
+)
+
+func (a *app) server() *cobra.Command {
+	c := node.DefaultServer
+	cmd := &cobra.Command{
+		Use:   "server",
+		Short: "Run a server: registry, DNS, certificate authority, control, traces",
+		Long: `Run a server in the foreground: the registry with its Consul API and DNS, the
+certificate authority, the control plane, and the store of traces.
+
+Everything is kept in the data directory, also the join token that gateways and
+sidecars need (DIR/join-token). Every address may have port 0, which takes a free
+one; "weft status" and the "ready" line of the log tell which. The log goes to
+stderr, one JSON object a line. Ctrl-C stops the server.`,
+		Example: `  weft server
+  weft server --data-dir /var/lib/weft --dns 127.0.0.1:53`,
+		Args:              wantArgs(0, 0, "no arguments"),
+		ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	f := cmd.Flags()
+	f.StringVar(&c.DataDir, "data-dir", c.DataDir, "`directory` of all state; made when it does not exist")
+	f.StringVar(&c.Node, "node", "", "`name` of this machine in the catalogue (default its host name)")
+	f.StringVar(&c.API, "api", c.API, "`address` of weft's own API, /metrics and /healthz")
+	f.StringVar(&c.Consul, "consul", c.Consul, "`address` of the Consul API")
+	f.StringVar(&c.DNS, "dns", c.DNS, "`address` of DNS, UDP and TCP")
+	f.StringVar(&c.Control, "control", c.Control, "`address` where gateways and sidecars join")
+	f.StringVar(&c.OTLPHTTP, "otlp-http", c.OTLPHTTP, "`address` that takes OTLP traces over HTTP")
+	f.StringVar(&c.OTLPGRPC, "otlp-grpc", c.OTLPGRPC, "`address` that takes OTLP traces over gRPC")
+	level := levelFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c.Logger = node.NewLogger(a.err, *level)
+		s, err := node.NewServer(cmd.Context(), c)
+		if err != nil {
+			return err
+		}
+		return s.Run(cmd.Context())
+	}
+	return cmd
+}
+
+// levelFlag gives cmd the flag --log-level.
+func levelFlag(cmd *cobra.Command) *slog.Level {
+	level := slog.LevelInfo
+	cmd.Flags().TextVar(&level, "log-level", slog.LevelInfo, "least `level` that is logged: debug, info, warn or error")
+	// It fails only for a flag that does not exist.
+	_ = cmd.RegisterFlagCompletionFunc("log-level", cobra.FixedCompletions([]string{"debug", "info", "warn", "error"}, cobra.ShellCompDirectiveNoFileComp))
+	return &level
+}
