@@ -1,7 +1,7 @@
 package registry
 
 import (
-	"encoding/json"
+	"bytes"
 	"maps"
 	"reflect"
 	"slices"
@@ -20,6 +20,7 @@ type draft struct {
 	nodes     map[string]*weft.Node               // after, likewise
 	owners    map[checkKey]checkOwner             // after
 	records   map[string][]byte                   // JSON of what is put, by key
+	prepared  map[string]*weft.Instance           // what some of the records say, by key
 	size      int                                 // bytes, about
 }
 
@@ -39,6 +40,7 @@ func newDraft(s *state) *draft {
 		nodes:     make(map[string]*weft.Node),
 		owners:    make(map[checkKey]checkOwner),
 		records:   make(map[string][]byte),
+		prepared:  make(map[string]*weft.Instance),
 	}
 }
 
@@ -86,10 +88,20 @@ func (d *draft) owner(k checkKey) checkOwner {
 	return checkOwner{}
 }
 
+// putPrepared adds an instance that is not there, as prepare returned it.
+func (d *draft) putPrepared(in *weft.Instance, b []byte) {
+	key, record := in.Key(), instanceRecord(in.Key())
+	d.put(record, b)
+	d.prepared[record] = in
+	d.instances[key] = in
+	d.own(key, in.Checks)
+}
+
 // putInstance adds or replaces an instance, which the draft may keep.
 func (d *draft) putInstance(in *weft.Instance) error {
 	key := in.Key()
 	record := instanceRecord(key)
+	delete(d.prepared, record)
 	before := d.view.instance(key)
 	if before != nil {
 		keepIndexes(in.Checks, before.Checks)
@@ -112,6 +124,7 @@ func (d *draft) deleteInstance(key weft.InstanceKey) {
 	d.disown(key, d.instance(key).Checks)
 	d.instances[key] = nil
 	delete(d.records, instanceRecord(key))
+	delete(d.prepared, instanceRecord(key))
 	d.size += 4 * len(key.ID) // its record's and its cells' keys
 }
 
@@ -144,16 +157,17 @@ func (d *draft) deleteNode(name string) {
 }
 
 func (d *draft) encode(record, thing string, v any) error {
-	b, err := json.Marshal(v)
+	b, err := encode(thing, v)
 	if err != nil {
-		return &weft.Error{Kind: weft.Invalid, Op: "register", Thing: thing, Err: err}
+		return err
 	}
-	if len(b) > maxRecord {
-		return weft.Errorf(weft.TooLarge, "register", thing, "it is %d bytes long as JSON; the limit is %d", len(b), maxRecord)
-	}
+	d.put(record, b)
+	return nil
+}
+
+func (d *draft) put(record string, b []byte) {
 	d.records[record] = b
 	d.size += len(b) + len(record)
-	return nil
 }
 
 func (d *draft) own(k weft.InstanceKey, checks []weft.Check) {
@@ -200,6 +214,17 @@ func sameNode(before, after *weft.Node) bool {
 	a, b := *before, *after
 	b.CreateIndex, b.ModifyIndex = a.CreateIndex, a.ModifyIndex
 	return reflect.DeepEqual(a, b)
+}
+
+// says returns the instance that an event's record says, when the draft put that
+// record and has its content; else nil. The draft gives it away.
+func (d *draft) says(ev *store.Event) *weft.Instance {
+	if d == nil || ev.Deleted || !bytes.Equal(d.records[ev.Key], ev.Value) {
+		return nil
+	}
+	in := d.prepared[ev.Key]
+	delete(d.prepared, ev.Key)
+	return in
 }
 
 // txn returns the transaction that makes the draft true. It is empty when nothing

@@ -58,7 +58,9 @@ type Registry struct {
 	ctx        context.Context
 	cancel     context.CancelFunc
 
-	view     view // written by the loop only
+	view      view   // written by the loop only
+	committed *draft // owned by the loop: what it committed and has not seen yet, else nil
+
 	waiters  waiters
 	checks   *checker
 	subs     subscribers
@@ -165,7 +167,7 @@ func (r *Registry) load(ctx context.Context) (rev int64, err error) {
 		events[i] = store.Event{KV: kv}
 	}
 	next := newState()
-	c := next.apply(rev, r.decodeAll(events))
+	c := next.apply(rev, r.decodeAll(events, nil))
 	r.view.mu.Lock()
 	for key := range r.view.owners() {
 		if _, ok := c.owners[key]; !ok {
@@ -183,25 +185,27 @@ func (r *Registry) load(ctx context.Context) (rev int64, err error) {
 	return rev, nil
 }
 
-// decodeAll decodes on all processors: a large catalogue takes most of the start.
-func (r *Registry) decodeAll(events []store.Event) []decoded {
+// decodeAll decodes events. What the draft d put need not be decoded. A large
+// catalogue is decoded on all processors: it takes most of the start.
+func (r *Registry) decodeAll(events []store.Event, d *draft) []decoded {
 	out := make([]decoded, len(events))
 	ok := make([]bool, len(events))
-	var wg sync.WaitGroup
-	step := max(len(events)/runtime.GOMAXPROCS(0)+1, 64)
-	for from := 0; from < len(events); from += step {
-		part := func(to int) {
-			for i := from; i < to; i++ {
-				out[i], ok[i] = decode(events[i], r.log)
-			}
+	if len(events) <= 4*maxBatch {
+		for i := range events {
+			out[i], ok[i] = decode(&events[i], d.says(&events[i]), r.log)
 		}
-		if from+step >= len(events) {
-			part(len(events)) // the last, and with few the only, part needs no goroutine
-			break
+	} else {
+		var work sync.WaitGroup
+		step := len(events)/runtime.GOMAXPROCS(0) + 1
+		for from := 0; from < len(events); from += step {
+			work.Go(func() {
+				for i := from; i < min(from+step, len(events)); i++ {
+					out[i], ok[i] = decode(&events[i], nil, r.log)
+				}
+			})
 		}
-		wg.Go(func() { part(from + step) })
+		work.Wait()
 	}
-	wg.Wait()
 	n := 0
 	for i := range out {
 		if ok[i] {
@@ -281,7 +285,7 @@ func (r *Registry) follow(events <-chan store.Batch, b store.Batch, ok bool) (<-
 		}
 		return r.store.Watch(r.ctx, root, rev), nil
 	}
-	decoded := r.decodeAll(b.Events)
+	decoded := r.decodeAll(b.Events, r.committed)
 	r.view.mu.Lock()
 	c := r.view.apply(b.Rev, decoded)
 	r.view.mu.Unlock()
@@ -339,6 +343,7 @@ func (r *Registry) write(events <-chan store.Batch, batch []*request) (<-chan st
 			accepted = append(accepted, req)
 		}
 		rev, err := r.commit(d)
+		r.committed = d
 		for err == nil && r.view.rev < rev {
 			b, ok := <-events
 			if events, err = r.follow(events, b, ok); err != nil {
@@ -346,6 +351,7 @@ func (r *Registry) write(events <-chan store.Batch, batch []*request) (<-chan st
 				return nil, err
 			}
 		}
+		r.committed = nil
 		answer(accepted, err)
 	}
 	return events, nil

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net"
@@ -146,23 +147,43 @@ func (f *faults) interval(field string, c *weft.Check) {
 	}
 }
 
-// ownInstance returns a copy of in that shares no memory with the caller's, in the
-// form in which it comes back from the store, with defaults in place.
-func ownInstance(in weft.Instance, node string) *weft.Instance {
+// prepare checks an instance, and returns it in the form in which it comes back
+// from the store, with defaults in place, sharing no memory with the caller's; and
+// its record. All that is costly in a registration is done here, by its caller.
+func prepare(in weft.Instance, node string) (own *weft.Instance, record []byte, err error) {
 	in.Service = weft.NewServiceName(in.Service.Namespace, in.Service.Name)
-	if in.Node == "" {
-		in.Node = node
-	}
-	if in.ID == "" {
-		in.ID = in.Service.Name
-	}
+	in.Node = orElse(in.Node, node)
+	in.ID = orElse(in.ID, in.Service.Name)
 	in.CreateIndex, in.ModifyIndex = 0, 0
-	in.Tags = ownSlice(in.Tags)
-	in.Labels = ownMap(in.Labels)
-	in.TaggedAddresses = ownMap(in.TaggedAddresses)
-	in.Checks = ownChecks(in.Checks)
+	in.Checks = slices.Clone(in.Checks)
+	for i := range in.Checks {
+		c := &in.Checks[i]
+		c.CreateIndex, c.ModifyIndex = 0, 0
+		c.Output = shortOutput(c.Output)
+	}
 	nameChecks(&in)
-	return &in
+	if err := checkInstance(&in); err != nil {
+		return nil, nil, err
+	}
+	if record, err = encode("instance "+in.Service.Name+"/"+in.ID, in); err != nil {
+		return nil, nil, err
+	}
+	own = new(weft.Instance)
+	if err := json.Unmarshal(record, own); err != nil {
+		return nil, nil, &weft.Error{Kind: weft.Invalid, Op: "register", Thing: "instance " + in.ID, Err: err}
+	}
+	return own, record, nil
+}
+
+func encode(thing string, v any) ([]byte, error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return nil, &weft.Error{Kind: weft.Invalid, Op: "register", Thing: thing, Err: err}
+	}
+	if len(b) > maxRecord {
+		return nil, weft.Errorf(weft.TooLarge, "register", thing, "it is %d bytes long as JSON; the limit is %d", len(b), maxRecord)
+	}
+	return b, nil
 }
 
 // nameChecks gives ids and names to the checks that have none, and sorts them.
@@ -186,7 +207,7 @@ func sortChecks(checks []weft.Check) {
 	slices.SortStableFunc(checks, func(a, b weft.Check) int { return strings.Compare(a.ID, b.ID) })
 }
 
-// ownChecks is like ownInstance, for checks.
+// ownChecks returns copies that share no memory with the caller's.
 func ownChecks(checks []weft.Check) []weft.Check {
 	checks = ownSlice(checks)
 	for i := range checks {

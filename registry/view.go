@@ -63,55 +63,43 @@ func (e *serviceEntry) with(ed edits) *serviceEntry {
 	if e == nil {
 		e = &noService
 	}
+	next := &serviceEntry{index: e.index, instances: e.instances, tags: e.tags}
 	if len(ed) == 0 {
-		return &serviceEntry{index: e.index, instances: e.instances, tags: e.tags}
+		return next
 	}
-	next := &serviceEntry{index: e.index, instances: make([]*weft.Instance, 0, len(e.instances)+len(ed))}
-	sameTags := len(e.instances) > 0
-	for _, in := range e.instances {
-		edit, edited := ed[in.Key()]
-		if !edited {
-			next.instances = append(next.instances, in)
-		} else if edit == nil || !containsAll(edit.Tags, in.Tags) {
-			sameTags = false // a tag may have gone
+	rest := e.instances
+	next.instances = make([]*weft.Instance, 0, len(rest)+len(ed))
+	sameTags := len(rest) > 0
+	for _, key := range slices.SortedFunc(maps.Keys(ed), compareKeys) {
+		in := ed[key]
+		at, found := slices.BinarySearchFunc(rest, key, func(in *weft.Instance, k weft.InstanceKey) int {
+			return compareKeys(in.Key(), k)
+		})
+		next.instances = append(next.instances, rest[:at]...)
+		rest = rest[at:]
+		if found {
+			sameTags = sameTags && in != nil && containsAll(in.Tags, rest[0].Tags) // else one may have gone
+			rest = rest[1:]
 		}
-	}
-	added := make([]*weft.Instance, 0, len(ed))
-	for _, in := range ed {
 		if in != nil {
-			added = append(added, in)
+			next.instances = append(next.instances, in)
 			sameTags = sameTags && containsAll(e.tags, in.Tags)
 		}
 	}
-	next.instances = mergeByKey(next.instances, added)
-	if sameTags {
-		next.tags = e.tags
-	} else {
+	next.instances = append(next.instances, rest...)
+	if len(next.instances) == 0 {
+		next.instances, next.tags = nil, nil // as in a tombstone that was loaded
+	} else if !sameTags {
 		next.tags = unionTags(next.instances)
 	}
 	return next
 }
 
-// mergeByKey merges added into sorted, which has room for it.
-func mergeByKey(sorted, added []*weft.Instance) []*weft.Instance {
-	slices.SortFunc(added, byKey)
-	i, k := len(sorted)-1, len(added)-1
-	sorted = sorted[:len(sorted)+len(added)]
-	for to := len(sorted) - 1; k >= 0; to-- {
-		if i >= 0 && byKey(sorted[i], added[k]) > 0 {
-			sorted[to] = sorted[i]
-			i--
-		} else {
-			sorted[to] = added[k]
-			k--
-		}
-	}
-	return sorted
-}
-
-func byKey(a, b *weft.Instance) int {
+func compareKeys(a, b weft.InstanceKey) int {
 	return cmp.Or(strings.Compare(a.Node, b.Node), strings.Compare(a.ID, b.ID))
 }
+
+func byKey(a, b *weft.Instance) int { return compareKeys(a.Key(), b.Key()) }
 
 func containsAll(set, all []string) bool {
 	for _, s := range all {
@@ -161,17 +149,21 @@ const (
 
 // decode reads an event. A record that cannot be read stays in the store, and is
 // logged; the rest of the catalogue must not be lost with it.
-func decode(ev store.Event, log *slog.Logger) (d decoded, ok bool) {
+// known is what the record says, when that is known already.
+func decode(ev *store.Event, known *weft.Instance, log *slog.Logger) (d decoded, ok bool) {
 	d.rev = uint64(ev.ModRev)
 	if key, isInstance := parseInstanceRecord(ev.Key); isInstance {
 		d.kind, d.key = instanceKind, key
 		if ev.Deleted {
 			return d, true
 		}
-		in := new(weft.Instance)
-		if err := json.Unmarshal(ev.Value, in); err != nil {
-			log.Error("registry: instance record cannot be read", "key", ev.Key, "error", err)
-			return d, false
+		in := known
+		if in == nil {
+			in = new(weft.Instance)
+			if err := json.Unmarshal(ev.Value, in); err != nil {
+				log.Error("registry: instance record cannot be read", "key", ev.Key, "error", err)
+				return d, false
+			}
 		}
 		in.Node, in.ID = key.Node, key.ID
 		in.CreateIndex, in.ModifyIndex = uint64(ev.CreateRev), d.rev

@@ -17,12 +17,12 @@ import (
 // TTL or lease check a better given status than critical is taken as a report.
 // Maintenance checks stay until Maintain ends them.
 func (r *Registry) Register(ctx context.Context, in weft.Instance) (index uint64, err error) {
-	own := ownInstance(in, r.node)
-	if err := checkInstance(own); err != nil {
+	own, record, err := prepare(in, r.node)
+	if err != nil {
 		return 0, err
 	}
 	err = r.do(ctx, "register", "instance "+own.Service.Name+"/"+own.ID, func(d *draft) error {
-		return planRegister(d, own)
+		return planRegister(d, own, record)
 	})
 	if err != nil {
 		return 0, err
@@ -40,7 +40,7 @@ func (r *Registry) Register(ctx context.Context, in weft.Instance) (index uint64
 	return r.view.index(ServiceTopic(own.Service)), nil
 }
 
-func planRegister(d *draft, own *weft.Instance) error {
+func planRegister(d *draft, own *weft.Instance, record []byte) error {
 	thing := "instance " + own.Service.Name + "/" + own.ID
 	if d.node(own.Node) == nil {
 		return weft.Errorf(weft.Invalid, "register", thing, "node: there is no node %q; register the node first", own.Node)
@@ -49,12 +49,13 @@ func planRegister(d *draft, own *weft.Instance) error {
 	if err := freeChecks(d, key, own.Checks, "register", thing); err != nil {
 		return err
 	}
-	in := *own
-	if old := d.instance(key); old != nil {
-		in.Checks = takeOver(own.Checks, old.Checks)
-	} else {
-		in.Checks = slices.Clone(own.Checks)
+	old := d.instance(key)
+	if old == nil {
+		d.putPrepared(own, record)
+		return nil
 	}
+	in := *own
+	in.Checks = takeOver(own.Checks, old.Checks)
 	return d.putInstance(&in)
 }
 
@@ -217,14 +218,14 @@ func (r *Registry) DeregisterNode(ctx context.Context, name string) (uint64, err
 }
 
 // AddCheck adds or replaces a check of an instance, or of the node when key.ID is
-// empty. Without an id the check gets "service:<ID>", on a node its own name.
+// empty. Without an id the check gets "service:<ID>", on a node its name.
 func (r *Registry) AddCheck(ctx context.Context, key weft.InstanceKey, c weft.Check) error {
 	key = r.onOwnNode(key)
 	c = ownChecks([]weft.Check{c})[0]
 	if c.ID == "" && key.ID != "" {
 		c.ID = "service:" + key.ID
 	}
-	nameNodeCheck(&c)
+	c.ID = orElse(c.ID, c.Name)
 	if err := checkCheck(&c); err != nil {
 		return err
 	}
@@ -242,7 +243,6 @@ func (r *Registry) SetCheck(ctx context.Context, node, checkID string, c weft.Ch
 	node = orElse(node, r.node)
 	c = ownChecks([]weft.Check{c})[0]
 	c.ID = checkID
-	nameNodeCheck(&c)
 	if err := checkCheck(&c); err != nil {
 		return err
 	}
@@ -260,9 +260,11 @@ func planCheck(d *draft, key weft.InstanceKey, c weft.Check) error {
 	return editChecks(d, key, "add", func(checks []weft.Check) []weft.Check {
 		if before := findCheck(checks, c.ID); before != nil {
 			keepStatus(&c, before)
+			c.Name = orElse(c.Name, before.Name)
 			*before = c
 			return checks
 		}
+		c.Name = orElse(c.Name, c.ID)
 		checks = append(checks, c)
 		sortChecks(checks)
 		return checks
