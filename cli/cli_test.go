@@ -116,7 +116,7 @@ func TestATakenPortIsNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	_, stderr, code := runMain(t, "server", "--data-dir", t.TempDir(), "--api", l.Addr().String())
+	_, stderr, code := runMain(t, "server", "--data", t.TempDir(), "--api", l.Addr().String())
 	if code != exitFailed || !strings.Contains(stderr, l.Addr().String()) || !strings.Contains(stderr, "--api") || strings.Count(stderr, "\n") != 1 {
 		t.Errorf("code %d, %q", code, stderr)
 	}

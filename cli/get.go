@@ -48,7 +48,12 @@ With -o yaml or -o json the whole resource is printed, as it can be applied agai
 		if err != nil {
 			return err
 		}
-		return printResources(a.out, out.value, ofNamespace(list, namespace))
+		list = ofNamespace(list, namespace)
+		if len(list) == 0 && out.value == "" {
+			a.complain("nothing of kind %s is applied", args[0])
+			return nil
+		}
+		return printResources(a.out, out.value, list)
 	}
 	return cmd
 }

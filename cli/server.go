@@ -21,19 +21,12 @@ sidecars need (DIR/join-token). Every address may have port 0, which takes a fre
 one; "weft status" and the "ready" line of the log tell which. The log goes to
 stderr, one JSON object a line. Ctrl-C stops the server.`,
 		Example: `  weft server
-  weft server --data-dir /var/lib/weft --dns 127.0.0.1:53`,
+  weft server --data /var/lib/weft --dns 127.0.0.1:53`,
 		Args:              wantArgs(0, 0, "no arguments"),
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
-	f := cmd.Flags()
-	f.StringVar(&c.DataDir, "data-dir", c.DataDir, "`directory` of all state; made when it does not exist")
-	f.StringVar(&c.Node, "node", "", "`name` of this machine in the catalogue (default its host name)")
-	f.StringVar(&c.API, "api", c.API, "`address` of weft's own API, /metrics and /healthz")
-	f.StringVar(&c.Consul, "consul", c.Consul, "`address` of the Consul API")
-	f.StringVar(&c.DNS, "dns", c.DNS, "`address` of DNS, UDP and TCP")
-	f.StringVar(&c.Control, "control", c.Control, "`address` where gateways and sidecars join")
-	f.StringVar(&c.OTLPHTTP, "otlp-http", c.OTLPHTTP, "`address` that takes OTLP traces over HTTP")
-	f.StringVar(&c.OTLPGRPC, "otlp-grpc", c.OTLPGRPC, "`address` that takes OTLP traces over gRPC")
+	serverFlags(cmd, &c)
+	cmd.Flags().StringVar(&c.Node, "node", "", "`name` of this machine in the catalogue (default its host name)")
 	level := levelFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c.Logger = node.NewLogger(a.err, *level)
@@ -44,6 +37,18 @@ stderr, one JSON object a line. Ctrl-C stops the server.`,
 		return s.Run(cmd.Context())
 	}
 	return cmd
+}
+
+// serverFlags gives cmd the flags of a server's directory and doors.
+func serverFlags(cmd *cobra.Command, c *node.ServerConfig) {
+	f := cmd.Flags()
+	f.StringVar(&c.DataDir, "data", c.DataDir, "`directory` of all state; made when it does not exist")
+	f.StringVar(&c.API, "api", c.API, "`address` of weft's own API, /metrics and /healthz")
+	f.StringVar(&c.Consul, "consul", c.Consul, "`address` of the Consul API")
+	f.StringVar(&c.DNS, "dns", c.DNS, "`address` of DNS, UDP and TCP")
+	f.StringVar(&c.Control, "control", c.Control, "`address` where gateways and sidecars join")
+	f.StringVar(&c.OTLPHTTP, "otlp-http", c.OTLPHTTP, "`address` that takes OTLP traces over HTTP")
+	f.StringVar(&c.OTLPGRPC, "otlp-grpc", c.OTLPGRPC, "`address` that takes OTLP traces over gRPC")
 }
 
 // levelFlag gives cmd the flag --log-level.
