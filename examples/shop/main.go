@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"github.com/weftmesh/weft/examples/shop/shop"
@@ -21,7 +22,7 @@ func main() {
 }
 
 func run() int {
-	if len(os.Args) != 2 {
+	if len(os.Args) != 2 || !slices.Contains(shop.Names(), os.Args[1]) {
 		fmt.Fprintln(os.Stderr, "usage: PORT=9001 shop SERVICE; the services are", shop.Names())
 		return 2
 	}
