@@ -162,7 +162,7 @@ func newSidecar(t *testing.T) *sidecar {
 		}
 		p.Out.URL.Scheme, p.Out.URL.Host = "http", to.Host
 	}, ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
-		http.Error(w, "no healthy endpoint", 503)
+		http.Error(w, "no healthy endpoint", http.StatusServiceUnavailable)
 	}})
 	t.Cleanup(func() { s.Close(); transport.CloseIdleConnections() })
 	return s
