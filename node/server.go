@@ -239,7 +239,7 @@ func (s *Server) Run(ctx context.Context) error {
 	faces.Handle("/metrics", metricsHandler(s.metrics, s.logger))
 	faces.HandleFunc("/healthz", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "ok") })
 	faces.Handle("/", api.New(api.Config{Registry: s.registry, Control: s.control, Collector: s.collector,
-		Listeners: s.Listeners(), Logger: s.logger}))
+		Listeners: s.Listeners(), Started: s.started, Logger: s.logger}))
 	s.figures()
 	p.add("weft API", serveHTTP(s.doors.api, faces, s.logger))
 	p.add("Consul API", serveHTTP(s.doors.consul, consul.New(s.registry, consul.Config{Logger: s.logger, Address: s.doors.consul.Addr().String()}), s.logger))
