@@ -50,6 +50,9 @@ func TestHelpIsNoFailure(t *testing.T) {
 func TestEveryCommandHasHelpAndExamplesThatParse(t *testing.T) {
 	a := &app{out: io.Discard, err: io.Discard}
 	for _, cmd := range a.root().Commands() {
+		if cmd.Hidden {
+			continue
+		}
 		if cmd.Short == "" || cmd.Long == "" || cmd.Example == "" {
 			t.Errorf("%s: short, long or example is missing", cmd.CommandPath())
 		}
