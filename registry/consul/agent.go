@@ -192,7 +192,7 @@ func (a *api) agentService(w http.ResponseWriter, q *query) error {
 		if err != nil {
 			return err
 		}
-		a.setHeaders(w, q, index)
+		q.setHeaders(w, index)
 		w.Header().Set("X-Consul-ContentHash", record.ContentHash)
 		writeJSON(w, http.StatusOK, body)
 		return nil
@@ -285,7 +285,7 @@ func (a *api) answerHealth(w http.ResponseWriter, q *query, index uint64, status
 		code = http.StatusTooManyRequests
 	}
 	if q.params.Get("format") == "text" {
-		a.setHeaders(w, q, index)
+		q.setHeaders(w, index)
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.WriteHeader(code)
 		fmt.Fprint(w, status)
@@ -295,7 +295,7 @@ func (a *api) answerHealth(w http.ResponseWriter, q *query, index uint64, status
 	if err != nil {
 		return err
 	}
-	a.setHeaders(w, q, index)
+	q.setHeaders(w, index)
 	writeJSON(w, code, b)
 	return nil
 }

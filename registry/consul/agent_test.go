@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	"github.com/weftmesh/weft"
 )
 
 func baseContext() (func(net.Listener) context.Context, context.CancelFunc) {
@@ -221,6 +223,28 @@ func TestRegisterAgain(t *testing.T) {
 	w.put("/v1/agent/service/register", `{"Name":"web","Check":{"TTL":"1h","Status":"warning"}}`)
 	if got := w.get("/v1/health/checks/web").field("0.Status"); got != "warning" {
 		t.Errorf("a given status became %v", got)
+	}
+}
+
+// A registration that does not name a TTL check is no report for it.
+func TestRegisteringIsNoReport(t *testing.T) {
+	w := newWorld(t)
+	w.put("/v1/agent/service/register", `{"Name":"web"}`)
+	w.put("/v1/agent/check/register", `{"Name":"beat","ServiceID":"web","TTL":"300ms","Status":"passing"}`)
+	eventually(t, "the check lapses", func() bool {
+		w.put("/v1/agent/service/register", `{"Name":"web"}`)
+		return w.get("/v1/agent/checks").field("beat.Status") == "critical"
+	})
+}
+
+// Maintenance is a critical check on the wire, whoever put it there.
+func TestStatusOnTheWire(t *testing.T) {
+	for status, want := range map[weft.Health]string{
+		weft.Passing: "passing", weft.Warning: "warning", weft.Critical: "critical", weft.Maintenance: "critical",
+	} {
+		if got := newCheckRecord("n", nil, &weft.Check{Status: status}).Status; got != want {
+			t.Errorf("%v is %s", status, got)
+		}
 	}
 }
 

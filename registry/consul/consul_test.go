@@ -343,6 +343,24 @@ func TestWrongRequests(t *testing.T) {
 	w.get("/v1/catalog/nodes").wantJSON(`[` + ownNode + `]`)
 }
 
+// A body that says that it is too long is not read at all.
+func TestBodyOfKnownLength(t *testing.T) {
+	w := newWorld(t)
+	body := &countingReader{}
+	r := httptest.NewRequest("PUT", "/v1/agent/service/register", body)
+	r.ContentLength = maxBody + 1
+	rec := httptest.NewRecorder()
+	w.server.Config.Handler.ServeHTTP(rec, r)
+	if rec.Code != 413 || body.n > 0 {
+		t.Errorf("status %d after %d bytes: %s", rec.Code, body.n, rec.Body)
+	}
+}
+
+// countingReader is endless.
+type countingReader struct{ n int }
+
+func (c *countingReader) Read(b []byte) (int, error) { c.n += len(b); return len(b), nil }
+
 // A client that does not say how long its body is may not send more either.
 func TestBodyOfUnknownLength(t *testing.T) {
 	w := newWorld(t)

@@ -222,7 +222,7 @@ func (a *api) answer(w http.ResponseWriter, q *query, v view) error {
 	if err != nil {
 		return err
 	}
-	a.setHeaders(w, q, index)
+	q.setHeaders(w, index)
 	writeJSON(w, http.StatusOK, body)
 	return nil
 }
@@ -281,7 +281,7 @@ func (q *query) marshal(body any) ([]byte, error) {
 
 // setHeaders sets what Consul's clients look for on every read. Some parse the
 // headers in order and stop at the first that is missing.
-func (a *api) setHeaders(w http.ResponseWriter, q *query, index uint64) {
+func (q *query) setHeaders(w http.ResponseWriter, index uint64) {
 	h := w.Header()
 	h.Set("X-Consul-Index", strconv.FormatUint(max(index, 1), 10))
 	h.Set("X-Consul-LastContact", "0")

@@ -104,9 +104,26 @@ func New(r *registry.Registry, c Config) *Server {
 // Serve answers on both sockets, which it owns from now on, until Close, and then
 // returns nil. When a socket fails it closes both, and returns the failure.
 func (s *Server) Serve(packet net.PacketConn, listener net.Listener) error {
-	if err := s.open(packet, listener); err != nil {
+	failed, err := s.start(packet, listener)
+	if err != nil {
 		return errors.Join(err, packet.Close(), listener.Close())
 	}
+	err = <-failed
+	if closing := s.Close(); err == nil {
+		err = closing
+	}
+	return err
+}
+
+// start takes the sockets and begins to read them, unless Close was there first.
+// The readers' ends arrive on the channel.
+func (s *Server) start(packet net.PacketConn, listener net.Listener) (<-chan error, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || s.packet != nil {
+		return nil, weft.Errorf(weft.Conflict, "serve", "DNS", "the server is closed, or serves already")
+	}
+	s.packet, s.listener = packet, listener
 	readers := runtime.GOMAXPROCS(0)
 	failed := make(chan error, readers+1)
 	socket := newUDPSocket(packet)
@@ -114,22 +131,7 @@ func (s *Server) Serve(packet net.PacketConn, listener net.Listener) error {
 		s.work.Go(func() { failed <- s.servePackets(socket) })
 	}
 	s.work.Go(func() { failed <- s.serveConns(listener) })
-	err := <-failed
-	if closing := s.Close(); err == nil {
-		err = closing
-	}
-	return err
-}
-
-// open takes the sockets, unless Close was there first.
-func (s *Server) open(packet net.PacketConn, listener net.Listener) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed || s.packet != nil {
-		return weft.Errorf(weft.Conflict, "serve", "DNS", "the server is closed, or serves already")
-	}
-	s.packet, s.listener = packet, listener
-	return nil
+	return failed, nil
 }
 
 // Close lets the answers that are being made be sent, closes the sockets, and

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/miekg/dns"
@@ -368,6 +369,19 @@ func TestAnswersFollowTheRegistry(t *testing.T) {
 	}
 }
 
+// Two instances at one address are one A record, and two SRV records.
+func TestAddressesStandOnce(t *testing.T) {
+	w := newWorld(t, Config{})
+	w.add(weft.Passing, instance("1", "10.0.0.1", 80), instance("2", "10.0.0.1", 81))
+	if got := show(w.ask("web.service.consul", "A").Answer); got != "A 10.0.0.1" {
+		t.Errorf("A: %s", got)
+	}
+	a := w.ask("web.service.consul", "SRV")
+	if len(a.Answer) != 2 || show(a.Extra) != "A 10.0.0.1" {
+		t.Errorf("SRV: %v", a)
+	}
+}
+
 func TestWeightsReachSRV(t *testing.T) {
 	w := newWorld(t, Config{})
 	in := instance("1", "10.0.0.1", 80)
@@ -678,6 +692,38 @@ func TestStrangeConnections(t *testing.T) {
 			t.Errorf("%s: %q %v", name, got, err)
 		}
 		c1.Close()
+	}
+}
+
+// A connection that is silent, that sends slowly, or that does not take its answer
+// is closed in time.
+func TestDeadlines(t *testing.T) {
+	notify := question("consul", "SOA")
+	notify.Opcode = dns.OpcodeNotify // is answered without a registry
+	packed, err := notify.Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	framed := string(binary.BigEndian.AppendUint16(nil, uint16(len(packed)))) + string(packed)
+	for name, c := range map[string]struct {
+		send string
+		want time.Duration
+	}{
+		"silent":        {"", idleTimeout},
+		"half":          {framed[:7], idleTimeout},
+		"does not read": {framed, writeTimeout},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			client, server := net.Pipe()
+			defer client.Close()
+			go io.WriteString(client, c.send)
+			start := time.Now()
+			New(nil, Config{}).serveConn(server)
+			server.Close()
+			if took := time.Since(start); took != c.want {
+				t.Errorf("%s: served for %v, want %v", name, took, c.want)
+			}
+		})
 	}
 }
 
