@@ -1,130 +1,245 @@
-// Package control is the mesh's control plane.
+// Package control is the mesh's control plane: it keeps the resources that users
+// apply, compiles them together with the registry, and tells every proxy what it
+// asks for and no more.
+//
+// A Control is opened on a store, a registry and a certificate authority, and
+// serves one gRPC port:
+//
+//	control, err := control.Open(ctx, control.Config{…})
+//	s := grpc.NewServer(append(control.ServerOptions(), grpc.Creds(credentials.NewTLS(control.ServerTLS())))...)
+//	control.Register(s)
+//
+// Proxies come there to join (Workload.Join, with a join token), to follow their
+// configuration (delta ADS with the resource types of control/weftpb) and to keep
+// their instance registered (Workload.Lease). Who a proxy is tells its client
+// certificate, never the request. Package control/subscribe is the other end.
+//
+// Each resource that a proxy is subscribed to is compiled once for all proxies
+// that see the same, and compiled again when something that it depends on changes:
+// a VirtualService or DestinationRule that concerns its host, the existence of a
+// service that it points to, the endpoints of its service. When the bytes are the
+// same nothing is sent. Endpoints go out at once; nothing is ever held back to
+// collect more, but a proxy that has not acknowledged the last response of a type
+// gets the changes since then in one. Services and endpoints are sent before the
+// route tables that came to point to them.
+//
+// Lock order: Control.writing, Control.mu, the registry's own locks. The registry
+// never calls back under its locks.
 package control
 
 import (
 	"context"
 	"crypto/tls"
+	"errors"
+	"io"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
-
-	"google.golang.org/grpc"
 
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/ca"
 	"github.com/weftmesh/weft/control/resource"
+	"github.com/weftmesh/weft/control/weftpb"
 	"github.com/weftmesh/weft/registry"
 	"github.com/weftmesh/weft/store"
 )
 
-// Config of a Control.
+// Config of a Control. Store, Registry and CA stay the caller's to close.
 type Config struct {
 	Store     *store.Store
 	Registry  *registry.Registry
 	CA        *ca.Authority
-	JoinToken string // ca.NewJoinToken; empty: nobody can join
+	JoinToken string // of ca.NewJoinToken; empty: nobody can join
 	Logger    *slog.Logger
 }
 
-// Control is an open control plane.
-type Control struct{}
+// Control is an open control plane. Its methods may be called from any goroutine.
+type Control struct {
+	// constant after Open
+	log         *slog.Logger
+	store       *store.Store
+	registry    *registry.Registry
+	authority   *ca.Authority
+	token       ca.JoinToken
+	credentials *ca.Credentials // of the control port
+	trust       *weftpb.Trust
+	ctx         context.Context // ends with Close
+	cancel      context.CancelFunc
+	unsubscribe func()
+	patience    patience
 
-// Open loads the resources and starts to follow the store and the registry.
-func Open(ctx context.Context, c Config) (*Control, error) { return nil, errNotBuilt }
+	work    sync.WaitGroup // everything that Close waits for
+	writing sync.Mutex     // one Apply or Delete at a time
+	set     atomic.Pointer[resource.Set]
 
-// Close ends every stream and waits for them.
-func (c *Control) Close() error { return errNotBuilt }
-
-// ApplyOptions of Apply.
-type ApplyOptions struct {
-	Partial bool // apply the good documents though others are bad
-	DryRun  bool // check and compare only
+	mu        sync.Mutex // guards what follows; never held during I/O
+	closed    bool
+	resources map[string]*resource.Resource // by store key; the map is replaced, not changed
+	compiled  int64                         // revision of resources
+	moved     chan struct{}                 // closed when compiled moves
+	index     uint64                        // newest revision of resources or registry that is compiled
+	catalogue catalogue
+	proxies   map[proxyKey]*proxy
+	settled   chan struct{} // closed when a stream acknowledges or ends, if somebody waits; nil otherwise
 }
 
-// ApplyAction is what became of one document.
-type ApplyAction string
-
-const (
-	Created   ApplyAction = "created"
-	Updated   ApplyAction = "updated"
-	Unchanged ApplyAction = "unchanged"
-)
-
-// ApplyChange is one document of an Apply.
-type ApplyChange struct {
-	Kind      string         `json:"kind"`
-	Namespace string         `json:"namespace"`
-	Name      string         `json:"name"`
-	Action    ApplyAction    `json:"action"`
-	Source    weft.SourceRef `json:"source"`
+// patience is how long the control plane waits for others. Tests shorten it.
+type patience struct {
+	ack   time.Duration // for the ACK of a response, before the stream is closed
+	apply time.Duration // for proxies to apply a drain, or their policies before they are registered
+	renew time.Duration // between two tries to renew the server's own certificate
 }
 
-// ApplyResult is what an Apply did, or would do.
-type ApplyResult struct {
-	Index    uint64        `json:"index"` // at which the change is visible
-	Changes  []ApplyChange `json:"changes"`
-	Problems weft.Problems `json:"problems,omitempty"` // warnings; with Partial also the errors of what was left out
+var standardPatience = patience{ack: 30 * time.Second, apply: 5 * time.Second, renew: time.Minute}
+
+var errClosed = errors.New("the control plane is closed")
+
+// Open loads the resources, compiles them, and starts to follow the store and the
+// registry.
+func Open(ctx context.Context, cfg Config) (*Control, error) { return open(ctx, cfg, standardPatience) }
+
+func open(ctx context.Context, cfg Config, p patience) (*Control, error) {
+	c := &Control{
+		log: cfg.Logger, store: cfg.Store, registry: cfg.Registry, authority: cfg.CA, patience: p,
+		credentials: new(ca.Credentials),
+		trust:       weftpb.EncodeTrust(cfg.CA.TrustDomain(), cfg.CA.Roots()),
+		moved:       make(chan struct{}),
+		catalogue:   newCatalogue(),
+		proxies:     make(map[proxyKey]*proxy),
+	}
+	if c.log == nil {
+		c.log = slog.New(slog.NewTextHandler(io.Discard, nil))
+	}
+	if cfg.JoinToken != "" {
+		token, err := ca.ParseJoinToken(cfg.JoinToken)
+		if err != nil {
+			return nil, err
+		}
+		c.token = token
+	}
+	renewAt, err := c.renewCertificate()
+	if err != nil {
+		return nil, err
+	}
+	c.ctx, c.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	rev, err := c.load(ctx)
+	if err != nil {
+		c.cancel()
+		return nil, err
+	}
+	c.work.Go(func() { c.follow(rev) })
+	c.work.Go(func() { c.keepCertificate(renewAt) })
+	c.unsubscribe = c.registry.Subscribe(c.serviceChanged)
+	return c, nil
 }
 
-// Apply checks files and writes their resources in one transaction. Without
-// Partial any error refuses all; the error is then weft.Invalid around
-// weft.Problems.
-func (c *Control) Apply(ctx context.Context, files []resource.File, o ApplyOptions) (ApplyResult, error) {
-	return ApplyResult{}, errNotBuilt
+// Close ends every stream and everything that Open started, and waits for it.
+func (c *Control) Close() error {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.cancel()
+	c.unsubscribe()
+	c.work.Wait()
+	return nil
 }
 
-// Delete removes one resource. The error is weft.NotFound when it is not there.
-func (c *Control) Delete(ctx context.Context, kind, namespace, name string) (index uint64, err error) {
-	return 0, errNotBuilt
+// begin counts a call that Close waits for; the caller does c.work.Done.
+func (c *Control) begin() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return &weft.Error{Kind: weft.Unavailable, Op: "serve", Thing: "control", Err: errClosed}
+	}
+	c.work.Add(1)
+	return nil
 }
 
-// Resources returns every resource, sorted by kind, namespace and name.
-func (c *Control) Resources() []resource.Resource { return nil }
-
-// ProxyStatus is a connected proxy.
-type ProxyStatus struct {
-	ID        string           `json:"id"`
-	Role      string           `json:"role"` // "sidecar" or "gateway"
-	Gateway   string           `json:"gateway,omitempty"`
-	Service   weft.ServiceName `json:"service"` // of its identity
-	Identity  weft.Identity    `json:"identity"`
-	PID       int              `json:"pid,omitempty"`
-	Address   string           `json:"address"` // its end of the control connection
-	Version   string           `json:"version"` // of its weft
-	Connected time.Time        `json:"connected"`
-	Applied   uint64           `json:"applied"` // it acknowledged everything of its own up to this index
-	Current   uint64           `json:"current"` // the control plane's index
-	LastNack  string           `json:"lastNack,omitempty"`
+// Index is the newest change of resources or registry that is compiled.
+func (c *Control) Index() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.index
 }
 
-// Proxies returns the connected proxies, sorted by identity and id.
-func (c *Control) Proxies() []ProxyStatus { return nil }
-
-// Mesh compiles what a proxy in namespace sees of hosts, or of every registered
-// service by its full name when no host is given.
-func (c *Control) Mesh(namespace string, hosts ...string) *weft.Snapshot { return &weft.Snapshot{} }
-
-// GatewaySnapshot compiles what the gateway sees.
-func (c *Control) GatewaySnapshot(name string) *weft.Snapshot { return &weft.Snapshot{} }
-
-// WorkloadAuthorization is the policies of the instances that carry one set of labels.
-type WorkloadAuthorization struct {
-	Labels        map[string]string
-	Instances     []weft.InstanceKey
-	Authorization *weft.Authorization
+// serviceChanged is the registry's subscriber: the endpoints of n may be others,
+// and n may have come or gone.
+func (c *Control) serviceChanged(n weft.ServiceName, index uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.serviceChangedLocked(n, index)
 }
 
-// AuthorizationFor returns the policies of a service's instances, one entry for
-// each distinct set of labels. A service without instances gets one entry of no labels.
-func (c *Control) AuthorizationFor(service weft.ServiceName) []WorkloadAuthorization { return nil }
+func (c *Control) serviceChangedLocked(n weft.ServiceName, index uint64) {
+	instances, _ := c.registry.Instances(n)
+	exists := len(instances) > 0
+	var affected []*entry
+	for e := range c.catalogue.byService[n] {
+		if e.key.typeURL == weftpb.EndpointsType || e.saw[n] != exists {
+			affected = append(affected, e)
+		}
+	}
+	c.advance(index, affected)
+}
 
-// Register adds the control plane's services to a gRPC server that was made with
-// ServerOptions.
-func (c *Control) Register(s *grpc.Server) {}
+// advance compiles entries again at an index, and hands what changed to the
+// streams that want it.
+func (c *Control) advance(index uint64, affected []*entry) {
+	before := c.index
+	c.index = max(c.index, index)
+	woken := make(map[*stream]struct{})
+	for _, e := range affected {
+		if !c.refresh(e) {
+			continue
+		}
+		e.seq++
+		for s := range e.streams {
+			s.mark(e.key.typeURL, e.key.name, before)
+			woken[s] = struct{}{}
+		}
+	}
+	for s := range woken {
+		s.wake()
+	}
+}
 
-// ServerOptions are TLS, authentication and limits of the control port.
-func (c *Control) ServerOptions() []grpc.ServerOption { return nil }
+// ServerTLS is for the control port: TLS 1.3, the server's own identity, and
+// client certificates of the trust domain, or none from those who have yet to join.
+func (c *Control) ServerTLS() *tls.Config { return c.credentials.ControlTLS() }
 
-// ServerTLS is the control port's TLS: included in ServerOptions.
-func (c *Control) ServerTLS() *tls.Config { return nil }
+// renewCertificate gives the control port a new certificate, and returns when the
+// next one is due. Its chain ends with the root, by which those who join recognise
+// it.
+func (c *Control) renewCertificate() (next time.Time, err error) {
+	id := ca.ServerIdentity(c.authority.TrustDomain())
+	key, csr, err := ca.NewCSR(id)
+	if err != nil {
+		return time.Time{}, err
+	}
+	chain, notAfter, err := c.authority.Sign(csr, id)
+	if err != nil {
+		return time.Time{}, err
+	}
+	roots := c.authority.Roots()
+	if err := c.credentials.Set(append(chain, roots[0].Raw), key, roots); err != nil {
+		return time.Time{}, err
+	}
+	return time.Now().Add(time.Until(notAfter) / 2), nil
+}
 
-var errNotBuilt = weft.Errorf(weft.Internal, "open", "control", "not built yet")
+func (c *Control) keepCertificate(at time.Time) {
+	for {
+		select {
+		case <-c.ctx.Done():
+			return
+		case <-time.After(time.Until(at)):
+		}
+		next, err := c.renewCertificate()
+		if err != nil {
+			c.log.Error("control: its own certificate could not be renewed; trying again", "error", err)
+			next = time.Now().Add(c.patience.renew)
+		}
+		at = next
+	}
+}

@@ -1,0 +1,204 @@
+package control
+
+import (
+	"slices"
+
+	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/control/resource"
+	"github.com/weftmesh/weft/registry"
+)
+
+// compiler answers what proxies ask, from one set of resources and the registry
+// as it is. It notes which services the answer depends on, and whether they
+// existed, so that the answer is compiled again when that changes.
+type compiler struct {
+	set      *resource.Set
+	registry *registry.Registry
+	saw      map[weft.ServiceName]bool // nil: nobody wants to know
+}
+
+// exists reports whether a service has a registered instance, healthy or not.
+func (k *compiler) exists(n weft.ServiceName) bool {
+	instances, _ := k.registry.Instances(n)
+	exists := len(instances) > 0
+	if k.saw != nil {
+		k.saw[n] = exists
+	}
+	return exists
+}
+
+// routeTable returns the rules for a host as a client in namespace calls it: a
+// VirtualService's, or, for a registered service without one, that its requests go
+// there. nil means that there is no such host.
+func (k *compiler) routeTable(namespace, host string) *weft.RouteTable {
+	n, isName := weft.ParseHost(host, namespace)
+	registered := isName && k.exists(n)
+	if t := k.set.RouteTable(host, namespace); t != nil {
+		return k.resolve(t, namespace)
+	}
+	if !registered {
+		return nil
+	}
+	t, err := weft.NewRouteTable(host, []weft.Rule{{
+		Name: "default", Retry: weft.DefaultRetry,
+		Destinations: []weft.Destination{{Service: n, Weight: 1}},
+	}})
+	if err != nil {
+		return nil // it has a destination: this cannot be
+	}
+	return t
+}
+
+// gateway returns the tables of a gateway whose proxy is in namespace.
+func (k *compiler) gateway(name, namespace string) []*weft.RouteTable {
+	tables := slices.Clone(k.set.Gateway(name))
+	for i, t := range tables {
+		tables[i] = k.resolve(t, namespace)
+	}
+	return tables
+}
+
+// resolve says of destinations that cannot serve why. The table it is given
+// belongs to the set: what changes is copied.
+func (k *compiler) resolve(t *weft.RouteTable, namespace string) *weft.RouteTable {
+	out := *t
+	for i := range t.Rules {
+		for j := range t.Rules[i].Destinations {
+			why := k.unresolved(&t.Rules[i].Destinations[j], namespace)
+			if why == t.Rules[i].Destinations[j].Unresolved {
+				continue
+			}
+			if &out.Rules[0] == &t.Rules[0] {
+				out.Rules = slices.Clone(t.Rules)
+			}
+			rule := &out.Rules[i]
+			if &rule.Destinations[0] == &t.Rules[i].Destinations[0] {
+				rule.Destinations = slices.Clone(rule.Destinations)
+			}
+			rule.Destinations[j].Unresolved = why
+		}
+	}
+	return &out
+}
+
+func (k *compiler) unresolved(d *weft.Destination, namespace string) string {
+	if !k.exists(d.Service) {
+		return "service " + d.Service.String() + " does not exist"
+	}
+	if d.Subset == "" {
+		return ""
+	}
+	_, subsets := k.set.Service(d.Service, namespace)
+	if !slices.ContainsFunc(subsets, func(s weft.Subset) bool { return s.Name == d.Subset }) {
+		return "subset " + d.Subset + " of " + d.Service.String() + " is not defined"
+	}
+	return ""
+}
+
+// service returns a service without its endpoints, as clients in namespace see it;
+// nil when nothing of that name is registered.
+func (k *compiler) service(n weft.ServiceName, namespace string) *weft.Service {
+	if !k.exists(n) {
+		return nil
+	}
+	policy, subsets := k.set.Service(n, namespace)
+	return &weft.Service{Name: n, Policy: policy, Subsets: subsets}
+}
+
+// destinations adds to services whatever the tables point to.
+func destinations(services map[weft.ServiceName]bool, tables ...*weft.RouteTable) {
+	for _, t := range tables {
+		if t == nil {
+			continue
+		}
+		for i := range t.Rules {
+			for j := range t.Rules[i].Destinations {
+				services[t.Rules[i].Destinations[j].Service] = true
+			}
+		}
+	}
+}
+
+// complete adds to a snapshot the services that its tables point to.
+func (k *compiler) complete(s *weft.Snapshot, namespace string) {
+	needed := make(map[weft.ServiceName]bool)
+	for _, t := range s.Hosts {
+		destinations(needed, t)
+	}
+	if s.Gateway != nil {
+		destinations(needed, s.Gateway.Tables()...)
+	}
+	s.Services = make(map[weft.ServiceName]*weft.Service, len(needed))
+	for n := range needed {
+		if svc := k.service(n, namespace); svc != nil {
+			svc.Endpoints, svc.Index = k.registry.Endpoints(n)
+			s.Services[n] = svc
+		}
+	}
+}
+
+// Mesh compiles what a proxy in namespace sees of hosts, or of every registered
+// service by its full name when no host is given.
+func (c *Control) Mesh(namespace string, hosts ...string) *weft.Snapshot {
+	k := compiler{set: c.set.Load(), registry: c.registry}
+	if len(hosts) == 0 {
+		names, _ := c.registry.ServiceNames()
+		for _, n := range names {
+			hosts = append(hosts, n.Host())
+		}
+	}
+	s := &weft.Snapshot{Version: c.Index(), Hosts: make(map[string]*weft.RouteTable, len(hosts))}
+	for _, host := range hosts {
+		s.Hosts[host] = k.routeTable(namespace, host)
+	}
+	k.complete(s, namespace)
+	return s
+}
+
+// GatewaySnapshot compiles what the proxies of a gateway see. A gateway without
+// resources has no routes.
+func (c *Control) GatewaySnapshot(name string) *weft.Snapshot {
+	k := compiler{set: c.set.Load(), registry: c.registry}
+	namespace := c.gatewayNamespace(name)
+	tables := k.gateway(name, namespace)
+	s := &weft.Snapshot{Version: c.Index(), Gateway: weft.NewGateway(name, tables), Hosts: make(map[string]*weft.RouteTable)}
+	services := make(map[weft.ServiceName]bool)
+	destinations(services, tables...)
+	for n := range services {
+		s.Hosts[n.Host()] = k.routeTable(namespace, n.Host())
+	}
+	k.complete(s, namespace)
+	return s
+}
+
+// WorkloadAuthorization is the policies of those instances of a service that carry
+// one set of labels.
+type WorkloadAuthorization struct {
+	Labels        map[string]string
+	Instances     []weft.InstanceKey
+	Authorization *weft.Authorization // nil: no policy applies
+}
+
+// AuthorizationFor returns the policies of a service's instances, one entry for
+// each distinct set of labels. A service without instances gets one entry without
+// labels.
+func (c *Control) AuthorizationFor(service weft.ServiceName) []WorkloadAuthorization {
+	set := c.set.Load()
+	instances, _ := c.registry.Instances(service)
+	if len(instances) == 0 {
+		return []WorkloadAuthorization{{Authorization: set.Authorization(service.Namespace, nil)}}
+	}
+	var out []WorkloadAuthorization
+	at := make(map[string]int)
+	for _, in := range instances {
+		key := labelsKey(in.Labels)
+		i, seen := at[key]
+		if !seen {
+			i = len(out)
+			at[key] = i
+			out = append(out, WorkloadAuthorization{Labels: in.Labels, Authorization: set.Authorization(service.Namespace, in.Labels)})
+		}
+		out[i].Instances = append(out[i].Instances, in.Key())
+	}
+	return out
+}

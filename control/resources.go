@@ -1,0 +1,316 @@
+package control
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	networking "istio.io/api/networking/v1alpha3"
+
+	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/control/resource"
+	"github.com/weftmesh/weft/store"
+)
+
+// Resources are kept under "resources/<kind>/<namespace>/<name>".
+const resourcePrefix = "resources/"
+
+func resourceKey(kind, namespace, name string) string {
+	return resourcePrefix + kind + "/" + namespace + "/" + name
+}
+
+func keyOf(r *resource.Resource) string { return resourceKey(r.Kind, r.Namespace, r.Name) }
+
+// ApplyOptions of Apply.
+type ApplyOptions struct {
+	Partial bool // apply the good documents though others are bad
+	DryRun  bool // check and compare only
+}
+
+// ApplyAction is what became of one document.
+type ApplyAction string
+
+// What may become of a document.
+const (
+	Created   ApplyAction = "created"
+	Updated   ApplyAction = "updated"
+	Unchanged ApplyAction = "unchanged"
+)
+
+// ApplyChange is one document of an Apply.
+type ApplyChange struct {
+	Kind      string         `json:"kind"`
+	Namespace string         `json:"namespace"`
+	Name      string         `json:"name"`
+	Action    ApplyAction    `json:"action"`
+	Source    weft.SourceRef `json:"source"`
+}
+
+// ApplyResult is what an Apply did, or would do.
+type ApplyResult struct {
+	Index    uint64        `json:"index"` // at which the change is visible
+	Changes  []ApplyChange `json:"changes"`
+	Problems weft.Problems `json:"problems,omitempty"` // warnings; with Partial also the errors of what was left out
+}
+
+// Apply checks files and writes their resources in one transaction; it returns
+// when they are compiled. Without Partial any error refuses all: the error is then
+// weft.Invalid around weft.Problems. What is the same already is not changed, but
+// where it was written is noted afresh.
+func (c *Control) Apply(ctx context.Context, files []resource.File, o ApplyOptions) (ApplyResult, error) {
+	parsed, problems := resource.Parse(files)
+	if bad := problems.Errors(); len(bad) > 0 && !o.Partial {
+		return ApplyResult{}, &weft.Error{Kind: weft.Invalid, Op: "apply", Thing: counted(len(bad), "problem"), Err: problems}
+	}
+	c.writing.Lock() // so that what is compared is what is replaced
+	defer c.writing.Unlock()
+	changes, txn, after := c.compare(parsed)
+	result := ApplyResult{Index: c.Index(), Changes: changes, Problems: append(problems, c.warningsOf(parsed, after)...)}
+	if o.DryRun || len(txn.Put) == 0 {
+		return result, nil
+	}
+	rev, err := c.commit(ctx, "apply", counted(len(txn.Put), "resource"), txn)
+	if err != nil {
+		return ApplyResult{}, err
+	}
+	result.Index = uint64(rev)
+	return result, nil
+}
+
+func counted(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// compare finds what becomes of each parsed resource, what is to be written, and
+// the set that there would be then.
+func (c *Control) compare(parsed []*resource.Resource) (changes []ApplyChange, txn store.Txn, after *resource.Set) {
+	c.mu.Lock()
+	all := maps.Clone(c.resources)
+	c.mu.Unlock()
+	for _, r := range parsed {
+		key := keyOf(r)
+		change := ApplyChange{Kind: r.Kind, Namespace: r.Namespace, Name: r.Name, Action: Updated, Source: r.Source}
+		old := all[key]
+		switch {
+		case old == nil:
+			change.Action = Created
+		case sameManifest(old, r):
+			change.Action = Unchanged
+		}
+		changes = append(changes, change)
+		if old == nil || !bytes.Equal(old.JSON, r.JSON) {
+			txn.Put = append(txn.Put, store.KV{Key: key, Value: r.JSON})
+			next := *r
+			if old != nil {
+				next.Created = old.Created
+			}
+			all[key] = &next
+		}
+	}
+	return changes, txn, resource.NewSet(slices.Collect(maps.Values(all)))
+}
+
+func sameManifest(a, b *resource.Resource) bool {
+	x, errX := a.Manifest()
+	y, errY := b.Manifest()
+	return errX == nil && errY == nil && bytes.Equal(x, y)
+}
+
+// warningsOf are the warnings of a set about the resources given.
+func (c *Control) warningsOf(applied []*resource.Resource, set *resource.Set) weft.Problems {
+	mine := make(map[string]bool, len(applied))
+	for _, r := range applied {
+		mine[keyOf(r)] = true
+	}
+	known := compiler{registry: c.registry}
+	var out weft.Problems
+	for _, w := range set.Warnings(known.exists) {
+		if mine[resourceKey(w.Source.Kind, w.Source.Namespace, w.Source.Name)] {
+			out = append(out, w)
+		}
+	}
+	return out
+}
+
+// Delete removes one resource, and returns when nothing is compiled of it any
+// more. The error is weft.NotFound when it is not there.
+func (c *Control) Delete(ctx context.Context, kind, namespace, name string) (index uint64, err error) {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	key := resourceKey(kind, namespace, name)
+	thing := kind + " " + namespace + "/" + name
+	c.mu.Lock()
+	_, found := c.resources[key]
+	c.mu.Unlock()
+	if !found {
+		return 0, weft.Errorf(weft.NotFound, "delete", thing, "there is no such resource")
+	}
+	rev, err := c.commit(ctx, "delete", thing, store.Txn{Delete: []string{key}})
+	return uint64(rev), err
+}
+
+// commit writes, and waits until the change came back by the watch and is
+// compiled: whoever reads after it sees it.
+func (c *Control) commit(ctx context.Context, op, thing string, txn store.Txn) (rev int64, err error) {
+	rev, err = c.store.Commit(ctx, txn)
+	if err != nil {
+		return 0, &weft.Error{Kind: weft.KindOf(err), Op: op, Thing: thing, Err: err}
+	}
+	for {
+		c.mu.Lock()
+		done, moved := c.compiled >= rev, c.moved
+		c.mu.Unlock()
+		if done {
+			return rev, nil
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return 0, &weft.Error{Kind: weft.Unavailable, Op: op, Thing: thing, Err: fmt.Errorf("it is written, but not compiled yet: %w", ctx.Err())}
+		case <-c.ctx.Done():
+			return 0, &weft.Error{Kind: weft.Unavailable, Op: op, Thing: thing, Err: errClosed}
+		}
+	}
+}
+
+// Resources returns every resource, sorted by kind, namespace and name.
+func (c *Control) Resources() []resource.Resource {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := make([]resource.Resource, 0, len(c.resources))
+	for _, r := range c.resources {
+		out = append(out, *r)
+	}
+	slices.SortFunc(out, func(a, b resource.Resource) int {
+		return cmp.Or(strings.Compare(a.Kind, b.Kind), strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
+	})
+	return out
+}
+
+// load reads all resources. One that this weft cannot read is left out, and
+// logged: the others go on.
+func (c *Control) load(ctx context.Context) (rev int64, err error) {
+	kvs, rev, err := c.store.List(ctx, resourcePrefix)
+	if err != nil {
+		return 0, fmt.Errorf("load the resources: %w", err)
+	}
+	next := make(map[string]*resource.Resource, len(kvs))
+	for _, kv := range kvs {
+		if r := c.decode(kv); r != nil {
+			next[kv.Key] = r
+		}
+	}
+	c.replace(next, everything(), rev)
+	return rev, nil
+}
+
+func (c *Control) decode(kv store.KV) *resource.Resource {
+	r, err := resource.Decode(kv.Value, weft.SourceRef{})
+	if err == nil && keyOf(r) != kv.Key {
+		err = weft.Errorf(weft.Internal, "decode", keyOf(r), "it is stored under %s", kv.Key)
+	}
+	if err != nil {
+		c.log.Error("control: a stored resource is left out", "key", kv.Key, "error", err)
+		return nil
+	}
+	r.Created = kv.CreateRev
+	return r
+}
+
+// follow keeps the resources up to date until Close, or until the store closes.
+func (c *Control) follow(rev int64) {
+	batches := c.store.Watch(c.ctx, resourcePrefix, rev)
+	for c.ctx.Err() == nil {
+		b, ok := <-batches
+		switch {
+		case !ok:
+			if c.ctx.Err() == nil {
+				c.log.Error("control: the store is closed; resources do not change any more")
+			}
+			return
+		case b.Err != nil:
+			c.log.Warn("control: loading every resource again", "reason", b.Err)
+			rev, err := c.load(c.ctx)
+			if err != nil {
+				c.log.Error("control: resources do not change any more", "error", err)
+				return
+			}
+			batches = c.store.Watch(c.ctx, resourcePrefix, rev)
+		default:
+			c.take(b)
+		}
+	}
+}
+
+// take applies one batch of the watch. c.resources is written by this goroutine
+// only, so that it may be read here without the lock.
+func (c *Control) take(b store.Batch) {
+	next := maps.Clone(c.resources)
+	n := concern{kinds: make(map[string]bool), names: make(map[string]bool)}
+	for _, ev := range b.Events {
+		n.add(next[ev.Key])
+		delete(next, ev.Key)
+		if ev.Deleted {
+			continue
+		}
+		if r := c.decode(ev.KV); r != nil {
+			next[ev.Key] = r
+			n.add(r)
+		}
+	}
+	c.replace(next, n, b.Rev)
+}
+
+// everything concerns all entries.
+func everything() concern {
+	return concern{kinds: map[string]bool{"VirtualService": true, "DestinationRule": true, "Gateway": true, "AuthorizationPolicy": true}}
+}
+
+// add notes a resource that came or went; nil is none.
+func (n *concern) add(r *resource.Resource) {
+	if r == nil {
+		return
+	}
+	n.kinds[r.Kind] = true
+	var hosts []string
+	switch spec := r.Spec.(type) {
+	case *networking.VirtualService:
+		hosts = spec.GetHosts()
+	case *networking.DestinationRule:
+		hosts = []string{spec.GetHost()}
+	}
+	for _, host := range hosts {
+		if strings.HasPrefix(host, "*") {
+			n.names = nil
+		}
+		if n.names != nil {
+			n.names[firstLabel(host)] = true
+		}
+	}
+}
+
+// replace makes next the resources, and compiles again what that concerns.
+func (c *Control) replace(next map[string]*resource.Resource, n concern, rev int64) {
+	set := resource.NewSet(slices.Collect(maps.Values(next)))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.resources = next
+	c.set.Store(set)
+	var affected []*entry
+	for _, e := range c.catalogue.entries {
+		if n.touches(e) {
+			affected = append(affected, e)
+		}
+	}
+	c.advance(uint64(rev), affected)
+	c.compiled = rev
+	close(c.moved)
+	c.moved = make(chan struct{})
+}

@@ -1,0 +1,363 @@
+package control
+
+import (
+	"log/slog"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/weftmesh/weft/control/weftpb"
+)
+
+// typeOrder is the order in which pending types are sent: what is pointed to goes
+// before what points to it.
+var typeOrder = [...]string{
+	weftpb.TrustType, weftpb.ServiceType, weftpb.EndpointsType,
+	weftpb.RouteTableType, weftpb.GatewayType, weftpb.AuthorizationType,
+}
+
+const (
+	maxNames         = 50_000  // subscriptions of one type on one stream
+	maxNameLength    = 512     // bytes
+	maxResponseNames = 1000    // of one response; the rest follows after its ACK
+	maxResponseBytes = 1 << 20 // about, well below gRPC's 4 MiB
+	maxNackLength    = 1024    // of a reason that is kept
+)
+
+// stream is one proxy's delta ADS stream: the protocol's state, without its I/O.
+// A name is pending when its entry may have to be sent; whether it really has, is
+// decided when the response is made. So changes merge by themselves while a
+// response of the same type is under way.
+type stream struct {
+	// constant
+	proxy     *proxy
+	namespace string // of the proxy's identity
+	log       *slog.Logger
+	kick      chan struct{} // holds one: there may be something to send
+
+	// guarded by Control.mu
+	types    map[string]*subscription
+	nonce    uint64
+	clean    bool   // nothing is pending or under way
+	behind   uint64 // index that the proxy had when it was last clean
+	lastNack string
+}
+
+// subscription is one type on one stream.
+type subscription struct {
+	names   map[string]*interest
+	pending map[string]struct{}
+	flight  *flight // nil: everything sent is acknowledged
+}
+
+// interest is one name that a stream is subscribed to.
+type interest struct {
+	entry    *entry
+	answered bool   // the proxy was told something of this name
+	sent     string // version that it was told last; "" is that there is none
+	force    bool   // send even when it is the same: it was asked for again
+	acked    uint64 // entry.seq that the proxy has applied (or refused)
+}
+
+// flight is a response that is not acknowledged yet.
+type flight struct {
+	nonce string
+	since time.Time
+	seqs  map[string]uint64 // by name
+}
+
+func newStream(p *proxy, namespace string, log *slog.Logger) *stream {
+	return &stream{
+		proxy: p, namespace: namespace, log: log,
+		kick: make(chan struct{}, 1), types: make(map[string]*subscription),
+	}
+}
+
+func (s *stream) wake() {
+	select {
+	case s.kick <- struct{}{}:
+	default:
+	}
+}
+
+// mark makes a name pending. before is the index that a clean proxy has applied.
+func (s *stream) mark(typeURL, name string, before uint64) {
+	if s.clean {
+		s.clean, s.behind = false, before
+	}
+	s.types[typeURL].pending[name] = struct{}{}
+}
+
+// request takes one request of the proxy in. It returns an error for what no
+// proxy of ours sends; the stream ends with it then.
+func (c *Control) request(s *stream, r *discovery.DeltaDiscoveryRequest) error {
+	if !slices.Contains(typeOrder[:], r.GetTypeUrl()) {
+		return status.Errorf(codes.InvalidArgument, "this server has no resources of type %q", r.GetTypeUrl())
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	sub := s.types[r.GetTypeUrl()]
+	if sub == nil {
+		sub = &subscription{names: make(map[string]*interest), pending: make(map[string]struct{})}
+		s.types[r.GetTypeUrl()] = sub
+	}
+	c.acknowledge(s, sub, r)
+	for _, name := range r.GetResourceNamesUnsubscribe() {
+		c.unsubscribeName(s, sub, name)
+	}
+	// What the proxy has from a stream that went before. xDS has it in the first
+	// request of a type only; ours may need several for many names.
+	have := r.GetInitialResourceVersions()
+	for _, name := range r.GetResourceNamesSubscribe() {
+		if len(name) > maxNameLength || len(sub.names) >= maxNames {
+			return status.Errorf(codes.ResourceExhausted, "a name of %d bytes, or more than %d names of one type", len(name), maxNames)
+		}
+		c.subscribe(s, sub, r.GetTypeUrl(), name, have[name])
+	}
+	c.settle()
+	s.wake()
+	return nil
+}
+
+// acknowledge settles the response under way, if it is that one which r answers. A
+// stale nonce says nothing; the subscription changes in its request still count.
+func (c *Control) acknowledge(s *stream, sub *subscription, r *discovery.DeltaDiscoveryRequest) {
+	if sub.flight == nil || r.GetResponseNonce() != sub.flight.nonce {
+		return
+	}
+	if detail := r.GetErrorDetail(); detail != nil {
+		reason := detail.GetMessage()
+		if len(reason) > maxNackLength {
+			reason = strings.ToValidUTF8(reason[:maxNackLength], "") + "…"
+		}
+		s.lastNack = kindOf(r.GetTypeUrl()) + ": " + reason
+		s.log.Warn("control: a proxy refuses configuration; it goes on with the last good one", "type", kindOf(r.GetTypeUrl()), "reason", reason)
+	}
+	for name, seq := range sub.flight.seqs {
+		if in := sub.names[name]; in != nil {
+			in.acked = max(in.acked, seq)
+		}
+	}
+	sub.flight = nil
+}
+
+// kindOf is the last part of a type URL.
+func kindOf(typeURL string) string { return typeURL[strings.LastIndexByte(typeURL, '.')+1:] }
+
+func (c *Control) subscribe(s *stream, sub *subscription, typeURL, name, have string) {
+	in := sub.names[name]
+	if in != nil {
+		if in.entry != nil {
+			in.force = true // the proxy may have dropped it: always answer
+			s.mark(typeURL, name, c.index)
+		}
+		return
+	}
+	in = &interest{answered: have != "", sent: have}
+	sub.names[name] = in
+	key, ready := s.key(typeURL, name)
+	if !ready {
+		return
+	}
+	c.attach(s, in, key)
+	if have != "" && have == in.entry.version {
+		in.acked = in.entry.seq
+		return
+	}
+	s.mark(typeURL, name, c.index)
+}
+
+// key is what a name means for this proxy. It is not ready when the answer is not
+// known yet: which policies a sidecar has to enforce depends on its instance.
+func (s *stream) key(typeURL, name string) (key entryKey, ready bool) {
+	key = entryKey{typeURL: typeURL, name: name}
+	switch typeURL {
+	case weftpb.ServiceType, weftpb.GatewayType:
+		key.scope = s.namespace
+	case weftpb.AuthorizationType:
+		if s.proxy.workload == nil {
+			return key, false
+		}
+		key.scope = workloadScope(s.namespace, s.proxy.workload.labels)
+	}
+	return key, true
+}
+
+// attach connects an interest with its entry, which is compiled if nobody had it.
+func (c *Control) attach(s *stream, in *interest, key entryKey) {
+	e := c.catalogue.entries[key]
+	if e == nil {
+		e = &entry{key: key, seq: 1, streams: make(map[*stream]struct{})}
+		c.catalogue.entries[key] = e
+		c.refresh(e)
+	}
+	e.streams[s] = struct{}{}
+	in.entry = e
+	in.acked = 0
+}
+
+// detach ends a stream's part in an entry (nil: it had none). What nobody wants
+// is dropped.
+func (c *Control) detach(s *stream, e *entry) {
+	if e == nil {
+		return
+	}
+	delete(e.streams, s)
+	if len(e.streams) == 0 {
+		c.catalogue.drop(e)
+	}
+}
+
+func (c *Control) unsubscribeName(s *stream, sub *subscription, name string) {
+	if in := sub.names[name]; in != nil {
+		c.detach(s, in.entry)
+		delete(sub.names, name)
+		delete(sub.pending, name)
+	}
+}
+
+// leave takes a stream that has ended out of everything.
+func (c *Control) leave(s *stream) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, sub := range s.types {
+		for _, in := range sub.names {
+			c.detach(s, in.entry)
+		}
+	}
+	delete(s.proxy.streams, s)
+	c.forgetProxy(s.proxy)
+	c.settle()
+}
+
+// settle tells those who wait for proxies to look again.
+func (c *Control) settle() {
+	if c.settled != nil {
+		close(c.settled)
+		c.settled = nil
+	}
+}
+
+// next makes the next response, or returns nil when there is nothing to send now.
+func (c *Control) next(s *stream) *discovery.DeltaDiscoveryResponse {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clean, held := true, false
+	for _, typeURL := range typeOrder {
+		sub := s.types[typeURL]
+		if sub == nil {
+			continue
+		}
+		pointing := typeURL == weftpb.RouteTableType || typeURL == weftpb.GatewayType
+		if sub.flight == nil && !(pointing && held) {
+			if r := s.respond(typeURL, sub); r != nil {
+				r.SystemVersionInfo = strconv.FormatUint(c.index, 10)
+				return r
+			}
+		}
+		if len(sub.pending) > 0 || sub.flight != nil {
+			clean = false
+		}
+		// A route table must not overtake the services that it has come to point to.
+		if len(sub.pending) > 0 && (typeURL == weftpb.ServiceType || typeURL == weftpb.EndpointsType) {
+			held = true
+		}
+	}
+	s.clean = clean
+	c.settle() // what was changed back counts as applied
+	return nil
+}
+
+// respond makes a response of one type of what is pending, or returns nil when
+// nothing of it has to be sent.
+func (s *stream) respond(typeURL string, sub *subscription) *discovery.DeltaDiscoveryResponse {
+	r := &discovery.DeltaDiscoveryResponse{TypeUrl: typeURL}
+	seqs := make(map[string]uint64)
+	size := 0
+	for name := range sub.pending {
+		in := sub.names[name]
+		if len(seqs) >= maxResponseNames || size >= maxResponseBytes {
+			break
+		}
+		delete(sub.pending, name)
+		if in.answered && !in.force && in.sent == in.entry.version {
+			in.acked = max(in.acked, in.entry.seq) // changed, and changed back
+			continue
+		}
+		if in.entry.resource != nil {
+			r.Resources = append(r.Resources, in.entry.resource)
+			size += len(in.entry.resource.GetResource().GetValue())
+		} else {
+			r.RemovedResources = append(r.RemovedResources, name)
+		}
+		in.answered, in.force, in.sent = true, false, in.entry.version
+		seqs[name] = in.entry.seq
+	}
+	if len(seqs) == 0 {
+		return nil
+	}
+	s.nonce++
+	r.Nonce = strconv.FormatUint(s.nonce, 10)
+	sub.flight = &flight{nonce: r.Nonce, since: time.Now(), seqs: seqs}
+	return r
+}
+
+// stalled says why the stream must end: a response was not acknowledged in time.
+func (c *Control) stalled(s *stream) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for typeURL, sub := range s.types {
+		if sub.flight == nil || time.Since(sub.flight.since) < c.patience.ack {
+			continue
+		}
+		return status.Errorf(codes.DeadlineExceeded, "%s response %s was not acknowledged within %v, with %d changes waiting behind it",
+			kindOf(typeURL), sub.flight.nonce, c.patience.ack, len(sub.pending))
+	}
+	return nil
+}
+
+// applied is the index up to which the proxy has everything that it is subscribed to.
+func (s *stream) applied(current uint64) uint64 {
+	if s.clean {
+		return current
+	}
+	return s.behind
+}
+
+// hasApplied reports whether a stream that is subscribed to e has acknowledged the
+// change seq, or a later one.
+func (s *stream) hasApplied(e *entry, seq uint64) bool {
+	sub := s.types[e.key.typeURL]
+	if sub == nil {
+		return true
+	}
+	in := sub.names[e.key.name]
+	return in == nil || in.entry != e || in.acked >= seq
+}
+
+// rescope moves the Authorization of a proxy's streams to the workload that it
+// has now.
+func (c *Control) rescope(p *proxy) {
+	for s := range p.streams {
+		sub := s.types[weftpb.AuthorizationType]
+		if sub == nil {
+			continue
+		}
+		for name, in := range sub.names {
+			key, ready := s.key(weftpb.AuthorizationType, name)
+			if !ready || in.entry != nil && in.entry.key == key {
+				continue
+			}
+			old := in.entry
+			c.attach(s, in, key)
+			c.detach(s, old)
+			s.mark(weftpb.AuthorizationType, name, c.index)
+		}
+		s.wake()
+	}
+}
