@@ -157,7 +157,7 @@ func (d *Demo) healthy(ctx context.Context, api *client.Client) error {
 // launch starts one weft process whose output goes to a log file.
 func (d *Demo) launch(name string, args, env []string) (*demoProcess, error) {
 	p := &demoProcess{name: name, log: filepath.Join(d.config.DataDir, "logs", name+".log"), ready: make(chan map[string]any, 1), logged: make(chan struct{})}
-	out, err := os.OpenFile(p.log, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	out, err := os.OpenFile(p.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, &weft.Error{Kind: weft.Internal, Op: "start", Thing: name, Err: err}
 	}
