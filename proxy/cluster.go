@@ -153,12 +153,10 @@ func (s *endpointSet) group(subset string) *group {
 // maxTried bounds how many endpoints an exchange remembers having tried.
 const maxTried = 8
 
-// pick chooses an endpoint that was not tried yet. When every endpoint was tried
-// or is down it chooses among those that are merely down or tried; ejected ones
-// never get traffic.
+// pick chooses an endpoint that is in service and was not tried yet, or nil.
 func (g *group) pick(random uint64, now time.Time, tried []*endpoint) *endpoint {
 	ns := now.UnixNano()
-	i := g.balance.Pick(random, func(i int) bool {
+	return g.at(g.balance.Pick(random, func(i int) bool {
 		e := g.endpoints[i]
 		if e.downUntil.Load() > ns || g.outlier != nil && e.outlier.Ejected(now) {
 			return false
@@ -169,12 +167,18 @@ func (g *group) pick(random uint64, now time.Time, tried []*endpoint) *endpoint 
 			}
 		}
 		return true
-	})
-	if i < 0 {
-		i = g.balance.Pick(random, func(i int) bool {
-			return g.outlier == nil || !g.endpoints[i].outlier.Ejected(now)
-		})
-	}
+	}))
+}
+
+// pickAny chooses also what was tried or is down; ejected endpoints never get
+// traffic.
+func (g *group) pickAny(random uint64, now time.Time) *endpoint {
+	return g.at(g.balance.Pick(random, func(i int) bool {
+		return g.outlier == nil || !g.endpoints[i].outlier.Ejected(now)
+	}))
+}
+
+func (g *group) at(i int) *endpoint {
 	if i < 0 {
 		return nil
 	}

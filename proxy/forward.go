@@ -113,7 +113,7 @@ func (x *Exchange) forward(pl *plan) (keep bool) {
 	pl.cluster.budget.Call(x.record.Start)
 	now := x.record.Start
 	for n := 0; ; n++ {
-		e := pl.group.pick(rand.Uint64(), now, x.tried[:min(n, maxTried)])
+		e := x.pick(pl, n, now)
 		if e == nil {
 			return c.discardBody(c.answer(noEndpoint(pl)))
 		}
@@ -132,6 +132,33 @@ func (x *Exchange) forward(pl *plan) (keep bool) {
 			return c.discardBody(c.answer(&o.fault)) && x.whole
 		}
 	}
+}
+
+// pick chooses the endpoint of attempt n. When the destination has none left that
+// was not tried and is not known to be down, another weighted destination of the
+// rule that is a subset of the same service stands in: the only instance of a
+// canary dies, and nobody notices. (Envoy would answer 503 to the canary's share.)
+// Last comes what was tried or is down.
+func (x *Exchange) pick(pl *plan, n int, now time.Time) *endpoint {
+	tried := x.tried[:min(n, maxTried)]
+	if e := pl.group.pick(rand.Uint64(), now, tried); e != nil {
+		return e
+	}
+	if pl.rule != nil && len(pl.rule.Destinations) > 1 {
+		set := pl.cluster.set.Load()
+		for i := range pl.rule.Destinations {
+			d := &pl.rule.Destinations[i]
+			g := set.group(d.Subset)
+			if d.Weight == 0 || d.Service != pl.dest.Service || g == nil || g == pl.group {
+				continue
+			}
+			if e := g.pick(rand.Uint64(), now, tried); e != nil {
+				pl.group, pl.dest = g, d
+				return e
+			}
+		}
+	}
+	return pl.group.pickAny(rand.Uint64(), now)
 }
 
 // patience is how long the exchange waits for a connection slot.

@@ -481,3 +481,27 @@ func TestTraceContinues(t *testing.T) {
 		t.Errorf("span %+v does not stand between %q and %q", span, parent, child)
 	}
 }
+
+// A canary whose only instance is dead costs nobody an answer.
+func TestDeadSubsetSpillsOver(t *testing.T) {
+	alive := server(t, func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "v1") })
+	dead, _ := net.Listen("tcp", "127.0.0.1:0")
+	dead.Close()
+	m := newMesh(t)
+	v := func(version string) map[string]string { return map[string]string{"version": version} }
+	m.svc.Subsets = []weft.Subset{{Name: "v1", Labels: v("v1")}, {Name: "v2", Labels: v("v2")}, {Name: "v3", Labels: v("v3")}}
+	m.svc.Endpoints = []weft.Endpoint{{ID: "a", Address: alive.Listener.Addr().String(), Labels: v("v1"), Weight: 1},
+		{ID: "b", Address: dead.Addr().String(), Labels: v("v2"), Weight: 1}}
+	m.rule.Destinations = []weft.Destination{{Service: shop, Subset: "v1", Weight: 34}, {Service: shop, Subset: "v2", Weight: 33}, {Service: shop, Subset: "v3", Weight: 33}}
+	m.publish()
+	for range 60 {
+		if code, body := m.do("POST", "/", ""); code != 200 || body != "v1" {
+			t.Fatalf("%d %q", code, body)
+		}
+	}
+	m.rule.Destinations = m.rule.Destinations[1:2] // alone, it has nobody to stand in
+	m.publish()
+	if code, _ := m.do("GET", "/", ""); code != 503 {
+		t.Errorf("a single destination that is dead: %d, want 503", code)
+	}
+}

@@ -34,6 +34,8 @@ func TestDemo(t *testing.T) {
 	t.Run("consul registration", d.consulRegistration)
 	t.Run("canary", d.canary)
 	t.Run("bad resources", d.badResources)
+	t.Run("a misbehaving instance is ejected", d.misbehave)
+	t.Run("kill the only instance of the canary under load", d.killCanary)
 	t.Run("kill an instance under load", d.killInstance)
 	t.Run("kill the server under load", d.killServer)
 }
@@ -323,13 +325,67 @@ func (d *demo) killInstance(t *testing.T) {
 	})
 }
 
+// misbehave lets one of two inventory instances answer 500: each caller's sidecar
+// ejects it after five in a row.
+func (d *demo) misbehave(t *testing.T) {
+	bad := d.instances(t, "inventory-service")[0]
+	admin := "http://" + bad.Address + "/admin/misbehave"
+	resp, err := http.Post(admin+"?status=500&rate=1", "", nil)
+	if err != nil || resp.StatusCode/100 != 2 {
+		t.Fatal(resp, err)
+	}
+	resp.Body.Close()
+	failed := 0
+	const calls = 400
+	for range calls {
+		if code, _ := d.get("/api/orders/1"); code != 200 {
+			failed++
+		}
+	}
+	if callers := 3; failed < 5 || failed > 5*callers {
+		t.Errorf("%d of %d calls failed; want five for each of the %d sidecars that learnt it, at most", failed, calls, callers)
+	}
+	heal, _ := http.NewRequest("DELETE", admin, nil)
+	if resp, err = http.DefaultClient.Do(heal); err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+}
+
+// killCanary kills the sidecar of v2's only instance, and with it the instance:
+// v1 stands in.
+func (d *demo) killCanary(t *testing.T) {
+	var sidecar int
+	for _, in := range d.instances(t, "order-service") {
+		if in.Version == "v2" {
+			_, pid, _ := strings.Cut(in.ID, "v2-")
+			fmt.Sscan(pid, &sidecar)
+		}
+	}
+	if sidecar == 0 {
+		t.Fatal("no v2")
+	}
+	l := startLoad("http://"+d.gateway+"/api/orders/1", 16, 1000)
+	l.waitCalls(t, 500)
+	if err := syscall.Kill(sidecar, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	l.waitCalls(t, 5000) // beyond the lapse of its lease
+	l.stop()
+	l.mustBeClean(t)
+}
+
 // killServer ends the server without warning, watches that traffic goes on, and
 // brings it back on the same directory and ports.
 func (d *demo) killServer(t *testing.T) {
-	before, err := d.client.Status(context.Background())
-	if err != nil {
-		t.Fatal(err)
-	}
+	var before *client.Status
+	eventually(t, 20*time.Second, "those killed before to be gone", func() (err error) {
+		before, err = d.client.Status(context.Background())
+		if err == nil && len(before.Proxies) != before.Healthy+1 { // and the gateway
+			err = fmt.Errorf("%d proxies of %d healthy instances", len(before.Proxies), before.Healthy)
+		}
+		return err
+	})
 	resources := d.must("get", "VirtualService", "-o", "json")
 	l := startLoad("http://"+d.gateway+"/api/orders/1", 8, 500)
 	l.waitCalls(t, 200)
@@ -346,12 +402,13 @@ func (d *demo) killServer(t *testing.T) {
 	if err := again.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	d.t.Cleanup(func() {
+		d.stop() // the sidecars say goodbye to a living server
 		_ = again.Process.Signal(syscall.SIGTERM)
 		_ = again.Wait()
 	})
 	var after *client.Status
-	eventually(t, 20*time.Second, "proxies to come back", func() error {
+	eventually(t, 20*time.Second, "proxies to come back", func() (err error) {
 		after, err = d.client.Status(context.Background())
 		if err == nil && len(after.Proxies) < len(before.Proxies) {
 			err = fmt.Errorf("%d of %d proxies", len(after.Proxies), len(before.Proxies))
