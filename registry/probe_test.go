@@ -40,8 +40,6 @@ func TestProbeHTTP(t *testing.T) {
 	mux.HandleFunc("/slow", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	server := httptest.NewServer(mux)
 	defer server.Close()
-	t.Setenv("HTTP_PROXY", "http://127.0.0.1:1") // must not be asked
-
 	cases := []struct {
 		check  weft.Check
 		want   weft.Health
@@ -75,6 +73,15 @@ func TestProbeHTTP(t *testing.T) {
 				t.Errorf("%d bytes of output", len(output))
 			}
 		})
+	}
+}
+
+// TestProbeAsksNoProxy: loopback is never asked through one, so it is looked up.
+func TestProbeAsksNoProxy(t *testing.T) {
+	for _, client := range []*http.Client{probeClient, insecureClient} {
+		if client.Transport.(*http.Transport).Proxy != nil {
+			t.Error("a probe may go through a proxy")
+		}
 	}
 }
 

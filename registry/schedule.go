@@ -23,7 +23,8 @@ type schedule struct {
 	byTime  timeHeap
 	waiting []*checkState // due probes for which there was no room, oldest first
 	probing int           // probes handed out
-	last    time.Time     // of the last step
+	last    time.Time     // when this process was last seen running
+	resumed time.Time     // end of its last pause; zero when there was none
 }
 
 const (
@@ -166,6 +167,7 @@ func (c *checkState) follow(check *weft.Check, now time.Time) {
 // report takes a report in: kind is that of the check, "" when there is none;
 // changed says that status must be written.
 func (s *schedule) report(key checkKey, status weft.Health, now time.Time) (kind weft.CheckKind, changed bool) {
+	s.notice(now)
 	c := s.checks[key]
 	if c == nil {
 		return "", false
@@ -186,10 +188,7 @@ func (s *schedule) report(key checkKey, status weft.Health, now time.Time) (kind
 
 // step returns what is due at now, and when to call it next.
 func (s *schedule) step(now time.Time) (duties []duty, next time.Time) {
-	if !s.last.IsZero() && now.Sub(s.last) > maxStep+pauseSlack {
-		s.shift(now.Sub(s.last))
-	}
-	s.last = now
+	s.notice(now)
 	for len(s.byTime) > 0 && !s.byTime[0].at.After(now) {
 		c := s.byTime[0]
 		if d, due := s.look(c, now); due {
@@ -246,11 +245,18 @@ func (s *schedule) fill(now time.Time) (duties []duty) {
 
 // done takes the result of a probe in. changed says that status must be written.
 func (s *schedule) done(c *checkState, result weft.Health, now time.Time) (status weft.Health, changed bool) {
+	s.notice(now)
 	s.probing--
 	if c.gone {
 		return 0, false
 	}
 	c.running = false
+	if result >= weft.Critical && c.started.Before(s.resumed) {
+		// The pause used up its time: not the target's fault. Ask again.
+		c.due = now
+		s.arm(c)
+		return 0, false
+	}
 	c.due = c.started.Add(c.check.Interval.Std())
 	if c.due.Before(now) {
 		c.due = now
@@ -277,6 +283,16 @@ func (c *checkState) judge(result weft.Health) weft.Health {
 		return max(c.check.Status, weft.Warning)
 	}
 	return c.check.Status
+}
+
+// notice sees by the clock whether this process was stopped: the schedule was left
+// alone for longer than it allows.
+func (s *schedule) notice(now time.Time) {
+	if !s.last.IsZero() && now.Sub(s.last) > maxStep+pauseSlack {
+		s.shift(now.Sub(s.last))
+		s.resumed = now
+	}
+	s.last = now
 }
 
 // shift moves every deadline by the time in which this process did not run: it

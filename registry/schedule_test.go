@@ -156,13 +156,27 @@ func TestReportEndsALapse(t *testing.T) {
 	if !c.lapsing {
 		t.Fatal("not lapsing")
 	}
-	l.report("c", weft.Passing)
+	_, changed := l.s.report(c.key, weft.Passing, l.now)
 	if c.lapsing {
 		t.Error("a report came, and the lapse would still be written")
 	}
-	l.want("3.0 c critical", "3.0 c passing") // written, because the lapse may be on its way
+	if !changed {
+		t.Error("the report is not written, and the lapse may be on its way")
+	}
 	l.run(5.9)
-	l.want()
+	l.want("3.0 c critical")
+}
+
+// TestRegisteredAlive: a TTL check that is set to passing, without a report, has its
+// whole TTL.
+func TestRegisteredAlive(t *testing.T) {
+	check := weft.Check{ID: "c", Kind: weft.TTLCheck, TTL: seconds(3), Status: weft.Critical}
+	l := newTimeline(t, check)
+	l.run(10)
+	check.Status = weft.Passing
+	l.set(order, check)
+	l.run(20)
+	l.want("13.0 c critical")
 }
 
 func TestThresholds(t *testing.T) {
@@ -342,6 +356,37 @@ func TestOwnPause(t *testing.T) {
 	l.want()
 	l.run(70)
 	l.want("61.0 lease critical", `68.0 reap order: check "other" is critical for 10s`)
+}
+
+// TestProbeOverAPause: its time was up before it could get an answer.
+func TestProbeOverAPause(t *testing.T) {
+	s := newSchedule()
+	s.set(order, []weft.Check{{ID: "c", Kind: weft.HTTPCheck, Interval: seconds(10)}}, start)
+	now := start.Add(time.Second)
+	duties, _ := s.step(now)
+	now = now.Add(time.Minute)
+	if status, changed := s.done(duties[0].state, weft.Critical, now); changed {
+		t.Errorf("the pause makes it %s", status)
+	}
+	duties, _ = s.step(now)
+	if len(duties) != 1 {
+		t.Fatalf("%d probes after the pause; want one at once", len(duties))
+	}
+	if _, changed := s.done(duties[0].state, weft.Critical, now.Add(time.Second)); !changed {
+		t.Error("a failure after the pause does not count")
+	}
+}
+
+// TestReportsAfterAPause: the first one is taken before the schedule's next step.
+func TestReportsAfterAPause(t *testing.T) {
+	l := newTimeline(t, weft.Check{ID: "lease", Kind: weft.LeaseCheck, TTL: seconds(3)})
+	l.run(2)
+	l.now = start.Add(time.Minute)
+	l.report("lease", weft.Passing)
+	l.run(62.9)
+	l.want()
+	l.run(70)
+	l.want("63.0 lease critical")
 }
 
 func TestShortDelayIsNoPause(t *testing.T) {

@@ -141,6 +141,11 @@ func etcdConfig(dir string, quota int64, log *etcdLog) (*embed.Config, error) {
 	// it elects itself.
 	cfg.TickMs, cfg.ElectionMs = 10, 100
 
+	// Nobody needs the log to catch up: it is only read at start, after the last
+	// snapshot. Its entries are large (the registry's writes share them), and etcd
+	// holds those it keeps in memory.
+	cfg.SnapshotCount, cfg.SnapshotCatchUpEntries = 2000, 100
+
 	cfg.QuotaBackendBytes = quota
 	cfg.MaxRequestBytes = maxTxnBytes
 	cfg.AutoCompactionMode = embed.CompactorModePeriodic

@@ -503,6 +503,37 @@ func TestWatchKeepsUpWithSlowReader(t *testing.T) {
 	}
 }
 
+// TestWatchHoldsLittle: what a reader does not take waits in etcd, not in memory.
+func TestWatchHoldsLittle(t *testing.T) {
+	s := openTest(t, t.TempDir())
+	start := put(t, s, "start", "")
+	ch := s.Watch(t.Context(), "", start)
+	const puts = 1000
+	txn := Txn{Put: make([]KV, puts)}
+	for i := range txn.Put {
+		txn.Put[i].Key = strconv.Itoa(i)
+	}
+	var rev int64
+	for range 2 * maxPending / puts {
+		var err error
+		if rev, err = s.Commit(t.Context(), txn); err != nil {
+			t.Fatal(err)
+		}
+	}
+	total := 0
+	for last := start; last < rev; {
+		b := next(t, ch)
+		if len(b.Events) > maxPending+puts {
+			t.Errorf("a batch of %d events", len(b.Events))
+		}
+		total += len(b.Events)
+		last = b.Rev
+	}
+	if want := 2 * maxPending / puts * puts; total != want {
+		t.Errorf("%d events; want %d", total, want)
+	}
+}
+
 func TestWatchOfCompactedRevisions(t *testing.T) {
 	s := openTest(t, t.TempDir())
 	start := put(t, s, "a", "1")
@@ -533,11 +564,11 @@ func TestHistoryIsBoundedByCount(t *testing.T) {
 	const keep = 20
 	first := put(t, s, "a", "")
 	rev := first
-	for rev < first+keep {
+	for rev < first+keep+keep/4 {
 		rev = put(t, s, "a", "")
 	}
 	s.compactBeyond(keep)
-	if got := collect(t, s.Watch(t.Context(), "", first-1), rev); len(got) != keep+1 {
+	if got := collect(t, s.Watch(t.Context(), "", first-1), rev); len(got) != keep+keep/4+1 {
 		t.Errorf("%d changes are left; too few were there to drop any", len(got))
 	}
 	for rev < first+2*keep {

@@ -19,7 +19,7 @@ type Batch struct {
 
 // maxPending bounds the events that a watch holds for a reader that is slower
 // than the writers. Beyond it they wait in etcd, on disk.
-const maxPending = 64 << 10
+const maxPending = 16 << 10
 
 // Watch delivers the changes after revision after to the keys that start with
 // prefix. The channel is closed when ctx ends, when the store closes, or after a
