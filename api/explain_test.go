@@ -1,12 +1,19 @@
 package api
 
 import (
+	"context"
+	"net"
 	"strings"
 	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/client"
 	"github.com/weftmesh/weft/control"
+	"github.com/weftmesh/weft/control/subscribe"
 )
 
 const inventoryPolicy = `apiVersion: security.istio.io/v1beta1
@@ -119,6 +126,88 @@ func TestExplainWhatIsNotThere(t *testing.T) {
 		if d.Problem == "" {
 			t.Errorf("subset %s went, but %+v", d.Subset, d)
 		}
+	}
+}
+
+const edge = `apiVersion: networking.istio.io/v1beta1
+kind: Gateway
+metadata:
+  name: edge
+spec:
+  servers:
+    - port: {number: 80, name: http, protocol: HTTP}
+      hosts: ["*.example.com"]
+---
+apiVersion: networking.istio.io/v1beta1
+kind: VirtualService
+metadata:
+  name: edge
+spec:
+  hosts: ["shop.example.com"]
+  gateways: [edge]
+  http:
+    - match:
+        - uri: {prefix: /api/orders}
+      route:
+        - destination: {host: order-service}
+`
+
+// joinGateway joins a gateway's proxy to the control plane, over TLS, as the
+// gateway does.
+func (h *house) joinGateway(t *testing.T, name string) {
+	t.Helper()
+	g := grpc.NewServer(append(h.control.ServerOptions(), grpc.Creds(credentials.NewTLS(h.control.ServerTLS())))...)
+	h.control.Register(g)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	served := make(chan error, 1)
+	go func() { served <- g.Serve(ln) }()
+	t.Cleanup(func() {
+		g.Stop()
+		<-served
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	c, err := subscribe.Open(ctx, subscribe.Config{Server: ln.Addr().String(), Token: h.token,
+		ServiceAccount: "gateway", Role: subscribe.Gateway, GatewayName: name, PID: 4711})
+	check(t, err)
+	t.Cleanup(func() { check(t, c.Close()) })
+	eventually(t, func() (int, bool) { n := len(h.control.Proxies()); return n, n == 1 })
+}
+
+func TestExplainThroughAGateway(t *testing.T) {
+	h := shop(t)
+	_, err := h.Apply(t.Context(), []client.File{{Name: "edge.yaml", Data: edge}}, client.ApplyOptions{})
+	check(t, err)
+	h.joinGateway(t, "edge")
+
+	throughGateway := func(r client.ExplainRequest) {
+		t.Helper()
+		e := h.explain(t, r)
+		if e.Gateway != "edge" || e.From != "spiffe://cluster.local/ns/default/sa/gateway" || e.Edge == nil || e.Edge.Source.String() != "VirtualService default/edge (edge.yaml:18)" {
+			t.Fatalf("%+v: %+v", r, e)
+		}
+		if e.Routes[0].Rule.Source.Position() != "canary.yaml:9" || len(e.Routes[0].Destinations) != 2 {
+			t.Errorf("%+v leads on to %+v", r, e.Routes[0])
+		}
+	}
+	throughGateway(client.ExplainRequest{URL: "http://shop.example.com/api/orders/1"})
+	throughGateway(client.ExplainRequest{URL: "http://shop.example.com/api/orders/1", From: "edge"})
+	throughGateway(client.ExplainRequest{URL: "http://shop.example.com/api/orders/1", From: "gateway"})
+	if e := h.explain(t, client.ExplainRequest{URL: "http://order-service/api/orders/1"}); e.Gateway != "" || e.Edge != nil {
+		t.Errorf("a service's own name was asked at the gateway: %+v", e)
+	}
+	if e := h.explain(t, client.ExplainRequest{URL: "http://elsewhere.example.org/"}); e.Gateway != "" || e.Routes[0].Problem != string(weft.NoHost) {
+		t.Errorf("a host that nobody serves: %+v", e)
+	}
+	if e := h.explain(t, client.ExplainRequest{URL: "http://shop.example.com/cart"}); e.Gateway != "edge" || e.Routes[0].Problem != string(weft.NoRule) {
+		t.Errorf("a path without a rule: %+v", e)
+	}
+
+	s, err := h.Status(t.Context())
+	check(t, err)
+	if len(s.Proxies) != 1 || s.Proxies[0].Role != "gateway" || s.Proxies[0].Gateway != "edge" || s.Proxies[0].PID != 4711 {
+		t.Errorf("proxies %+v", s.Proxies)
 	}
 }
 
