@@ -167,7 +167,11 @@ func (s *Sidecar) runApplication(ctx context.Context, local string) (code int, e
 	}
 	stopWatching()
 	<-watched
-	patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	wait := drainTimeout
+	if !s.mesh.Connected() {
+		wait = time.Second // the server is away: there is hardly anybody to tell
+	}
+	patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), wait)
 	defer cancel()
 	if err := lease.Drain(patience); err != nil {
 		s.logger.Warn("the instance was not taken out of the registry politely; its lease will lapse", "error", err)

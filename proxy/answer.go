@@ -61,8 +61,7 @@ func (c *conn) answer(a *Answer) (keep bool) {
 	}
 	out = append(out, "\r\n"...)
 	if string(x.head.Method) != "HEAD" {
-		room := cap(out) - len(out)
-		out = append(out, body[:min(len(body), room)]...)
+		out = append(out, body...)
 		x.record.BytesOut = int64(len(body))
 	}
 	if _, err := c.sock.Write(out); err != nil {

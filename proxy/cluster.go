@@ -16,6 +16,7 @@ type cluster struct {
 	name   string // "order-service.default", for records
 	limit  limit
 	budget resilience.Budget
+	open   atomic.Int64 // connections, idle ones too
 
 	// swapped whole by update
 	set atomic.Pointer[endpointSet]
@@ -176,6 +177,15 @@ func (g *group) pickAny(random uint64, now time.Time) *endpoint {
 	return g.at(g.balance.Pick(random, func(i int) bool {
 		return g.outlier == nil || !g.endpoints[i].outlier.Ejected(now)
 	}))
+}
+
+// dropIdle closes one idle connection to make room for a new one.
+func (g *group) dropIdle() {
+	for _, e := range g.endpoints {
+		if e.pool.dropOldest() {
+			return
+		}
+	}
 }
 
 func (g *group) at(i int) *endpoint {

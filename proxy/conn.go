@@ -150,10 +150,11 @@ func (c *conn) interrupt() {
 	_ = c.sock.SetDeadline(past)
 }
 
-// expireIdle ends the connection if it is between requests.
+// expireIdle ends the connection if it is between requests. Only reading ends: a
+// request that arrives at this very moment is still answered.
 func (c *conn) expireIdle() {
 	if c.phase.Load() == phaseIdle {
-		c.interrupt()
+		_ = c.sock.SetReadDeadline(time.Unix(1, 0))
 	}
 }
 

@@ -316,8 +316,8 @@ func (x *Exchange) keepAlive() bool { return x.head.KeepAlive }
 // the request's body: a small rest is read away, a large one costs the connection.
 func (c *conn) discardBody(keep bool) bool {
 	x := &c.x
-	if !keep || x.head.Framing == http1.NoBody {
-		return keep
+	if !keep || x.whole || x.head.Framing == http1.NoBody {
+		return keep // whole: it was read already
 	}
 	if x.head.Framing == http1.FixedLength && x.head.Length <= int64(c.w-c.r) {
 		c.r += int(x.head.Length)

@@ -129,7 +129,7 @@ func (x *Exchange) forward(pl *plan) (keep bool) {
 		}
 		now = time.Now()
 		if !x.mayRepeat(pl, &o, n) || !pl.cluster.budget.Retry(now) || !x.backOff(pl, n, now) {
-			return c.discardBody(c.answer(&o.fault)) && x.whole
+			return c.discardBody(c.answer(&o.fault))
 		}
 	}
 }
@@ -289,8 +289,11 @@ func (x *Exchange) connect(pl *plan, e *endpoint) (*upstream, *Answer) {
 	if u := e.pool.get(p.clock.Load(), careful); u != nil {
 		return u, nil
 	}
+	if most := pl.group.policy.MaxConnections; most > 0 && pl.cluster.open.Load() >= int64(most) {
+		pl.group.dropIdle()
+	}
 	now := time.Now()
-	u, err := p.dial(e, pl.patience(now))
+	u, err := p.dial(pl.cluster, e, pl.patience(now))
 	if err != nil {
 		e.connectFailed(time.Now())
 		pl.group.failed(e, true, now)

@@ -17,6 +17,7 @@ type upstream struct {
 	sock     net.Conn
 	raw      syscall.RawConn // of the TCP socket below sock, for peeking
 	endpoint *endpoint
+	cluster  *cluster
 	in       *buffer // nil while idle
 	r, w     int     // in[r:w] was read and not used yet
 	served   uint32  // exchanges so far
@@ -145,6 +146,7 @@ func (u *upstream) quiet() bool {
 
 func (u *upstream) close() {
 	_ = u.sock.Close()
+	u.cluster.open.Add(-1)
 	if u.in != nil {
 		u.in.free()
 		u.in = nil
@@ -171,7 +173,7 @@ func (u *upstream) fill() error {
 }
 
 // dial opens a connection to the endpoint, with mTLS when it has an identity.
-func (p *Proxy) dial(e *endpoint, timeout time.Duration) (*upstream, error) {
+func (p *Proxy) dial(c *cluster, e *endpoint, timeout time.Duration) (*upstream, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	var d net.Dialer
@@ -179,22 +181,22 @@ func (p *Proxy) dial(e *endpoint, timeout time.Duration) (*upstream, error) {
 	if err != nil {
 		return nil, err
 	}
-	u := &upstream{sock: sock, endpoint: e}
-	u.raw, err = sock.(*net.TCPConn).SyscallConn()
-	if err != nil {
-		_ = sock.Close()
+	u := &upstream{sock: sock, endpoint: e, cluster: c}
+	c.open.Add(1)
+	if u.raw, err = sock.(*net.TCPConn).SyscallConn(); err != nil {
+		u.close()
 		return nil, err
 	}
 	if e.identity == "" {
 		return u, nil
 	}
 	if p.clientTLS == nil {
-		_ = sock.Close()
+		u.close()
 		return nil, weft.Errorf(weft.Internal, "call", string(e.identity), "this proxy has no certificate to show")
 	}
 	secured := tls.Client(sock, p.clientTLS(e.identity))
 	if err := secured.HandshakeContext(ctx); err != nil {
-		_ = sock.Close()
+		u.close()
 		return nil, err
 	}
 	u.sock = secured

@@ -505,3 +505,22 @@ func TestDeadSubsetSpillsOver(t *testing.T) {
 		t.Errorf("a single destination that is dead: %d, want 503", code)
 	}
 }
+
+// What weft answers by itself leaves the connection in step: the next request is
+// read where it begins.
+func TestAnswersKeepTheConnectionInStep(t *testing.T) {
+	m := newMesh(t) // no endpoint: every request is answered with 503
+	body := strings.Repeat("x", 300)
+	_, r := m.raw("POST /a HTTP/1.1\r\nHost: shop\r\nContent-Length: 300\r\n\r\n" + body + "GET /b HTTP/1.1\r\nHost: shop\r\n\r\n")
+	for _, method := range []string{"POST", "GET"} {
+		if resp, text := m.read(r, method); resp.StatusCode != 503 || resp.Header.Get("X-Weft-Reason") != "no_endpoint" {
+			t.Errorf("%s: %d %q", method, resp.StatusCode, text)
+		}
+	}
+	m.rule = weft.Rule{Direct: &weft.DirectResponse{Status: 200, Body: strings.Repeat("y", 3*bufferSize)}}
+	m.publish()
+	_, r = m.raw("GET / HTTP/1.1\r\nHost: shop\r\n\r\n")
+	if _, text := m.read(r, "GET"); len(text) != 3*bufferSize {
+		t.Errorf("a direct response of %d bytes came with %d", 3*bufferSize, len(text))
+	}
+}
