@@ -382,7 +382,7 @@ func (d *demo) killServer(t *testing.T) {
 	eventually(t, 20*time.Second, "those killed before to be gone", func() (err error) {
 		before, err = d.client.Status(context.Background())
 		if err == nil && len(before.Proxies) != before.Healthy+1 { // and the gateway
-			err = fmt.Errorf("%d proxies of %d healthy instances", len(before.Proxies), before.Healthy)
+			err = fmt.Errorf("%d proxies of %d healthy instances:\n%s", len(before.Proxies), before.Healthy, d.must("status"))
 		}
 		return err
 	})

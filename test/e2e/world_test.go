@@ -115,6 +115,7 @@ func (d *demo) stop() {
 }
 
 func (d *demo) dumpLogs() {
+	d.t.Logf("the demo printed:\n%s", d.out)
 	logs, _ := filepath.Glob(filepath.Join(d.data, "logs", "*.log"))
 	for _, name := range logs {
 		b, _ := os.ReadFile(name)
