@@ -146,24 +146,19 @@ func (a deltaADS) DeltaAggregatedResources(rpc discovery.AggregatedDiscoveryServ
 		return rpcError(err)
 	}
 	requests := receive(c, rpc.Context(), rpc.Recv)
-	var s *stream
-	select {
-	case m := <-requests:
-		if m.err != nil {
-			return ended(m.err)
-		}
-		s = c.enter(rpc.Context(), id, m.value.GetNode())
-		defer c.leave(s)
-		// At once: a proxy that has everything already gets no response to tell by
-		// that it is connected.
-		if err := rpc.SendHeader(nil); err != nil {
-			return err
-		}
-		if err := c.request(s, m.value); err != nil {
-			return err
-		}
-	case <-c.ctx.Done():
-		return rpcError(closedError())
+	first, err := nextOf(c, rpc.Context(), requests)
+	if err != nil {
+		return ended(err)
+	}
+	s := c.enter(rpc.Context(), id, first.GetNode())
+	defer c.leave(s)
+	// At once: a proxy that has everything already gets no response to tell by that
+	// it is connected.
+	if err := rpc.SendHeader(nil); err != nil {
+		return err
+	}
+	if err := c.request(s, first); err != nil {
+		return err
 	}
 	return c.converse(rpc, s, requests)
 }
@@ -194,6 +189,8 @@ func (c *Control) converse(rpc discovery.AggregatedDiscoveryService_DeltaAggrega
 				s.log.Warn("control: a proxy's stream is closed", "reason", err)
 				return err
 			}
+		case <-rpc.Context().Done():
+			return rpc.Context().Err()
 		case <-c.ctx.Done():
 			return rpcError(closedError())
 		}
@@ -230,7 +227,8 @@ type received[T any] struct {
 }
 
 // receive reads a stream in a goroutine, which ends with the stream: after the
-// handler has returned at the latest. Close waits for it.
+// handler has returned at the latest; then it hands over nothing more. Close waits
+// for it.
 func receive[T any](c *Control, ctx context.Context, recv func() (T, error)) <-chan received[T] {
 	out := make(chan received[T])
 	c.work.Go(func() {
@@ -247,6 +245,18 @@ func receive[T any](c *Control, ctx context.Context, recv func() (T, error)) <-c
 		}
 	})
 	return out
+}
+
+// nextOf waits for what the reader hands over, the end of the stream, or Close.
+func nextOf[T any](c *Control, ctx context.Context, messages <-chan received[T]) (v T, err error) {
+	select {
+	case m := <-messages:
+		return m.value, m.err
+	case <-ctx.Done():
+		return v, ctx.Err()
+	case <-c.ctx.Done():
+		return v, rpcError(closedError())
+	}
 }
 
 func closedError() error {

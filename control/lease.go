@@ -41,7 +41,7 @@ func (w workloads) Lease(rpc leaseStream) error {
 		return rpcError(err)
 	}
 	requests := receive(c, rpc.Context(), rpc.Recv)
-	first, err := nextOf(c, requests)
+	first, err := nextOf(c, rpc.Context(), requests)
 	if err != nil {
 		return ended(err)
 	}
@@ -70,20 +70,10 @@ func (w workloads) Lease(rpc leaseStream) error {
 	return c.keep(rpc, in, requests)
 }
 
-// nextOf waits for a message, or for Close.
-func nextOf[T any](c *Control, messages <-chan received[T]) (v T, err error) {
-	select {
-	case m := <-messages:
-		return m.value, m.err
-	case <-c.ctx.Done():
-		return v, rpcError(closedError())
-	}
-}
-
 // keep passes heartbeats on until the stream ends or the instance is drained.
 func (c *Control) keep(rpc leaseStream, in weft.Instance, requests <-chan received[*weftpb.LeaseRequest]) error {
 	for {
-		m, err := nextOf(c, requests)
+		m, err := nextOf(c, rpc.Context(), requests)
 		if err != nil {
 			return ended(err)
 		}

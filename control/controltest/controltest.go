@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
@@ -30,29 +31,30 @@ type Server struct {
 	Address  string // the same over restarts
 	Token    string
 
-	tb      testing.TB
-	dir     string
-	leafTTL time.Duration
-	grpc    *grpc.Server
-	served  chan error
+	tb     testing.TB
+	dir    string
+	config Config
+	grpc   *grpc.Server
+	served chan error
 }
 
 // Config of Start. The zero value is usable.
 type Config struct {
 	TrustDomain string
 	LeafTTL     time.Duration
+	Traces      collector.TraceServiceServer // served on the control port
 }
 
 // Start starts a server, which ends with the test.
 func Start(tb testing.TB, c Config) *Server {
 	tb.Helper()
-	s := &Server{tb: tb, dir: tb.TempDir(), Address: "127.0.0.1:0", leafTTL: c.LeafTTL}
-	s.start(c.TrustDomain)
+	s := &Server{tb: tb, dir: tb.TempDir(), Address: "127.0.0.1:0", config: c}
+	s.start()
 	tb.Cleanup(s.Stop)
 	return s
 }
 
-func (s *Server) start(trustDomain string) {
+func (s *Server) start() {
 	s.tb.Helper()
 	ctx := context.Background()
 	var err error
@@ -63,7 +65,7 @@ func (s *Server) start(trustDomain string) {
 	if err != nil {
 		s.tb.Fatal(err)
 	}
-	s.CA, err = ca.Open(ctx, caStorage{s.Store}, ca.Config{TrustDomain: trustDomain, SealKey: bytes.Repeat([]byte{7}, 32), LeafTTL: s.leafTTL})
+	s.CA, err = ca.Open(ctx, caStorage{s.Store}, ca.Config{TrustDomain: s.config.TrustDomain, SealKey: bytes.Repeat([]byte{7}, 32), LeafTTL: s.config.LeafTTL})
 	if err != nil {
 		s.tb.Fatal(err)
 	}
@@ -87,6 +89,9 @@ func (s *Server) listen() {
 	s.Address = l.Addr().String()
 	s.grpc = grpc.NewServer(append(s.Control.ServerOptions(), grpc.Creds(credentials.NewTLS(s.Control.ServerTLS())))...)
 	s.Control.Register(s.grpc)
+	if s.config.Traces != nil {
+		collector.RegisterTraceServiceServer(s.grpc, s.config.Traces)
+	}
 	s.served = make(chan error, 1)
 	go func() { s.served <- s.grpc.Serve(l) }()
 }
@@ -112,7 +117,7 @@ func (s *Server) Stop() {
 func (s *Server) Restart() {
 	s.tb.Helper()
 	s.Stop()
-	s.start(s.CA.TrustDomain())
+	s.start()
 }
 
 // Apply applies one file of resources.

@@ -97,7 +97,7 @@ func overTheWire[M proto.Message](t *testing.T, m M) M {
 }
 
 var nouns = cmp.Options{
-	cmpopts.IgnoreUnexported(weft.StringMatch{}, weft.Rule{}),
+	cmpopts.IgnoreUnexported(weft.StringMatch{}, weft.Rule{}, weft.Destination{}),
 	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
 }
 

@@ -1,0 +1,370 @@
+package subscribe
+
+import (
+	"crypto/x509"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/control/weftpb"
+)
+
+// told is a state with the server's side written by hand.
+type told struct {
+	*state
+	t    *testing.T
+	last *published
+}
+
+func newTold(t *testing.T, role Role) *told {
+	return &told{state: newState(role, "default", "edge"), t: t}
+}
+
+func resourceOf(t *testing.T, name, version string, m proto.Message) *discovery.Resource {
+	t.Helper()
+	body, err := weftpb.Pack(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &discovery.Resource{Name: name, Version: version, Resource: body}
+}
+
+func (s *told) tell(typeURL string, removed []string, resources ...*discovery.Resource) refusals {
+	s.t.Helper()
+	return s.take(&discovery.DeltaDiscoveryResponse{TypeUrl: typeURL, Resources: resources, RemovedResources: removed},
+		func(string, []*x509.Certificate) error { return nil })
+}
+
+// table tells of a host whose requests go to a service.
+func (s *told) table(host, version, service string) refusals {
+	return s.tell(weftpb.RouteTableType, nil, resourceOf(s.t, "default/"+host, version, tableTo(host, service, "")))
+}
+
+func tableTo(host, service, subset string) *weftpb.RouteTable {
+	return &weftpb.RouteTable{Host: host, Rules: []*weftpb.Rule{{Name: "r", Destinations: []*weftpb.Destination{
+		{Service: &weftpb.ServiceName{Namespace: "default", Name: service}, Subset: subset, Weight: 1}}}}}
+}
+
+// service tells of a service with one endpoint.
+func (s *told) service(name string) {
+	s.tell(weftpb.ServiceType, nil, resourceOf(s.t, "default/"+name, "s", weftpb.EncodeService(&weft.Service{Name: weft.NewServiceName("", name)})))
+	s.endpoint(name, "10.0.0.1:80")
+}
+
+func (s *told) endpoint(name, address string) {
+	s.tell(weftpb.EndpointsType, nil, resourceOf(s.t, "default/"+name, address,
+		weftpb.EncodeEndpoints(weft.NewServiceName("", name), []weft.Endpoint{{ID: "n/" + name, Address: address, Weight: 1}})))
+}
+
+func (s *told) snapshot() *weft.Snapshot {
+	if next := s.build(s.last); next != nil {
+		s.last = next
+	}
+	return s.last.snapshot
+}
+
+func (s *told) route(host string) string {
+	d := s.snapshot().Route(&weft.Request{Host: host}, 0)
+	if d.Problem != "" {
+		return string(d.Problem)
+	}
+	return d.Destination.Service.Name
+}
+
+// asks returns what the next requests would subscribe to and unsubscribe from.
+func (s *told) asks() string {
+	var out []string
+	for _, typeURL := range []string{weftpb.RouteTableType, weftpb.GatewayType, weftpb.ServiceType, weftpb.EndpointsType} {
+		n := s.namesOf(typeURL)
+		for _, name := range keys(n.subscribe) {
+			out = append(out, "+"+name)
+		}
+		for _, name := range keys(n.unsubscribe) {
+			out = append(out, "-"+name)
+		}
+		clear(n.subscribe)
+		clear(n.unsubscribe)
+	}
+	return strings.Join(out, " ")
+}
+
+func TestATableWaitsForItsServices(t *testing.T) {
+	s := newTold(t, Sidecar)
+	s.want("order", time.Unix(1, 0))
+	if got := s.asks(); got != "+default/order" {
+		t.Errorf("asks %q", got)
+	}
+	s.table("order", "1", "order-v1")
+	if got := s.asks(); got != "+default/order-v1 +default/order-v1" {
+		t.Errorf("asks %q for the service and its endpoints", got)
+	}
+	if got := s.route("order"); got != string(weft.NotLoaded) {
+		t.Errorf("without its service: %s", got)
+	}
+	s.service("order-v1")
+	if got := s.route("order"); got != "order-v1" {
+		t.Errorf("with its service: %s", got)
+	}
+
+	// The next table points elsewhere: the old one goes on until that is there.
+	s.table("order", "2", "order-v2")
+	if got := s.route("order"); got != "order-v1" {
+		t.Errorf("while the new service is not there: %s", got)
+	}
+	if got := s.asks(); got != "+default/order-v2 +default/order-v2" {
+		t.Errorf("asks %q", got)
+	}
+	s.service("order-v2")
+	if got := s.route("order"); got != "order-v2" {
+		t.Errorf("with the new service: %s", got)
+	}
+	if got := s.asks(); got != "-default/order-v1 -default/order-v1" {
+		t.Errorf("asks %q: the old service is of no use any more", got)
+	}
+	if s.snapshot().Services[weft.NewServiceName("", "order-v1")] != nil {
+		t.Error("the old service is still in the snapshot")
+	}
+}
+
+func TestAServiceThatDoesNotExistIsAnAnswerToo(t *testing.T) {
+	s := newTold(t, Sidecar)
+	s.want("order", time.Unix(1, 0))
+	s.table("order", "1", "order")
+	s.tell(weftpb.ServiceType, []string{"default/order"})
+	s.tell(weftpb.EndpointsType, []string{"default/order"})
+	if got := s.route("order"); got != string(weft.NoService) {
+		t.Errorf("got %s", got)
+	}
+	s.service("order")
+	if got := s.route("order"); got != "order" {
+		t.Errorf("after it came: %s", got)
+	}
+	s.tell(weftpb.RouteTableType, []string{"default/order"})
+	if got := s.route("order"); got != string(weft.NoHost) {
+		t.Errorf("after the host went: %s", got)
+	}
+}
+
+func TestWhatDidNotChangeIsShared(t *testing.T) {
+	s := newTold(t, Sidecar)
+	for _, name := range []string{"order", "user"} {
+		s.want(name, time.Unix(1, 0))
+		s.table(name, "1", name)
+		s.service(name)
+	}
+	before := s.snapshot()
+	s.endpoint("user", "10.0.0.2:80")
+	after := s.snapshot()
+	order, user := weft.NewServiceName("", "order"), weft.NewServiceName("", "user")
+	if after.Version != before.Version+1 {
+		t.Errorf("version %d after %d", after.Version, before.Version)
+	}
+	if after.Services[order] != before.Services[order] {
+		t.Error("a service that did not change is another value")
+	}
+	if after.Services[user] == before.Services[user] || before.Services[user].Endpoints[0].Address != "10.0.0.1:80" {
+		t.Error("a published service was changed in place")
+	}
+	s.tell(weftpb.EndpointsType, nil)
+	if s.snapshot() != after {
+		t.Error("a response that changes nothing makes a new snapshot")
+	}
+}
+
+func TestUnreadableResourcesAreRefusedAlone(t *testing.T) {
+	s := newTold(t, Sidecar)
+	for _, name := range []string{"order", "user", "cart"} {
+		s.want(name, time.Unix(1, 0))
+	}
+	s.table("order", "1", "order")
+	s.service("order")
+	bad := func(name string) *discovery.Resource {
+		m := tableTo(name, name, "")
+		m.Rules[0].Matches = []*weftpb.Match{{Path: &weftpb.StringMatch{Kind: weftpb.StringMatch_REGEX, Value: "("}}}
+		return resourceOf(t, "default/"+name, "2", m)
+	}
+	refused := s.tell(weftpb.RouteTableType, nil, bad("order"), resourceOf(t, "default/user", "1", tableTo("user", "user", "")), bad("cart"))
+	if len(refused) != 2 || !strings.Contains(refused.reason(), "default/order: ") || !strings.Contains(refused.reason(), "default/cart: ") {
+		t.Errorf("refused %q", refused)
+	}
+	s.service("user")
+	if got := s.route("order"); got != "order" {
+		t.Errorf("the last good table is gone: %s", got)
+	}
+	if got := s.route("user"); got != "user" {
+		t.Errorf("the good table of the same response is not used: %s", got)
+	}
+	if got := s.route("cart"); got != string(weft.NotLoaded) || !s.hopeless("cart") {
+		t.Errorf("a host of which nothing readable came: %s, and whoever waits for it: %v", got, s.hopeless("cart"))
+	}
+	if v := s.versionOf(weftpb.RouteTableType, "default/order"); v != "1" {
+		t.Errorf("the version that is told on reconnect is %q: the refused one would never be sent again", v)
+	}
+	s.table("cart", "3", "order")
+	if got := s.route("cart"); got != "order" || s.hopeless("cart") {
+		t.Errorf("after a readable one came: %s", got)
+	}
+	wrong := s.tell(weftpb.EndpointsType, nil, resourceOf(t, "default/order", "9", weftpb.EncodeEndpoints(weft.NewServiceName("", "user"), nil)))
+	if len(wrong) != 1 {
+		t.Error("endpoints of another service than their name says are accepted")
+	}
+}
+
+func TestAuthorizationDeniesUntilItIsTold(t *testing.T) {
+	s := newTold(t, Sidecar)
+	ask := &weft.AuthorizationRequest{Request: &weft.Request{Method: "GET", Path: "/"}}
+	if s.snapshot().Authorization.Decide(ask).Allowed {
+		t.Error("allowed before anything is known")
+	}
+	s.tell(weftpb.AuthorizationType, []string{weftpb.Self})
+	if s.snapshot().Authorization.Decide(ask).Allowed {
+		t.Error("allowed because the server says that there is no authorization")
+	}
+	unknown := &weftpb.Authorization{Policies: []*weftpb.AuthorizationPolicy{{Action: 17}}}
+	if len(s.tell(weftpb.AuthorizationType, nil, resourceOf(t, weftpb.Self, "1", unknown))) != 1 || s.snapshot().Authorization.Decide(ask).Allowed {
+		t.Error("allowed by a policy that cannot be read")
+	}
+	s.tell(weftpb.AuthorizationType, nil, resourceOf(t, weftpb.Self, "2", &weftpb.Authorization{}))
+	if !s.snapshot().Authorization.Decide(ask).Allowed {
+		t.Error("denied though no policy applies")
+	}
+}
+
+func TestGatewayAsksForEverythingItLeadsTo(t *testing.T) {
+	s := newTold(t, Gateway)
+	if got := s.asks(); got != "+edge" {
+		t.Errorf("asks %q", got)
+	}
+	tables := func(destinations ...string) *weftpb.Gateway {
+		g := &weftpb.Gateway{Name: "edge"}
+		for _, d := range destinations {
+			name, subset, _ := strings.Cut(d, "/")
+			g.Tables = append(g.Tables, tableTo(name+".example.com", name, subset))
+		}
+		return g
+	}
+	s.tell(weftpb.GatewayType, nil, resourceOf(t, "edge", "1", tables("order", "user/v1")))
+	if got := s.asks(); got != "+default/order.default.svc.cluster.local +default/order +default/user +default/order +default/user" {
+		t.Errorf("asks %q: a destination with a subset needs no rules of its own", got)
+	}
+	s.service("order")
+	s.service("user")
+	if s.snapshot().Gateway != nil {
+		t.Error("the gateway is taken up before the rules of order are there")
+	}
+	s.table("order.default.svc.cluster.local", "1", "order-canary")
+	s.service("order-canary")
+	if got := s.route("order.example.com"); got != "order-canary" {
+		t.Errorf("order.example.com goes to %s", got)
+	}
+	s.asks()
+	s.tell(weftpb.GatewayType, nil, resourceOf(t, "edge", "2", tables("user/v1")))
+	if got := s.route("order.example.com"); got != string(weft.NoHost) {
+		t.Errorf("a table that went: %s", got)
+	}
+	if got := s.asks(); got != "-default/order.default.svc.cluster.local -default/order -default/order-canary -default/order -default/order-canary" {
+		t.Errorf("asks %q", got)
+	}
+	s.tell(weftpb.GatewayType, []string{"edge"})
+	if got := s.route("user.example.com"); got != string(weft.NoHost) {
+		t.Errorf("without a Gateway resource: %s", got)
+	}
+}
+
+func TestMadeUpHostsDoNotGrow(t *testing.T) {
+	s := newTold(t, Sidecar)
+	s.want("order", time.Unix(0, 0))
+	s.table("order", "1", "order")
+	s.service("order")
+	for i := range 3 * maxUnknown {
+		host := fmt.Sprintf("host-%d", i)
+		s.want(host, time.Unix(int64(i), 0))
+		switch i % 3 {
+		case 0: // not answered
+		case 1:
+			s.tell(weftpb.RouteTableType, []string{"default/" + host})
+		case 2:
+			s.want("NOT A HOST "+host, time.Unix(int64(i), 0))
+		}
+	}
+	if len(s.unknown) != maxUnknown || len(s.hosts) != maxUnknown+1 {
+		t.Errorf("%d unknown hosts, %d in all", len(s.unknown), len(s.hosts))
+	}
+	if n := len(s.namesOf(weftpb.RouteTableType).all); n > maxUnknown+1 {
+		t.Errorf("%d subscriptions", n)
+	}
+	if got := s.route("order"); got != "order" {
+		t.Errorf("a host that exists had to make room: %s", got)
+	}
+	if got := s.route(fmt.Sprintf("host-%d", 3*maxUnknown-2)); got != string(weft.NoHost) {
+		t.Errorf("the newest unknown host: %s", got)
+	}
+	if s.hosts["host-1"] != nil {
+		t.Error("the oldest unknown host is still there")
+	}
+	if got := s.route("NOT A HOST " + fmt.Sprintf("host-%d", 3*maxUnknown-1)); got != string(weft.NoHost) {
+		t.Errorf("what cannot be a host: %s", got)
+	}
+}
+
+func TestHostsThatExistAreBounded(t *testing.T) {
+	s := newTold(t, Sidecar)
+	// One response of many tables to one service: quicker than one by one.
+	const extra = 5
+	var resources []*discovery.Resource
+	for i := range maxHosts + extra {
+		name := fmt.Sprintf("h%d", i)
+		h := &host{name: name}
+		h.asked.Store(int64(i))
+		s.hosts[name] = h
+		s.namesOf(weftpb.RouteTableType).all["default/"+name] = struct{}{}
+		resources = append(resources, resourceOf(t, "default/"+name, "1", tableTo(name, "order", "")))
+	}
+	s.tell(weftpb.RouteTableType, nil, resources...)
+	for range extra {
+		s.table("h7777", "2", "order")
+	}
+	if len(s.hosts) != maxHosts {
+		t.Errorf("%d hosts", len(s.hosts))
+	}
+	if s.hosts["h0"] != nil || s.hosts[fmt.Sprintf("h%d", maxHosts+extra-1)] == nil {
+		t.Error("not the least recently asked for has gone")
+	}
+}
+
+func TestForgetting(t *testing.T) {
+	begin := time.Unix(1_000_000, 0)
+	later := begin.Add(forgetAfter + time.Second)
+	s := newTold(t, Sidecar)
+	for i := range keepAlways + 2 {
+		name := fmt.Sprintf("order-%d", i)
+		s.want(name, begin)
+		s.table(name, "1", name)
+		s.service(name)
+	}
+	s.want("nobody", begin)
+	s.tell(weftpb.RouteTableType, []string{"default/nobody"})
+	s.hosts["order-0"].touch(later)
+	s.snapshot()
+	s.asks()
+	if s.forget(begin.Add(forgetAfter)) {
+		t.Error("something was forgotten too early")
+	}
+	if !s.forget(later) {
+		t.Error("nothing was forgotten")
+	}
+	if len(s.hosts) != keepAlways || s.hosts["nobody"] != nil || s.hosts["order-0"] == nil {
+		t.Errorf("%d hosts are left, with nobody: %v, with what was just asked for: %v", len(s.hosts), s.hosts["nobody"] != nil, s.hosts["order-0"] != nil)
+	}
+	if got := strings.Count(s.asks(), "-default/order-"); got != 3*2 {
+		t.Errorf("%d names are given up; want a table, a service and its endpoints of two", got)
+	}
+	if s.forget(later) {
+		t.Error("the last few are forgotten, too")
+	}
+}
