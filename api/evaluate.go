@@ -15,6 +15,8 @@ type evaluation struct {
 	snapshot *weft.Snapshot
 	request  *weft.Request
 	caller   weft.Identity // that the destination sees
+	// authority is the request's host as it was written, with its port.
+	authority string
 	// workload says which policies stand before an endpoint of a service, and
 	// the port of the process there.
 	workload func(weft.ServiceName, *weft.Endpoint) (*weft.Authorization, string)
@@ -142,7 +144,7 @@ func (v *evaluation) rule(r *weft.Rule) *client.Rule {
 		}
 	}
 	if r.Redirect != nil {
-		out.Redirect = redirect(r.Redirect, v.request)
+		out.Redirect = redirect(r.Redirect, v.request, v.authority)
 	}
 	if r.Direct != nil {
 		out.Direct = &client.Direct{Status: r.Direct.Status, Body: r.Direct.Body}
@@ -248,8 +250,8 @@ func retryWords(on weft.RetryOn) []string {
 	return out
 }
 
-func redirect(r *weft.Redirect, req *weft.Request) *client.Redirect {
-	scheme, authority, path := req.Scheme, req.Host, req.Path
+func redirect(r *weft.Redirect, req *weft.Request, authority string) *client.Redirect {
+	scheme, path := req.Scheme, req.Path
 	if r.Scheme != "" {
 		scheme = r.Scheme
 	}

@@ -92,7 +92,7 @@ func ask(t *testing.T, s *weft.Snapshot, caller weft.Identity, method, host, pat
 		From: []weft.SourceMatch{{Principals: weft.Values{Any: []weft.StringMatch{*match(t, weft.MatchExact, ordersID.Principal())}}}},
 		To: []weft.OperationMatch{{Paths: weft.Values{Any: []weft.StringMatch{*match(t, weft.MatchPrefix, "/api/inventory/")}},
 			Ports: weft.Values{Any: []weft.StringMatch{*match(t, weft.MatchExact, "8080")}}}}}}}
-	v := &evaluation{snapshot: s, caller: caller,
+	v := &evaluation{snapshot: s, caller: caller, authority: host + ":8080",
 		request: &weft.Request{Method: method, Scheme: "http", Host: host, Path: path, Headers: h},
 		workload: func(_ weft.ServiceName, e *weft.Endpoint) (*weft.Authorization, string) {
 			if e.Labels["app"] != "inventory" {
@@ -231,9 +231,13 @@ func TestAGatewaysRuleThatHandsNothingOver(t *testing.T) {
 func TestRulesThatAnswerThemselves(t *testing.T) {
 	s := world(t)
 	s.Hosts["old"] = routeTable(t, "old", weft.Rule{Name: "http[0]", Redirect: &weft.Redirect{Scheme: "https", Authority: "new", Code: 308}})
+	s.Hosts["moved"] = routeTable(t, "moved", weft.Rule{Name: "http[0]", Redirect: &weft.Redirect{Path: "/b"}})
 	s.Hosts["down"] = routeTable(t, "down", weft.Rule{Name: "http[0]", Direct: &weft.DirectResponse{Status: 503, Body: "closed"}})
 	if r := ask(t, s, "", "GET", "old", "/a", nil).Routes[0]; *r.Rule.Redirect != (client.Redirect{Code: 308, Location: "https://new/a"}) || r.Problem != "" {
 		t.Errorf("redirect: %+v", r)
+	}
+	if r := ask(t, s, "", "GET", "moved", "/a", nil).Routes[0]; *r.Rule.Redirect != (client.Redirect{Code: 301, Location: "http://moved:8080/b"}) {
+		t.Errorf("redirect on the same host: %+v", r.Rule.Redirect)
 	}
 	if r := ask(t, s, "", "GET", "down", "/a", nil).Routes[0]; *r.Rule.Direct != (client.Direct{Status: 503, Body: "closed"}) || r.Problem != "" {
 		t.Errorf("direct response: %+v", r)

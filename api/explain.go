@@ -23,15 +23,15 @@ func (a *api) explain(r *http.Request) (any, error) {
 	if err := decode(r, "explain", &in); err != nil {
 		return nil, err
 	}
-	req, port, err := requestOf(&in)
+	req, authority, err := requestOf(&in)
 	if err != nil {
 		return nil, &weft.Error{Kind: weft.Invalid, Op: "explain", Thing: in.Method + " " + in.URL, Err: err}
 	}
-	who, err := a.caller(in.From, req.Host, port)
+	who, err := a.caller(in.From, req.Host, portOf(authority, req.Scheme))
 	if err != nil {
 		return nil, err
 	}
-	v := &evaluation{request: req, caller: who.identity, workload: a.workloads()}
+	v := &evaluation{request: req, authority: authority, caller: who.identity, workload: a.workloads()}
 	if who.isGateway {
 		v.snapshot = a.Control.GatewaySnapshot(who.gateway)
 	} else {
@@ -44,37 +44,45 @@ func (a *api) explain(r *http.Request) (any, error) {
 	return out, nil
 }
 
-// requestOf reads the request that is asked about as a proxy would, and the port
-// that its URL names.
-func requestOf(in *client.ExplainRequest) (*weft.Request, uint16, error) {
+// requestOf reads the request that is asked about as a proxy would, and the host
+// and port that it is sent to.
+func requestOf(in *client.ExplainRequest) (req *weft.Request, authority string, err error) {
 	u, err := url.Parse(in.URL)
-	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return nil, 0, errors.New("want a URL such as http://order-service/api/orders/1")
+	if err != nil || u.Hostname() == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return nil, "", errors.New("want a URL such as http://order-service/api/orders/1")
 	}
-	portText := u.Port()
-	if portText == "" {
-		portText = map[string]string{"http": "80", "https": "443"}[u.Scheme]
-	}
-	port, err := strconv.ParseUint(portText, 10, 16)
-	if err != nil {
-		return nil, 0, errors.New("the port is no number from 0 to 65535")
+	if _, err := strconv.ParseUint(u.Port(), 10, 16); u.Port() != "" && err != nil {
+		return nil, "", errors.New("the port is no number from 0 to 65535")
 	}
 	path := []byte(cmp.Or(u.EscapedPath(), "/"))
 	normal, err := http1.NormalizePath(make([]byte, 0, len(path)), path)
 	if err != nil {
-		return nil, 0, err
+		return nil, "", err
 	}
 	h := fields{}
 	for _, line := range in.Headers {
 		name, value, ok := strings.Cut(line, ":")
 		name = textproto.TrimString(name)
 		if !ok || name == "" {
-			return nil, 0, errors.New("header " + strconv.Quote(line) + ": want \"name: value\"")
+			return nil, "", errors.New("header " + strconv.Quote(line) + ": want \"name: value\"")
 		}
 		h.add(name, textproto.TrimString(value))
 	}
 	return &weft.Request{Method: cmp.Or(strings.ToUpper(in.Method), http.MethodGet), Scheme: u.Scheme,
-		Host: strings.ToLower(u.Hostname()), Path: string(normal), Query: u.RawQuery, Headers: h}, uint16(port), nil
+		Host: strings.ToLower(u.Hostname()), Path: string(normal), Query: u.RawQuery, Headers: h}, u.Host, nil
+}
+
+// portOf is the port of an authority, or its scheme's.
+func portOf(authority, scheme string) uint16 {
+	u := url.URL{Host: authority}
+	port, err := strconv.ParseUint(u.Port(), 10, 16)
+	switch {
+	case err == nil:
+		return uint16(port)
+	case scheme == "https":
+		return 443
+	}
+	return 80
 }
 
 // fields is a request's headers by lower-case name.

@@ -44,6 +44,9 @@ Flags choose traces in which one span fits all of them.`,
 		if q.Limit < 1 || q.Limit > 1000 {
 			return usagef("--limit %d: want 1 to 1000", q.Limit)
 		}
+		if q.Since < 0 || q.MinDuration < 0 {
+			return usagef("--since %s, --min-duration %s: want no negative time", q.Since, q.MinDuration)
+		}
 		list, err := a.client().Traces(cmd.Context(), q)
 		if err != nil {
 			return err
