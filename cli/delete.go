@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -47,23 +48,28 @@ is 1.`,
 		default:
 			return usagef("want KIND and NAME, or files by -f")
 		}
-		var failed []error
-		for _, t := range targets {
-			if err := a.client().Delete(cmd.Context(), t.kind, t.namespace, t.name); err != nil {
-				failed = append(failed, err)
-				continue
-			}
-			fmt.Fprintf(a.out, "%s deleted\n", printable(qualified(t.kind, t.namespace, t.name)))
-		}
-		if len(failed) <= 1 {
-			return errors.Join(failed...)
-		}
-		for _, err := range failed {
-			a.complain("weft: %s", err)
-		}
-		return fmt.Errorf("%d of %d resources were not deleted", len(failed), len(targets))
+		return a.deleteAll(cmd.Context(), targets)
 	}
 	return cmd
+}
+
+// deleteAll tries every target and says what failed.
+func (a *app) deleteAll(ctx context.Context, targets []target) error {
+	var failed []error
+	for _, t := range targets {
+		if err := a.client().Delete(ctx, t.kind, t.namespace, t.name); err != nil {
+			failed = append(failed, err)
+			continue
+		}
+		fmt.Fprintf(a.out, "%s deleted\n", printable(qualified(t.kind, t.namespace, t.name)))
+	}
+	if len(failed) <= 1 {
+		return errors.Join(failed...)
+	}
+	for _, err := range failed {
+		a.complain("weft: %s", err)
+	}
+	return fmt.Errorf("%d of %d resources were not deleted", len(failed), len(targets))
 }
 
 // target names one resource.
