@@ -123,7 +123,7 @@ func (h *Head) waiting(buf []byte, lim *Limits) bool {
 	if len(buf) > lim.TargetBytes && bytes.IndexByte(buf, '\n') < 0 {
 		return false // the target may be over its limit
 	}
-	return bytes.Index(buf[:h.scanned], emptyLine) < 0
+	return !bytes.Contains(buf[:h.scanned], emptyLine)
 }
 
 var emptyLine = []byte("\r\n\r\n")
