@@ -56,7 +56,7 @@ func (w workloads) Lease(rpc leaseStream) error {
 	if register.GetProxy() != "" {
 		p := c.hold(proxyKey{identity: id, id: register.GetProxy()}, in.Labels)
 		defer c.release(p)
-		if err := c.enforced(rpc.Context(), p, in.Key()); err != nil {
+		if err := c.enforced(rpc.Context(), p, &in); err != nil {
 			return rpcError(err)
 		}
 	}
@@ -187,10 +187,10 @@ func (c *Control) release(p *proxy) {
 }
 
 // enforced waits until a proxy has applied the policies of the workload that it is
-// about to register, so that no request comes in before them. One that is
-// registered already has them: it comes back after a broken stream.
-func (c *Control) enforced(ctx context.Context, p *proxy, key weft.InstanceKey) error {
-	if old, _ := c.registry.Instance(key); old != nil {
+// about to register, so that no request comes in before them. One that comes back
+// after a broken stream has them already.
+func (c *Control) enforced(ctx context.Context, p *proxy, in *weft.Instance) error {
+	if old, _ := c.registry.Instance(in.Key()); old != nil && maps.Equal(old.Labels, in.Labels) {
 		return nil
 	}
 	left := c.await(ctx, func() (waiting int) {
@@ -202,7 +202,7 @@ func (c *Control) enforced(ctx context.Context, p *proxy, key weft.InstanceKey) 
 		return 1
 	})
 	if left > 0 {
-		return weft.Errorf(weft.Unavailable, "register", "instance "+key.ID, "its sidecar has not applied its policies within %v", c.patience.apply)
+		return weft.Errorf(weft.Unavailable, "register", "instance "+in.ID, "its sidecar has not applied its policies within %v", c.patience.apply)
 	}
 	return nil
 }

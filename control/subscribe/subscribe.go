@@ -109,6 +109,9 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
+	if cfg.Role == Gateway && cfg.GatewayName == "" {
+		return nil, weft.Errorf(weft.Invalid, "join", "gateway", "it needs the name of its Gateway resource")
+	}
 	token, err := ca.ParseJoinToken(cfg.Token)
 	if err != nil {
 		return nil, err

@@ -547,3 +547,57 @@ func TestExport(t *testing.T) {
 		t.Errorf("while the server is away: %v", err)
 	}
 }
+
+// virtualService sends a host to a service, or to a subset of it.
+func virtualService(host, service, subset string) string {
+	return fmt.Sprintf(`
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: %s}
+spec:
+  hosts: [%s]
+  http: [{route: [{destination: {host: %s, subset: "%s"}}]}]
+---
+`, host, host, service, subset)
+}
+
+func TestAChangeNeverLeadsToNowhere(t *testing.T) {
+	s := controltest.Start(t, controltest.Config{})
+	s.Instance("order", "v1", 8001)
+	s.Instance("order", "v2", 8002)
+	s.Instance("order-next", "v1", 8003)
+	s.Apply(edge)
+	sidecar := join(t, s, subscribe.Config{ServiceAccount: "shop"})
+	gateway := join(t, s, subscribe.Config{ServiceAccount: "gateway", Role: subscribe.Gateway, GatewayName: "edge"})
+	need(t, sidecar, "order")
+	need(t, gateway, "shop.example.com")
+	routeBecomes(t, gateway, "shop.example.com", "order.default , 2 endpoints")
+	for _, c := range []struct {
+		client *subscribe.Client
+		host   string
+	}{{sidecar, "order"}, {gateway, "shop.example.com"}} {
+		c.client.OnChange(func(snap *weft.Snapshot) {
+			if got := route(snap, c.host); !strings.HasSuffix(got, "endpoints") || strings.HasSuffix(got, " 0 endpoints") {
+				t.Errorf("%s: %s", c.host, got)
+			}
+		})
+	}
+	both := func(want string) {
+		t.Helper()
+		routeBecomes(t, sidecar, "order", want)
+		routeBecomes(t, gateway, "shop.example.com", want)
+	}
+	for range 5 {
+		s.Apply(canary) // a subset, and the rules that need it
+		both("order.default v2, 2 endpoints")
+		s.Apply(virtualService("order", "order-next", "")) // a service that was never called
+		both("order-next.default , 1 endpoints")
+		if _, err := s.Control.Delete(t.Context(), "VirtualService", "default", "order"); err != nil {
+			t.Fatal(err)
+		}
+		both("order.default , 2 endpoints")
+		if _, err := s.Control.Delete(t.Context(), "DestinationRule", "default", "order"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -10,6 +10,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -29,31 +30,43 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: protogen FILE.proto…")
 		os.Exit(2)
 	}
-	if err := generate(os.Args[1:]); err != nil {
+	generated, err := generate(os.Args[1:])
+	for _, file := range generated {
+		if err != nil {
+			break
+		}
+		err = os.WriteFile(file.GetName(), []byte(file.GetContent()), 0o644)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "protogen:", err)
 		os.Exit(1)
 	}
 }
 
-func generate(files []string) error {
+type generatedFile = pluginpb.CodeGeneratorResponse_File
+
+func generate(files []string) ([]*generatedFile, error) {
 	compiler := protocompile.Compiler{
 		Resolver:       protocompile.WithStandardImports(&protocompile.SourceResolver{}),
 		SourceInfoMode: protocompile.SourceInfoStandard, // comments
 	}
 	compiled, err := compiler.Compile(context.Background(), files...)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	request, err := proto.MarshalOptions{Deterministic: true}.Marshal(codeRequest(files, compiled))
 	if err != nil {
-		return err
+		return nil, err
 	}
+	var out []*generatedFile
 	for _, plugin := range []string{"protoc-gen-go", "protoc-gen-go-grpc"} {
-		if err := run(plugin, request); err != nil {
-			return fmt.Errorf("%s: %w", plugin, err)
+		generated, err := run(plugin, request)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", plugin, err)
 		}
+		out = append(out, generated...)
 	}
-	return nil
+	return out, nil
 }
 
 // codeRequest holds every file after those that it imports, as protoc does.
@@ -81,28 +94,25 @@ func codeRequest(files []string, compiled linker.Files) *pluginpb.CodeGeneratorR
 	}
 }
 
-// run feeds a plugin and writes the files that it answers with.
-func run(plugin string, request []byte) error {
+// run feeds a plugin and returns the files that it answers with.
+func run(plugin string, request []byte) ([]*generatedFile, error) {
 	cmd := exec.Command("go", "tool", plugin)
 	cmd.Stdin, cmd.Stderr = bytes.NewReader(request), os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var response pluginpb.CodeGeneratorResponse
 	if err := proto.Unmarshal(out, &response); err != nil {
-		return err
+		return nil, err
 	}
 	if response.Error != nil {
-		return fmt.Errorf("%s", response.GetError())
+		return nil, errors.New(response.GetError())
 	}
 	for _, file := range response.File {
 		if !filepath.IsLocal(file.GetName()) {
-			return fmt.Errorf("it wants to write %s, outside the current directory", file.GetName())
-		}
-		if err := os.WriteFile(file.GetName(), []byte(file.GetContent()), 0o644); err != nil {
-			return err
+			return nil, fmt.Errorf("it wants to write %s, outside the current directory", file.GetName())
 		}
 	}
-	return nil
+	return response.File, nil
 }

@@ -1,0 +1,91 @@
+package control
+
+import (
+	"testing"
+
+	networking "istio.io/api/networking/v1alpha3"
+
+	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/control/resource"
+	"github.com/weftmesh/weft/control/weftpb"
+)
+
+// TestConcern: a changed resource makes compile again what may depend on it, and
+// leaves the rest alone.
+func TestConcern(t *testing.T) {
+	virtualService := func(hosts ...string) *resource.Resource {
+		return &resource.Resource{Kind: "VirtualService", Spec: &networking.VirtualService{Hosts: hosts}}
+	}
+	rule := func(host string) *resource.Resource {
+		return &resource.Resource{Kind: "DestinationRule", Spec: &networking.DestinationRule{Host: host}}
+	}
+	policy := &resource.Resource{Kind: "AuthorizationPolicy"}
+	gateway := &resource.Resource{Kind: "Gateway"}
+
+	table := entryKey{typeURL: weftpb.RouteTableType, name: "default/order.prod.svc.cluster.local"}
+	service := entryKey{typeURL: weftpb.ServiceType, name: "prod/order"}
+	endpoints := entryKey{typeURL: weftpb.EndpointsType, name: "prod/order"}
+	edge := entryKey{typeURL: weftpb.GatewayType, name: "edge"}
+	authorization := entryKey{typeURL: weftpb.AuthorizationType, name: "self"}
+	trust := entryKey{typeURL: weftpb.TrustType, name: "self"}
+	all := []entryKey{table, service, endpoints, edge, authorization, trust}
+
+	for name, c := range map[string]struct {
+		changed []*resource.Resource
+		touched []entryKey
+	}{
+		"nothing":                                {nil, nil},
+		"a VirtualService of the host":           {[]*resource.Resource{virtualService("order")}, []entryKey{table, edge}},
+		"of the host's full name":                {[]*resource.Resource{virtualService("Order.prod.svc.cluster.local")}, []entryKey{table, edge}},
+		"of another host":                        {[]*resource.Resource{virtualService("user")}, []entryKey{edge}},
+		"of a wildcard":                          {[]*resource.Resource{virtualService("user", "*.prod.svc.cluster.local")}, []entryKey{table, edge}},
+		"a wildcard, then a plain one":           {[]*resource.Resource{virtualService("*"), virtualService("user")}, []entryKey{table, edge}},
+		"a DestinationRule of the service":       {[]*resource.Resource{rule("order")}, []entryKey{service, edge}},
+		"of what the table points to":            {[]*resource.Resource{rule("order-canary")}, []entryKey{table, edge}},
+		"of another service":                     {[]*resource.Resource{rule("user")}, []entryKey{edge}},
+		"of every service":                       {[]*resource.Resource{rule("*.cluster.local")}, []entryKey{table, service, edge}},
+		"a Gateway":                              {[]*resource.Resource{gateway}, []entryKey{edge}},
+		"an AuthorizationPolicy":                 {[]*resource.Resource{policy}, []entryKey{authorization}},
+		"a VirtualService that was and is not":   {[]*resource.Resource{virtualService("order"), nil}, []entryKey{table, edge}},
+		"one that moved from one host to others": {[]*resource.Resource{virtualService("order"), virtualService("user")}, []entryKey{table, edge}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := concern{kinds: make(map[string]bool), names: make(map[string]bool)}
+			for _, r := range c.changed {
+				n.add(r)
+			}
+			want := make(map[entryKey]bool)
+			for _, key := range c.touched {
+				want[key] = true
+			}
+			for _, key := range all {
+				e := &entry{key: key}
+				if key == table {
+					e.saw = map[weft.ServiceName]bool{weft.NewServiceName("prod", "order-canary"): true}
+				}
+				if got := n.touches(e); got != want[key] {
+					t.Errorf("%s %s: %v", kindOf(key.typeURL), key.name, got)
+				}
+			}
+			for _, key := range all[:5] {
+				if e := (&entry{key: key}); key != endpoints && !everything().touches(&entry{key: key, saw: map[weft.ServiceName]bool{{}: true}}) {
+					t.Errorf("everything does not touch %v", e.key)
+				}
+			}
+		})
+	}
+}
+
+func TestWorkloadScope(t *testing.T) {
+	for _, labels := range []map[string]string{nil, {}, {"a": "1"}, {"b": "2", "a": "line\nbreak"}} {
+		ns, got := parseWorkload(workloadScope("prod", labels))
+		if ns != "prod" || len(got) != len(labels) {
+			t.Errorf("%v came back as %s %v", labels, ns, got)
+		}
+		for k, v := range labels {
+			if got[k] != v {
+				t.Errorf("%v came back as %v", labels, got)
+			}
+		}
+	}
+}
