@@ -329,6 +329,73 @@ func (t *RouteTable) Match(r *Request) *Rule {
 	return nil
 }
 
+// RewritePath is path as it goes on: the matched prefix replaced, or the whole.
+func (r *Rule) RewritePath(path string) string {
+	if r.Rewrite == nil || r.Rewrite.Path == "" {
+		return path
+	}
+	to := r.Rewrite.Path
+	if !r.Rewrite.Prefix {
+		return to
+	}
+	for i := range r.Matches {
+		m := r.Matches[i].Path
+		if m == nil || m.Kind != MatchPrefix || !m.Match(path) {
+			continue
+		}
+		rest := path[len(m.Value):]
+		switch {
+		case strings.HasSuffix(to, "/"):
+			rest = strings.TrimPrefix(rest, "/")
+		case rest != "" && rest[0] != '/' && strings.HasSuffix(m.Value, "/"):
+			rest = "/" + rest
+		}
+		return to + rest
+	}
+	return path
+}
+
+// Apply returns the status and the Location of the redirect for a request that
+// was sent to authority (host and port, as the client wrote it).
+func (t *Redirect) Apply(r *Request, authority string) (code int, location string) {
+	scheme, path := r.Scheme, r.Path
+	if t.Scheme != "" {
+		scheme = t.Scheme
+	}
+	if t.Authority != "" {
+		authority = t.Authority
+	}
+	if t.Path != "" {
+		path = t.Path
+	}
+	if r.Query != "" {
+		path += "?" + r.Query
+	}
+	code = t.Code
+	if code == 0 {
+		code = 301
+	}
+	return code, scheme + "://" + authority + path
+}
+
+// Onward is the path and the authority ("" keeps the client's) with which the
+// request goes on: as the deciding rule rewrites it, or else the edge's.
+func (d *Decision) Onward(r *Request) (path, authority string) {
+	path = r.Path
+	for _, rule := range [...]*Rule{d.Rule, d.Edge} {
+		if rule != nil && rule.Rewrite != nil {
+			path = rule.RewritePath(path)
+			break
+		}
+	}
+	for _, rule := range [...]*Rule{d.Rule, d.Edge} {
+		if rule != nil && rule.Rewrite != nil && rule.Rewrite.Authority != "" {
+			return path, rule.Rewrite.Authority
+		}
+	}
+	return path, ""
+}
+
 // Share is the destination's part of the rule's traffic, 0 to 1.
 func (r *Rule) Share(d *Destination) float64 {
 	if len(r.Destinations) == 1 {

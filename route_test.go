@@ -204,3 +204,33 @@ func TestRouteAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations a decision", n)
 	}
 }
+
+func TestOnward(t *testing.T) {
+	prefix := func(matched, to string) *Rule {
+		m := match(t, MatchPrefix, matched)
+		return &Rule{Matches: []Match{{Path: &m}}, Rewrite: &Rewrite{Path: to, Prefix: true}}
+	}
+	for _, tc := range []struct {
+		name       string
+		rule, edge *Rule
+		path       string
+		want       string
+		authority  string
+	}{
+		{"no rewrite", &Rule{}, nil, "/a", "/a", ""},
+		{"whole path", &Rule{Rewrite: &Rewrite{Path: "/x"}}, nil, "/a/b", "/x", ""},
+		{"prefix", prefix("/api/v1", "/v1"), nil, "/api/v1/orders", "/v1/orders", ""},
+		{"prefix to the root", prefix("/api/", "/"), nil, "/api/orders", "/orders", ""},
+		{"no double slash", prefix("/api", "/"), nil, "/api/orders", "/orders", ""},
+		{"no lost slash", prefix("/api/", "/v2"), nil, "/api/orders", "/v2/orders", ""},
+		{"the prefix alone", prefix("/api", "/v2"), nil, "/api", "/v2", ""},
+		{"authority", &Rule{Rewrite: &Rewrite{Authority: "other"}}, nil, "/a", "/a", "other"},
+		{"the edge's, when the rule has none", &Rule{}, prefix("/api", "/v2"), "/api/x", "/v2/x", ""},
+		{"the rule's goes first", &Rule{Rewrite: &Rewrite{Path: "/r"}}, &Rule{Rewrite: &Rewrite{Path: "/e", Authority: "edge"}}, "/a", "/r", "edge"},
+	} {
+		d := Decision{Rule: tc.rule, Edge: tc.edge}
+		if path, authority := d.Onward(&Request{Path: tc.path}); path != tc.want || authority != tc.authority {
+			t.Errorf("%s: %q %q, want %q %q", tc.name, path, authority, tc.want, tc.authority)
+		}
+	}
+}

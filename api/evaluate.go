@@ -134,17 +134,15 @@ func (v *evaluation) rule(r *weft.Rule) *client.Rule {
 			On: retryWords(r.Retry.On), Statuses: r.Retry.Statuses},
 	}
 	if r.Rewrite != nil {
-		path, authority := onward(r, nil, v.request)
-		out.Rewrite = &client.Rewrite{}
+		path, authority := (&weft.Decision{Rule: r}).Onward(v.request)
+		out.Rewrite = &client.Rewrite{Authority: authority}
 		if path != v.request.Path {
 			out.Rewrite.Path = path
 		}
-		if authority != v.request.Host {
-			out.Rewrite.Authority = authority
-		}
 	}
 	if r.Redirect != nil {
-		out.Redirect = redirect(r.Redirect, v.request, v.authority)
+		code, location := r.Redirect.Apply(v.request, v.authority)
+		out.Redirect = &client.Redirect{Code: code, Location: location}
 	}
 	if r.Direct != nil {
 		out.Direct = &client.Direct{Status: r.Direct.Status, Body: r.Direct.Body}
@@ -197,7 +195,11 @@ func (v *evaluation) verdict(r, edge *weft.Rule, n weft.ServiceName, e *weft.End
 	}
 	there := *v.request
 	there.Source = v.caller
-	there.Path, there.Host = onward(r, edge, v.request)
+	path, authority := (&weft.Decision{Rule: r, Edge: edge}).Onward(v.request)
+	there.Path = path
+	if authority != "" {
+		there.Host = strings.ToLower(authority)
+	}
 	authorization, port := v.workload(n, e)
 	verdict := authorization.Decide(&weft.AuthorizationRequest{Request: &there, Port: port})
 	out := client.Verdict{Allowed: verdict.Allowed, Reason: verdict.Reason(), Endpoints: []string{e.ID}}
@@ -248,72 +250,6 @@ func retryWords(on weft.RetryOn) []string {
 		}
 	}
 	return out
-}
-
-func redirect(r *weft.Redirect, req *weft.Request, authority string) *client.Redirect {
-	scheme, path := req.Scheme, req.Path
-	if r.Scheme != "" {
-		scheme = r.Scheme
-	}
-	if r.Authority != "" {
-		authority = r.Authority
-	}
-	if r.Path != "" {
-		path = r.Path
-	}
-	if req.Query != "" {
-		path += "?" + req.Query
-	}
-	code := r.Code
-	if code == 0 {
-		code = 301
-	}
-	return &client.Redirect{Code: code, Location: scheme + "://" + authority + path}
-}
-
-// onward is the request's path and host as they go on: rewritten by the rule, or
-// else by the edge's rule (nil inside the mesh), as the proxy does it.
-func onward(r, edge *weft.Rule, req *weft.Request) (path, host string) {
-	path, host = req.Path, req.Host
-	rules := []*weft.Rule{r, edge}
-	for _, by := range rules {
-		if by != nil && by.Rewrite != nil {
-			path = rewritePath(by, req)
-			break
-		}
-	}
-	for _, by := range rules {
-		if by != nil && by.Rewrite != nil && by.Rewrite.Authority != "" {
-			return path, strings.ToLower(by.Rewrite.Authority)
-		}
-	}
-	return path, host
-}
-
-// rewritePath replaces the prefix that matched, or the whole path.
-func rewritePath(r *weft.Rule, req *weft.Request) string {
-	to := r.Rewrite.Path
-	switch {
-	case to == "":
-		return req.Path
-	case !r.Rewrite.Prefix:
-		return to
-	}
-	for i := range r.Matches {
-		m := r.Matches[i].Path
-		if m == nil || m.Kind != weft.MatchPrefix || !m.Match(req.Path) {
-			continue
-		}
-		rest := req.Path[len(m.Value):]
-		switch {
-		case strings.HasSuffix(to, "/"):
-			rest = strings.TrimPrefix(rest, "/")
-		case rest != "" && rest[0] != '/' && strings.HasSuffix(m.Value, "/"):
-			rest = "/" + rest
-		}
-		return to + rest
-	}
-	return req.Path
 }
 
 // fitting is the first match of a rule that fits; nil when the rule has none and

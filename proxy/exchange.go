@@ -271,7 +271,8 @@ func (x *Exchange) route() *Answer {
 		}
 		return problemAnswer(x, d)
 	case d.Rule.Redirect != nil:
-		return x.redirect(d.Rule.Redirect)
+		code, location := d.Rule.Redirect.Apply(&x.request, string(x.head.Authority))
+		return &Answer{Status: code, Location: location}
 	case d.Rule.Direct != nil:
 		return &Answer{Status: d.Rule.Direct.Status, Body: d.Rule.Direct.Body}
 	}
@@ -285,28 +286,6 @@ func (x *Exchange) leavesMesh() bool {
 	return x.conn.l.Direction == Outbound && x.conn.l.Host == "" && x.head.Form == http1.Absolute &&
 		(strings.Contains(h, ".") || h == "localhost") &&
 		!strings.HasSuffix(h, "."+weft.ClusterDomain) && !strings.HasSuffix(h, ".consul") && !strings.HasSuffix(h, ".svc")
-}
-
-func (x *Exchange) redirect(r *weft.Redirect) *Answer {
-	scheme, authority, path := x.request.Scheme, string(x.head.Authority), x.request.Path
-	if r.Scheme != "" {
-		scheme = r.Scheme
-	}
-	if r.Authority != "" {
-		authority = r.Authority
-	}
-	if r.Path != "" {
-		path = r.Path
-	}
-	location := scheme + "://" + authority + path
-	if x.head.HasQuery {
-		location += "?" + x.request.Query
-	}
-	code := r.Code
-	if code == 0 {
-		code = 301
-	}
-	return &Answer{Status: code, Location: location}
 }
 
 // keepAlive reports whether the client wants to go on.

@@ -340,16 +340,24 @@ func (x *Exchange) send(pl *plan, u *upstream) (wrote int, err error) {
 	return wrote + n, err
 }
 
-// appendHead writes the request as it goes upstream.
+// appendHead writes the request as it goes upstream. What rules remove or replace
+// is marked in the head, which makes a second attempt write the same.
 func (x *Exchange) appendHead(dst []byte, pl *plan) []byte {
 	h := &x.head
+	path, authority := x.decision.Onward(&x.request)
 	dst = append(append(dst, h.Method...), ' ')
-	dst = x.appendTarget(dst, pl)
+	dst = append(dst, path...)
+	if h.HasQuery {
+		dst = append(append(dst, '?'), h.Query...)
+	}
 	dst = append(dst, " HTTP/1.1\r\n"...)
+	dst = x.appendHost(dst, authority)
 	if pl.rule != nil {
-		dst = x.appendRouted(dst, pl)
-	} else {
-		dst = x.appendHost(dst, "")
+		dst = applyOps(dst, &h.Head, &pl.rule.Request)
+		dst = applyOps(dst, &h.Head, &pl.dest.Request)
+	}
+	if e := x.decision.Edge; e != nil {
+		dst = applyOps(dst, &h.Head, &e.Request)
 	}
 	if i := h.Find(http1.FieldTrailer); i >= 0 && h.Framing == http1.Chunked {
 		h.Fields[i].Drop = false // the trailers go on too
@@ -363,65 +371,6 @@ func (x *Exchange) appendHead(dst []byte, pl *plan) []byte {
 		dst = http1.AppendFraming(dst, h.Framing, h.Length)
 	}
 	return append(dst, "\r\n"...)
-}
-
-func (x *Exchange) appendTarget(dst []byte, pl *plan) []byte {
-	path := x.request.Path
-	if pl.rule != nil && pl.rule.Rewrite != nil {
-		path = rewritePath(pl.rule, path)
-	} else if e := x.decision.Edge; e != nil && e.Rewrite != nil {
-		path = rewritePath(e, path)
-	}
-	dst = append(dst, path...)
-	if x.head.HasQuery {
-		dst = append(append(dst, '?'), x.head.Query...)
-	}
-	return dst
-}
-
-// rewritePath applies a rule's rewrite: the matched prefix or the whole path.
-func rewritePath(r *weft.Rule, path string) string {
-	w := r.Rewrite
-	if w.Path == "" {
-		return path
-	}
-	if !w.Prefix {
-		return w.Path
-	}
-	for i := range r.Matches {
-		if m := r.Matches[i].Path; m != nil && m.Kind == weft.MatchPrefix && m.Match(path) {
-			rest := path[len(m.Value):]
-			if strings.HasSuffix(w.Path, "/") {
-				rest = strings.TrimPrefix(rest, "/")
-			} else if rest != "" && rest[0] != '/' && m.Value != "" && m.Value[len(m.Value)-1] == '/' {
-				rest = "/" + rest
-			}
-			return w.Path + rest
-		}
-	}
-	return path
-}
-
-// appendRouted writes the Host and the headers that rules set. What they remove
-// or replace is marked in the head, which makes a second attempt write the same.
-func (x *Exchange) appendRouted(dst []byte, pl *plan) []byte {
-	authority := ""
-	var extra [3]*weft.HeaderOps
-	ops := append(extra[:0], &pl.rule.Request, &pl.dest.Request)
-	if e := x.decision.Edge; e != nil {
-		ops = append(ops, &e.Request)
-		if e.Rewrite != nil {
-			authority = e.Rewrite.Authority
-		}
-	}
-	if w := pl.rule.Rewrite; w != nil && w.Authority != "" {
-		authority = w.Authority
-	}
-	dst = x.appendHost(dst, authority)
-	for _, o := range ops {
-		dst = applyOps(dst, &x.head.Head, o)
-	}
-	return dst
 }
 
 // appendHost writes a Host line when the client's own cannot be used.
