@@ -178,7 +178,7 @@ func TestPoliciesSeeTheRewrittenPath(t *testing.T) {
 		Destinations: []weft.Destination{{Service: inventory}}})
 	e := ask(t, s, ordersID, "GET", "stock", "/stock/42", nil)
 	r := e.Routes[0]
-	if d := cmp.Diff(&client.Rewrite{Path: "/api/inventory/42", Authority: "inventory-service"}, r.Rule.Rewrite); d != "" {
+	if d := cmp.Diff(&client.Rewrite{Path: "/api/inventory/42", Authority: "Inventory-Service"}, r.Rule.Rewrite); d != "" {
 		t.Error(d)
 	}
 	if v := r.Destinations[0].Authorization[0]; !v.Allowed {
