@@ -35,6 +35,7 @@ type Exchange struct {
 	response  http1.Response
 	record    Record
 	trace     trace.Context
+	span      trace.Span // scratch, so that recording one allocates nothing
 	traced    bool
 }
 
@@ -231,14 +232,14 @@ func (x *Exchange) run() (keep bool) {
 	c := x.conn
 	for _, f := range c.l.Filters {
 		if a := f.Request(x); a != nil {
-			return c.discardBody(c.answer(a))
+			return c.reply(a)
 		}
 	}
 	if c.l.Direction == Inbound {
 		return x.forwardLocal()
 	}
 	if a := x.route(); a != nil {
-		return c.discardBody(c.answer(a))
+		return c.reply(a)
 	}
 	return x.forwardRouted()
 }
@@ -291,12 +292,20 @@ func (x *Exchange) leavesMesh() bool {
 // keepAlive reports whether the client wants to go on.
 func (x *Exchange) keepAlive() bool { return x.head.KeepAlive }
 
-// discardBody makes the connection usable after an answer that did not wait for
-// the request's body: a small rest is read away, a large one costs the connection.
-func (c *conn) discardBody(keep bool) bool {
+// reply answers a request whose body may not have been read. A rest that is here
+// already is skipped; a larger one costs the connection.
+func (c *conn) reply(a *Answer) (keep bool) {
+	if !c.skipBody() {
+		a.Close = true
+	}
+	return c.answer(a)
+}
+
+// skipBody reports whether the next request's beginning is known, and goes there.
+func (c *conn) skipBody() bool {
 	x := &c.x
-	if !keep || x.whole || x.head.Framing == http1.NoBody {
-		return keep // whole: it was read already
+	if x.whole || x.head.Framing == http1.NoBody {
+		return true // whole: it was read already
 	}
 	if x.head.Framing == http1.FixedLength && x.head.Length <= int64(c.w-c.r) {
 		c.r += int(x.head.Length)

@@ -49,7 +49,7 @@ func (x *Exchange) forwardRouted() (keep bool) {
 	pl := plan{cluster: cl, group: cl.set.Load().group(d.Destination.Subset), rule: d.Rule, dest: d.Destination, retry: &d.Rule.Retry}
 	x.record.Destination = d.Service.Name.Name
 	if pl.group == nil { // the subset went while we looked
-		return x.conn.discardBody(x.conn.answer(problemAnswer(x, &weft.Decision{Problem: weft.NoSubset, Rule: d.Rule, Destination: d.Destination})))
+		return x.conn.reply(problemAnswer(x, &weft.Decision{Problem: weft.NoSubset, Rule: d.Rule, Destination: d.Destination}))
 	}
 	timeout := d.Rule.Timeout
 	if d.Edge != nil && d.Edge.Timeout > 0 && (timeout == 0 || d.Edge.Timeout < timeout) {
@@ -83,7 +83,7 @@ func (x *Exchange) forwardExternal() (keep bool) {
 	p.mu.Unlock()
 	x.record.Destination = "external"
 	if full {
-		return x.conn.discardBody(x.conn.answer(&Answer{Status: 503, Reason: "too_many_hosts", Text: "too many hosts outside the mesh are in use"}))
+		return x.conn.reply(&Answer{Status: 503, Reason: "too_many_hosts", Text: "too many hosts outside the mesh are in use"})
 	}
 	return x.forward(&plan{cluster: cl, group: cl.set.Load().all, retry: &weft.DefaultRetry})
 }
@@ -102,8 +102,8 @@ func (x *Exchange) forward(pl *plan) (keep bool) {
 	c := x.conn
 	policy := pl.group.policy
 	if reason := pl.cluster.limit.acquire(policy, pl.patience(x.record.Start)); reason != "" {
-		return c.discardBody(c.answer(&Answer{Status: 503, Reason: reason, Unsent: true,
-			Text: "too many requests to " + pl.cluster.name + " are in flight (" + policy.Source.String() + ")"}))
+		return c.reply(&Answer{Status: 503, Reason: reason, Unsent: true,
+			Text: "too many requests to " + pl.cluster.name + " are in flight (" + policy.Source.String() + ")"})
 	}
 	defer pl.cluster.limit.release()
 	if err := x.loadBody(); err != nil {
@@ -115,7 +115,7 @@ func (x *Exchange) forward(pl *plan) (keep bool) {
 	for n := 0; ; n++ {
 		e := x.pick(pl, n, now)
 		if e == nil {
-			return c.discardBody(c.answer(noEndpoint(pl)))
+			return c.reply(noEndpoint(pl))
 		}
 		x.tried[n%maxTried] = e
 		x.record.Attempts = n + 1
@@ -129,7 +129,7 @@ func (x *Exchange) forward(pl *plan) (keep bool) {
 		}
 		now = time.Now()
 		if !x.mayRepeat(pl, &o, n) || !pl.cluster.budget.Retry(now) || !x.backOff(pl, n, now) {
-			return c.discardBody(c.answer(&o.fault))
+			return c.reply(&o.fault)
 		}
 	}
 }

@@ -22,8 +22,10 @@ type upstream struct {
 	r, w     int     // in[r:w] was read and not used yet
 	served   uint32  // exchanges so far
 	reused   bool
-	deadline bool  // a deadline is set on sock
-	expires  int64 // while idle: unix ns
+	deadline bool                  // a deadline is set on sock
+	peek     func(fd uintptr) bool // look, made once
+	alive    bool                  // what the last look found
+	expires  int64                 // while idle: unix ns
 }
 
 // pool keeps idle connections to one endpoint, the one used last on top: it is
@@ -134,14 +136,18 @@ func (p *pool) dropOldest() bool {
 // to read. An end of stream, an error and bytes that nobody asked for (an old
 // answer's rest, somebody else's answer) all make the connection unusable.
 func (u *upstream) quiet() bool {
-	alive := false
+	if u.peek == nil {
+		u.peek = u.look
+	}
+	return u.raw.Read(u.peek) == nil && u.alive
+}
+
+// look peeks at the socket; true tells the runtime's poller not to wait.
+func (u *upstream) look(fd uintptr) bool {
 	var one [1]byte
-	err := u.raw.Read(func(fd uintptr) bool {
-		_, _, err := syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		alive = err == syscall.EAGAIN
-		return true
-	})
-	return err == nil && alive
+	_, _, err := syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+	u.alive = err == syscall.EAGAIN
+	return true
 }
 
 func (u *upstream) close() {

@@ -74,8 +74,7 @@ func (x *Exchange) complete() {
 
 func (x *Exchange) recordSpan() {
 	r := &x.record
-	var attrs [12]trace.Attr
-	a := append(attrs[:0],
+	a := append(x.span.Attrs[:0],
 		trace.Attr{Key: "http.request.method", Str: x.request.Method},
 		trace.Attr{Key: "url.path", Str: x.request.Path},
 		trace.Attr{Key: "server.address", Str: x.request.Host},
@@ -99,10 +98,10 @@ func (x *Exchange) recordSpan() {
 	if r.Direction == Outbound {
 		kind = trace.Client
 	}
-	span := trace.Span{Context: x.trace, Parent: r.Parent, Name: spanName(r.Direction, r.Destination), Kind: kind,
+	x.span = trace.Span{Context: x.trace, Parent: r.Parent, Name: spanName(r.Direction, r.Destination), Kind: kind,
 		Start: r.Start.UnixNano(), End: r.Start.Add(r.Duration).UnixNano(),
 		Error: r.Status >= 500 || r.Status == 0, StatusMessage: r.Reason, Attrs: a}
-	x.conn.p.spans.Record(&span)
+	x.conn.p.spans.Record(&x.span)
 }
 
 // spanName is a name of few values, so that operations can be listed: the path is

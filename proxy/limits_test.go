@@ -1,0 +1,155 @@
+package proxy
+
+import (
+	"bufio"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weftmesh/weft/telemetry/trace"
+)
+
+// later makes the sweeper's look at every connection as if it were much later.
+func (m *mesh) later(phase uint32, d time.Duration) {
+	m.t.Helper()
+	deadline := time.Now().Add(5 * time.Second)
+	for time.Now().Before(deadline) {
+		m.proxy.mu.Lock()
+		for c := range m.proxy.conns {
+			if c.phase.Load() == phase {
+				c.expireIfDue(time.Now().Add(d).UnixNano())
+				m.proxy.mu.Unlock()
+				return
+			}
+		}
+		m.proxy.mu.Unlock()
+		<-time.After(time.Millisecond)
+	}
+	m.t.Fatalf("no connection came to phase %d", phase)
+}
+
+func TestSlowHeadIs408(t *testing.T) {
+	m := newMesh(t)
+	_, r := m.raw("GET / HTTP/1.1\r\nHost: sh")
+	m.later(phaseHead, headTimeout+time.Second)
+	if resp, body := m.read(r, "GET"); resp.StatusCode != 408 || !resp.Close {
+		t.Errorf("%d %q", resp.StatusCode, body)
+	}
+}
+
+func TestIdleConnectionIsClosedSilently(t *testing.T) {
+	m := newMesh(t)
+	_, r := m.raw("")
+	m.later(phaseIdle, idleTimeout+time.Second)
+	if b, err := io.ReadAll(r); err != nil || len(b) != 0 {
+		t.Errorf("got %q, %v", b, err)
+	}
+}
+
+func TestStalledUpstreamEndsTheExchange(t *testing.T) {
+	got := make(chan struct{})
+	m := newMesh(t, script(t, func(c net.Conn, r *bufio.Reader) {
+		skipHead(r)
+		close(got)
+		_, _ = r.ReadByte() // until the proxy gives up
+	}))
+	c, _ := m.raw("POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: 0\r\n\r\n")
+	<-got
+	m.later(phaseBusy, stallTimeout+time.Second)
+	if _, err := io.ReadAll(c); err != nil {
+		t.Errorf("the client's connection should end cleanly: %v", err)
+	}
+}
+
+func TestStalledBodyEndsTheExchange(t *testing.T) {
+	m := newMesh(t, server(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }).URL)
+	c, _ := m.raw("POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: 100000\r\n\r\nbegin")
+	m.later(phaseBusy, stallTimeout+time.Second)
+	if _, err := io.ReadAll(c); err != nil {
+		t.Errorf("the client's connection should end cleanly: %v", err)
+	}
+}
+
+func TestMalformedRequestsAreRefused(t *testing.T) {
+	m := newMesh(t)
+	for name, tc := range map[string]struct {
+		bytes  string
+		status int
+	}{
+		"length and chunks":   {"POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400},
+		"no host":             {"GET / HTTP/1.1\r\n\r\n", 400},
+		"head too large":      {"GET / HTTP/1.1\r\nHost: shop\r\nX: " + strings.Repeat("a", bufferSize) + "\r\n\r\n", 431},
+		"too many fields":     {"GET / HTTP/1.1\r\nHost: shop\r\n" + strings.Repeat("A: b\r\n", 150) + "\r\n", 431},
+		"target too long":     {"GET /" + strings.Repeat("a", 9<<10) + " HTTP/1.1\r\nHost: shop\r\n\r\n", 414},
+		"HTTP/2 by surprise":  {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505},
+		"path above the root": {"GET /../../etc HTTP/1.1\r\nHost: shop\r\n\r\n", 400},
+		"CONNECT":             {"CONNECT shop:443 HTTP/1.1\r\nHost: shop:443\r\n\r\n", 501},
+		"bad chunk":           {"POST / HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, r := m.raw(tc.bytes + "GET /smuggled HTTP/1.1\r\nHost: shop\r\n\r\n")
+			if tc.status == 0 { // no endpoint to send it to: what counts is that nothing behind it is read as a request
+				tc.status = 503
+			}
+			resp, body := m.read(r, "GET")
+			if resp.StatusCode != tc.status || !resp.Close {
+				t.Errorf("%d %q, close %v; want %d and the connection's end", resp.StatusCode, body, resp.Close, tc.status)
+			}
+			if rest, _ := io.ReadAll(r); len(rest) > 0 {
+				t.Errorf("something behind it was answered: %q", rest)
+			}
+		})
+	}
+}
+
+// The steady state of a keep-alive exchange allocates nothing, tracing on.
+func TestSteadyStateAllocatesNothing(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	t.Cleanup(func() { ln.Close(); <-done })
+	go func() {
+		defer close(done)
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		answer := []byte("HTTP/1.1 200 OK\r\nServer: x\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello")
+		var b [4096]byte
+		for {
+			if _, err := c.Read(b[:]); err != nil {
+				return
+			}
+			if _, err := c.Write(answer); err != nil {
+				return
+			}
+		}
+	}()
+	m := newMesh(t)
+	m.proxy.sample = trace.NewSampler(1)
+	m.endpoints(ln.Addr().String())
+	c, _ := m.raw("")
+	request := []byte("GET /api/orders/1?x=y HTTP/1.1\r\nHost: shop\r\nUser-Agent: test\r\nAccept: */*\r\n\r\n")
+	var b [4096]byte
+	once := func() {
+		if _, err := c.Write(request); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := c.Read(b[:]); err != nil || n == 0 {
+			t.Fatal(n, err)
+		}
+	}
+	for range 200 {
+		once()
+	}
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	if n := testing.AllocsPerRun(2000, once); n > 0 {
+		t.Errorf("%v allocations a request", n)
+	}
+}
