@@ -117,6 +117,9 @@ func (l *Lease) run(first chan<- error) {
 	defer l.leave()
 	failures := 0
 	registered := func(index uint64) {
+		if failures > 0 {
+			l.client.log.Info("registered again", "instance", l.instance.ID, "attempts", failures+1)
+		}
 		failures = 0
 		l.mu.Lock()
 		l.index = index
@@ -143,7 +146,9 @@ func (l *Lease) run(first chan<- error) {
 			l.finish(first, err)
 			return
 		}
-		l.client.log.Warn("the lease is interrupted; registering again", "instance", l.instance.ID, "error", err)
+		if failures == 0 { // once an outage: the next words are those of coming back
+			l.client.log.Warn("the lease is interrupted; registering again until it works", "instance", l.instance.ID, "error", err)
+		}
 		// Soon enough that the lease at a server that restarts does not lapse.
 		if pause(l.ctx, retryAfter(failures, min(reconnectLimit, l.ttl/2))) {
 			l.client.conn.ResetConnectBackoff()
