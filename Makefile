@@ -6,7 +6,7 @@ JUDGES := $(dir $(wildcard test/*/go.mod))
 # How long each fuzz target runs.
 FUZZTIME ?= 20s
 
-.PHONY: build check test fuzz bench generate vet staticcheck floors generate-clean tidy
+.PHONY: build check test fuzz bench microbench generate vet staticcheck floors generate-clean tidy
 
 build:
 	go build -o weft ./cmd/weft
@@ -26,7 +26,11 @@ fuzz:
 			(set -x; cd $$(dirname $$file) && go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) .); \
 		done; done
 
+# weft beside its peers; bench/README.md says how to install them.
 bench:
+	go run ./bench
+
+microbench:
 	go test -run '^$$' -bench . -benchmem ./...
 
 generate:

@@ -111,6 +111,7 @@ var plan = []room{
 		only:    []string{".", "client"},
 		onlyWhy: "an example is an ordinary application: what it could only do from inside, its readers cannot do"},
 
+	{at: "bench/...", floor: beside, what: "weft and its peers side by side"},
 	{at: "test/...", floor: beside, what: "judges from outside"},
 	{at: "internal/...", floor: beside, what: "what builds and guards the house", tests: true},
 }

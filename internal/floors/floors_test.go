@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -90,6 +92,25 @@ func TestPlanIsTrue(t *testing.T) {
 	}
 	for _, p := range promises {
 		stands("promises", p.room)
+	}
+}
+
+// TestArchitectureShowsEveryRoom: the floors in ARCHITECTURE.md link into each.
+func TestArchitectureShowsEveryRoom(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(root, "ARCHITECTURE.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, floors, _ := strings.Cut(string(text), "\n## Floors\n")
+	floors, _, _ = strings.Cut(floors, "\n## ")
+	links := regexp.MustCompile(`\]\(([^)#]+)`).FindAllStringSubmatch(floors, -1)
+	for _, r := range plan {
+		if !slices.ContainsFunc(links, func(m []string) bool {
+			shown, ok := roomOf(path.Dir(m[1]))
+			return ok && shown.at == r.at
+		}) {
+			t.Errorf("no floor in ARCHITECTURE.md links into %s (%s)", r.at, r.what)
+		}
 	}
 }
 
