@@ -48,16 +48,21 @@ Kill what you like meanwhile.`,
 
 // shopInstances are the processes of the shop. The label app is what the policies
 // in examples/shop/resources select by.
-var shopInstances = []struct{ service, version, app string }{
-	{"user-service", "v1", "user"},
-	{"order-service", "v1", "order"},
-	{"order-service", "v1", "order"},
-	{"order-service", "v2", "order"},
-	{"inventory-service", "v1", "inventory"},
-	{"inventory-service", "v1", "inventory"},
-	{"recommendation-service", "v1", "recommendation"},
-	{"payment-service", "v1", "payment"},
+var shopInstances = []struct {
+	service, version, app string
+	calls                 []string
+}{
+	{"user-service", "v1", "user", nil},
+	{"order-service", "v1", "order", orderCalls},
+	{"order-service", "v1", "order", orderCalls},
+	{"order-service", "v2", "order", orderCalls},
+	{"inventory-service", "v1", "inventory", nil},
+	{"inventory-service", "v1", "inventory", nil},
+	{"recommendation-service", "v1", "recommendation", nil},
+	{"payment-service", "v1", "payment", nil},
 }
+
+var orderCalls = []string{"inventory-service", "user-service"}
 
 // shopDemo says with which command lines the shop is run.
 func (a *app) shopDemo(server node.ServerConfig, http string) (node.DemoConfig, error) {
@@ -76,10 +81,13 @@ func (a *app) shopDemo(server node.ServerConfig, http string) (node.DemoConfig, 
 		Gateway: []string{"--name", "shop", "--http", http, "--sample", "1"},
 	}
 	for i, in := range shopInstances {
+		args := []string{"--service", in.service, "--version", in.version, "--label", "app=" + in.app, "--health", "/health", "--sample", "1"}
+		for _, name := range in.calls {
+			args = append(args, "--upstream", name)
+		}
 		c.Sidecars = append(c.Sidecars, node.DemoSidecar{
 			Name: fmt.Sprintf("%s-%s-%d", in.service, in.version, i),
-			Args: []string{"--service", in.service, "--version", in.version, "--label", "app=" + in.app, "--health", "/health", "--sample", "1",
-				"--", exe, "shop", in.service},
+			Args: append(args, "--", exe, "shop", in.service),
 			Env: []string{"VERSION=" + in.version, "OTEL_SERVICE_NAME=" + in.service,
 				"OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf", "OTEL_PROPAGATORS=tracecontext,baggage",
 				"OTEL_BSP_SCHEDULE_DELAY=1000"}, // ms: somebody is waiting to see the trace

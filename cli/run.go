@@ -39,7 +39,7 @@ Ctrl-C drains first and then sends the program SIGTERM.`,
 	f.StringVar(&c.Zone, "zone", "", "`zone` of the instance")
 	f.IntVar(&c.Port, "port", 0, "`port` where the program listens (default a free one, told to it as PORT)")
 	f.StringVar(&c.Health, "health", "", "`path` that answers 2xx when the program is well (default: it accepts connections)")
-	f.StringArrayVar(&c.Upstreams, "upstream", nil, "`NAME=PORT`: 127.0.0.1:PORT is service NAME; may be repeated")
+	f.StringArrayVar(&c.Upstreams, "upstream", nil, "`NAME[=PORT]`: a service that the program calls, known from the start; with =PORT, 127.0.0.1:PORT is it; may be repeated")
 	f.StringVar(&c.Inbound, "inbound", c.Inbound, "`address` where other sidecars call over mTLS; port 0 takes a free one")
 	f.StringVar(&c.Outbound, "outbound", c.Outbound, "`address` of the program's HTTP proxy; port 0 takes a free one")
 	flags := addProxyFlags(cmd, &c.ProxyConfig)

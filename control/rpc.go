@@ -54,7 +54,6 @@ func (c *Control) ServerOptions() []grpc.ServerOption {
 			MaxConnectionAge: c.authority.LeafTTL() / 3, MaxConnectionAgeGrace: 5 * time.Second,
 		}),
 		grpc.ConnectionTimeout(10 * time.Second), // TLS and HTTP/2 preface
-		grpc.SharedWriteBuffer(true),             // most connections are silent most of the time: they hold no buffer then
 		grpc.ReadBufferSize(8 << 10),
 		grpc.MaxRecvMsgSize(4 << 20),
 		grpc.MaxConcurrentStreams(100), // of one connection: a proxy needs three and its exports

@@ -168,7 +168,7 @@ func watchClock(logger *slog.Logger) func(context.Context) error {
 			case <-tick.C:
 			}
 			now := time.Now()
-			if jump := clockJump(last, now); jump != 0 {
+			if jump := clockJump(now.Round(0).Sub(last.Round(0)), now.Sub(last)); jump != 0 {
 				logger.Warn("the clock jumped: leases and checks go on, but certificates may look expired or not yet valid until it is right",
 					"by", jump.String(), "now", now.Format(time.RFC3339))
 			}
@@ -177,12 +177,11 @@ func watchClock(logger *slog.Logger) func(context.Context) error {
 	}
 }
 
-// clockJump is how far the wall clock moved beyond the monotonic clock between
-// two readings; small differences (slewing) count as none.
-func clockJump(last, now time.Time) time.Duration {
-	jump := now.Round(0).Sub(last.Round(0)) - now.Sub(last)
-	if jump.Abs() < 2*time.Second {
-		return 0
+// clockJump is how far the wall clock moved beyond the monotonic one; small
+// differences (slewing) count as none.
+func clockJump(wall, monotonic time.Duration) time.Duration {
+	if jump := wall - monotonic; jump.Abs() >= 2*time.Second {
+		return jump
 	}
-	return jump
+	return 0
 }

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/weftmesh/weft"
@@ -26,9 +28,12 @@ type SidecarConfig struct {
 	Version   string            // the instance's "version" label
 	Labels    map[string]string // "app" is the service's name when absent
 	Zone      string
-	Port      int      // where the application listens; 0: a free one is chosen and told to it as PORT
-	Health    string   // path that answers 200 when the application is well; empty: it accepts connections
-	Upstreams []string // "NAME=PORT": 127.0.0.1:PORT is service NAME
+	Port      int    // where the application listens; 0: a free one is chosen and told to it as PORT
+	Health    string // path that answers 200 when the application is well; empty: it accepts connections
+	// Upstreams are services that the application calls: "NAME" is made known to
+	// the proxy before the application starts, so that not even a first call needs
+	// the server; with "NAME=PORT", 127.0.0.1:PORT is that service too.
+	Upstreams []string
 	Inbound   string   // where other sidecars call, over mTLS
 	Outbound  string   // the application's forward proxy
 	Command   []string // the application; empty: it is started by somebody else
@@ -49,7 +54,7 @@ type Sidecar struct {
 	dataPlane
 	config            SidecarConfig
 	inbound, outbound net.Listener
-	upstreams         map[string]net.Listener // by service name
+	upstreams         map[string]net.Listener // by service name; nil: no port of its own
 }
 
 // leaseTTL is how long the registry believes in an instance whose sidecar says
@@ -91,9 +96,13 @@ func (s *Sidecar) bind(c SidecarConfig) (err error) {
 	}
 	s.undo.add(closeQuietly(s.outbound))
 	for _, u := range c.Upstreams {
-		name, port, ok := strings.Cut(u, "=")
-		if _, err := strconv.ParseUint(port, 10, 16); !ok || name == "" || err != nil {
-			return weft.Errorf(weft.Invalid, "run", "upstream "+strconv.Quote(u), "want NAME=PORT, as in --upstream inventory-service=9001")
+		name, port, ownPort := strings.Cut(u, "=")
+		if !ownPort && name != "" {
+			s.upstreams[strings.ToLower(name)] = nil
+			continue
+		}
+		if _, err := strconv.ParseUint(port, 10, 16); name == "" || err != nil {
+			return weft.Errorf(weft.Invalid, "run", "upstream "+strconv.Quote(u), "want NAME or NAME=PORT, as in --upstream inventory-service=9001")
 		}
 		ln, err := listen("upstream "+name, "127.0.0.1:"+port, "--upstream "+name)
 		if err != nil {
@@ -109,14 +118,18 @@ func (s *Sidecar) bind(c SidecarConfig) (err error) {
 }
 
 // freePort finds a port for the application. Between now and the application's
-// own bind somebody else may take it; then the application says so and ends.
+// own bind somebody else may take it, so it is drawn from below the range from
+// which the kernel gives ports to outgoing connections (32768 and up on Linux).
 func freePort() (int, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
+	const low, high, tries = 20000, 32000, 100
+	for range tries {
+		port := low + rand.IntN(high-low)
+		ln, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		if err == nil {
+			return port, ln.Close()
+		}
 	}
-	defer ln.Close()
-	return ln.Addr().(*net.TCPAddr).Port, nil
+	return 0, weft.Errorf(weft.Unavailable, "run", "application", "found no free port between %d and %d; choose one with --port", low, high)
 }
 
 // Run starts the application and serves until ctx ends or the application does.
@@ -131,7 +144,9 @@ func (s *Sidecar) Run(ctx context.Context) (code int, err error) {
 	p.add("inbound", s.serve(s.inbound, inboundChain(s.mesh.Credentials(), local, policies)))
 	p.add("outbound", s.serve(s.outbound, outboundChain("")))
 	for name, ln := range s.upstreams {
-		p.add("upstream "+name, s.serve(ln, outboundChain(name)))
+		if ln != nil {
+			p.add("upstream "+name, s.serve(ln, outboundChain(name)))
+		}
 	}
 	// The proxy outlives the application: it runs under a context of its own,
 	// which ends when the application has.
@@ -147,6 +162,7 @@ func (s *Sidecar) Run(ctx context.Context) (code int, err error) {
 // runApplication starts the application, keeps it registered while it is well,
 // and ends it politely: first out of the views, then SIGTERM.
 func (s *Sidecar) runApplication(ctx context.Context, local string) (code int, err error) {
+	s.meetUpstreams(ctx)
 	app, err := s.start()
 	if err != nil {
 		return 1, err
@@ -177,6 +193,18 @@ func (s *Sidecar) runApplication(ctx context.Context, local string) (code int, e
 		s.logger.Warn("the instance was not taken out of the registry politely; its lease will lapse", "error", err)
 	}
 	return app.end(), nil
+}
+
+// meetUpstreams asks for the services that the application will call. One that
+// does not exist yet is pushed when it appears.
+func (s *Sidecar) meetUpstreams(ctx context.Context) {
+	patience, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	var all sync.WaitGroup
+	for name := range s.upstreams {
+		all.Go(func() { s.mesh.Need(patience, name) })
+	}
+	all.Wait()
 }
 
 // instance as the registry gets it.

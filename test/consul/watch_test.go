@@ -49,7 +49,7 @@ func TestWatchPlans(t *testing.T) {
 			must(t, err)
 			seen := make(chan string, 100)
 			plan.HybridHandler = func(_ watch.BlockingParamVal, v any) { seen <- c.show(v) }
-			plan.LogOutput = io.Discard
+			plan.LogOutput = io.Discard //lint:ignore SA1019 its successor needs a logger of another library
 			ended := make(chan error, 1)
 			go func() { ended <- plan.Run(address) }()
 			defer func() {

@@ -448,6 +448,32 @@ func TestSecondDemoFailsNamingThePort(t *testing.T) {
 	}
 }
 
+// Even what was never called before works without the server: sidecars were told
+// at their start what their applications call.
+func TestColdCallsNeedNoServer(t *testing.T) {
+	d := startDemo(t)
+	status, err := d.client.Status(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(status.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	versions := map[string]int{}
+	for i := range 200 {
+		code, body := d.get(fmt.Sprint("/api/orders/", i+1))
+		if code != 200 {
+			t.Fatalf("call %d: %d %s", i, code, body)
+		}
+		var order struct{ Version string }
+		_ = json.Unmarshal([]byte(body), &order)
+		versions[order.Version]++
+	}
+	if versions["v1"] == 0 || versions["v2"] == 0 {
+		t.Errorf("calls by version: %v", versions)
+	}
+}
+
 func TestStoppedDemoLeavesNoProcess(t *testing.T) {
 	d := startDemo(t)
 	var pids []int
