@@ -146,6 +146,13 @@ func (d *Demo) healthy(ctx context.Context, api *client.Client) error {
 		if err == nil && status.Healthy >= len(d.config.Sidecars) {
 			return nil
 		}
+		for _, p := range d.others {
+			select {
+			case <-p.exited():
+				return p.lastWords()
+			default:
+			}
+		}
 		select {
 		case <-ctx.Done():
 			return weft.Errorf(weft.Unavailable, "start", "demo", "not all instances became healthy in %s; see the logs in %s", demoStart, filepath.Join(d.config.DataDir, "logs"))
@@ -211,16 +218,21 @@ func (p *demoProcess) await(ctx context.Context) error {
 	case p.facts = <-p.ready:
 		return nil
 	case <-p.exited():
-		select {
-		case <-p.logged: // its last words are read
-		case <-time.After(time.Second):
-		}
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		return weft.Errorf(weft.Unavailable, "start", p.name, "%s (its log: %s)", strings.TrimPrefix(p.last, "weft: "), p.log)
+		return p.lastWords()
 	case <-ctx.Done():
 		return weft.Errorf(weft.Unavailable, "start", p.name, "it was not ready in time; see %s", p.log)
 	}
+}
+
+// lastWords is why a process ended that should not have.
+func (p *demoProcess) lastWords() error {
+	select {
+	case <-p.logged: // all of them are read
+	case <-time.After(time.Second):
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return weft.Errorf(weft.Unavailable, "start", p.name, "%s (its log: %s)", strings.TrimPrefix(p.last, "weft: "), p.log)
 }
 
 // report prints what runs where.

@@ -180,3 +180,19 @@ func TestMetricsReachPrometheus(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestHeldPortsDiffer(t *testing.T) {
+	seen := map[string]bool{}
+	for range 10 {
+		ln, err := holdFreePort()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		if a := ln.Addr().String(); seen[a] {
+			t.Errorf("%s twice", a)
+		} else {
+			seen[a] = true
+		}
+	}
+}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -55,6 +54,7 @@ type Sidecar struct {
 	config            SidecarConfig
 	inbound, outbound net.Listener
 	upstreams         map[string]net.Listener // by service name; nil: no port of its own
+	held              net.Listener            // keeps the application's port free until it starts; nil when it was given
 }
 
 // leaseTTL is how long the registry believes in an instance whose sidecar says
@@ -112,24 +112,29 @@ func (s *Sidecar) bind(c SidecarConfig) (err error) {
 		s.undo.add(closeQuietly(ln))
 	}
 	if s.config.Port == 0 {
-		s.config.Port, err = freePort()
+		if s.held, err = holdFreePort(); err != nil {
+			return err
+		}
+		s.undo.add(closeQuietly(s.held))
+		s.config.Port = s.held.Addr().(*net.TCPAddr).Port
 	}
-	return err
+	return nil
 }
 
-// freePort finds a port for the application. Between now and the application's
-// own bind somebody else may take it, so it is drawn from below the range from
-// which the kernel gives ports to outgoing connections (32768 and up on Linux).
-func freePort() (int, error) {
-	const low, high, tries = 20000, 32000, 100
-	for range tries {
-		port := low + rand.IntN(high-low)
-		ln, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-		if err == nil {
-			return port, ln.Close()
+// holdFreePort finds a port for the application and holds it until the
+// application starts. It looks below the range from which the kernel gives ports
+// to outgoing connections (32768 and up on Linux), from a place that depends on
+// the process: sidecars that start together do not choose alike in the moment
+// between our letting go and the application's own bind.
+func holdFreePort() (net.Listener, error) {
+	const low, count, tries = 20000, 12000, 1000
+	for i := range tries {
+		port := low + (os.Getpid()+i)%count
+		if ln, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil {
+			return ln, nil
 		}
 	}
-	return 0, weft.Errorf(weft.Unavailable, "run", "application", "found no free port between %d and %d; choose one with --port", low, high)
+	return nil, weft.Errorf(weft.Unavailable, "run", "application", "found no free port from %d to %d; choose one with --port", low, low+count)
 }
 
 // Run starts the application and serves until ctx ends or the application does.
@@ -293,6 +298,9 @@ func (s *Sidecar) start() (*process, error) {
 	cmd := exec.Command(s.config.Command[0], s.config.Command[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = s.config.Stdin, s.config.Stdout, s.config.Stderr
 	cmd.Env = append(os.Environ(), s.environment()...)
+	if s.held != nil {
+		_ = s.held.Close()
+	}
 	return startProcess(cmd)
 }
 
