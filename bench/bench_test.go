@@ -50,11 +50,11 @@ func TestParseWrkRefusesWhatIsNoMeasurement(t *testing.T) {
 
 func TestSummaryIsTheMedianOfEachNumberAndTheWorstDisturbance(t *testing.T) {
 	got := summary("weft", []row{
-		{cpu: 9, rate: 100, p50: 3, p99: 30, rss: 5, others: 0.1},
-		{cpu: 11, rate: 300, p50: 1, p99: 10, rss: 7, others: 0.3},
-		{cpu: 10, rate: 200, p50: 2, p99: 20, rss: 6, others: 0.2},
+		{cpu: 9, rate: 100, p50: 3, p99: 30, rss: 5, anon: 3, others: 0.1},
+		{cpu: 11, rate: 300, p50: 1, p99: 10, rss: 7, anon: 1, others: 0.3},
+		{cpu: 10, rate: 200, p50: 2, p99: 20, rss: 6, anon: 2, others: 0.2},
 	})
-	if want := (row{peer: "weft", cpu: 10, rate: 200, p50: 2, p99: 20, rss: 6, others: 0.3}); got != want {
+	if want := (row{peer: "weft", cpu: 10, rate: 200, p50: 2, p99: 20, rss: 6, anon: 2, others: 0.3}); got != want {
 		t.Errorf("three rounds: got %+v, want %+v", got, want)
 	}
 	if got := summary("weft", []row{{cpu: 9}, {cpu: 12}, {cpu: 8}, {cpu: 50}}).cpu; got != 10 {
@@ -65,8 +65,8 @@ func TestSummaryIsTheMedianOfEachNumberAndTheWorstDisturbance(t *testing.T) {
 func results() []laneResult {
 	return []laneResult{
 		{lane{title: "HTTP/1 hop"}, []row{
-			{peer: "haproxy", cpu: 10 * time.Microsecond, rate: 90000, p50: 700 * time.Microsecond, p99: 2 * time.Millisecond, rss: 15 << 20},
-			{peer: "weft", cpu: 11 * time.Microsecond, rate: 80000.4, p50: 800 * time.Microsecond, p99: 3 * time.Millisecond, rss: 20 << 20},
+			{peer: "haproxy", cpu: 10 * time.Microsecond, rate: 90000, p50: 700 * time.Microsecond, p99: 2 * time.Millisecond, rss: 15 << 20, anon: 9 << 20},
+			{peer: "weft", cpu: 11 * time.Microsecond, rate: 80000.4, p50: 800 * time.Microsecond, p99: 3 * time.Millisecond, rss: 20 << 20, anon: 10 << 20},
 		}},
 		{lane{name: "pair", title: "mTLS pair"}, []row{{peer: "weft", cpu: 20 * time.Microsecond, rss: 1 << 20, others: 0.41}}},
 	}
@@ -77,8 +77,8 @@ func TestTable(t *testing.T) {
 	printResults(&text, results(), options{seconds: 5, rounds: 2}, []string{"two cores"})
 	printResults(&markdown, results(), options{seconds: 5, rounds: 2, markdown: true}, []string{"two cores"})
 	for _, want := range []string{
-		`(?m)^HTTP/1 hop  haproxy  10\.00 +1\.00 +90000 +0\.70 +2\.00 +15\.0$`,
-		`(?m)^HTTP/1 hop  weft     11\.00 +1\.10 +80000 +0\.80 +3\.00 +20\.0$`,
+		`(?m)^HTTP/1 hop  haproxy  10\.00 +1\.00 +90000 +0\.70 +2\.00 +15\.0 +9\.0$`,
+		`(?m)^HTTP/1 hop  weft     11\.00 +1\.10 +80000 +0\.80 +3\.00 +20\.0 +10\.0$`,
 		`(?m)^mTLS pair   weft     20\.00 +- `, // HAProxy was not there to compare with
 		`(?m)64 connections, 100-byte bodies, 5 s × 2 rounds\ntwo cores\npair/weft: others took up to 41 % of the proxy's core\n\z`,
 	} {
@@ -87,8 +87,8 @@ func TestTable(t *testing.T) {
 		}
 	}
 	for _, want := range []string{
-		"|---|---|---:|---:|---:|---:|---:|---:|\n",
-		"| HTTP/1 hop | weft | 11.00 | 1.10 | 80000 | 0.80 | 3.00 | 20.0 |\n",
+		"|---|---|---:|---:|---:|---:|---:|---:|---:|\n",
+		"| HTTP/1 hop | weft | 11.00 | 1.10 | 80000 | 0.80 | 3.00 | 20.0 | 10.0 |\n",
 		"\n- two cores\n",
 	} {
 		if !strings.Contains(markdown.String(), want) {

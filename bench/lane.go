@@ -69,6 +69,7 @@ type row struct {
 	p50    time.Duration
 	p99    time.Duration
 	rss    int64
+	anon   int64   // of rss
 	others float64 // share of the proxies' core that others took; the worst round
 }
 
@@ -138,7 +139,7 @@ func (r *rig) turn(ctx context.Context, s *system, seconds int) (row, error) {
 	}
 	cpu := after.cpu - before.cpu
 	return row{
-		cpu: cpu / time.Duration(l.requests), rate: l.rate, p50: l.p50, p99: l.p99, rss: after.rss,
+		cpu: cpu / time.Duration(l.requests), rate: l.rate, p50: l.p50, p99: l.p99, rss: after.rss, anon: after.anon,
 		others: max(0, float64(coreAfter-core-cpu)/float64(time.Since(began))),
 	}, nil
 }
@@ -151,6 +152,7 @@ func summary(peer string, rounds []row) row {
 		p50:    median(rounds, func(r row) time.Duration { return r.p50 }),
 		p99:    median(rounds, func(r row) time.Duration { return r.p99 }),
 		rss:    median(rounds, func(r row) int64 { return r.rss }),
+		anon:   median(rounds, func(r row) int64 { return r.anon }),
 		others: slices.MaxFunc(rounds, func(a, b row) int { return cmp.Compare(a.others, b.others) }).others,
 	}
 }

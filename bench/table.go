@@ -14,7 +14,7 @@ type laneResult struct {
 	rows []row
 }
 
-var columns = []string{"lane", "proxy", "CPU µs/request", "× HAProxy", "requests/s", "p50 ms", "p99 ms", "RSS MB"}
+var columns = []string{"lane", "proxy", "CPU µs/request", "× HAProxy", "requests/s", "p50 ms", "p99 ms", "RSS MB", "anonymous MB"}
 
 // noisy is the share of the proxies' core that others may take before it is said.
 // Some of it is error: CPU time is counted in two ways.
@@ -58,8 +58,9 @@ func cells(title string, r row, haproxy time.Duration) []string {
 		ratio = fmt.Sprintf("%.2f", float64(r.cpu)/float64(haproxy))
 	}
 	millis := func(d time.Duration) string { return fmt.Sprintf("%.2f", micros(d)/1000) }
+	megabytes := func(n int64) string { return fmt.Sprintf("%.1f", float64(n)/(1<<20)) }
 	return []string{title, r.peer, fmt.Sprintf("%.2f", micros(r.cpu)), ratio, fmt.Sprintf("%.0f", r.rate),
-		millis(r.p50), millis(r.p99), fmt.Sprintf("%.1f", float64(r.rss)/(1<<20))}
+		millis(r.p50), millis(r.p99), megabytes(r.rss), megabytes(r.anon)}
 }
 
 func printText(w io.Writer, table [][]string, lines []string) {

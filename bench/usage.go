@@ -3,15 +3,17 @@ package main
 import (
 	"fmt"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
 )
 
-// usage is what processes have used so far.
+// usage is what processes have used so far, and of memory what they use now.
 type usage struct {
-	cpu time.Duration // user and system
-	rss int64         // bytes
+	cpu  time.Duration // user and system
+	rss  int64         // bytes
+	anon int64         // bytes of rss that are no file's: without the program itself
 }
 
 // tick is the unit of CPU time in /proc: USER_HZ, 100 a second on every
@@ -35,6 +37,11 @@ func usageOf(processes []*process) (usage, error) {
 		if descends(all, pid, processes) {
 			sum.cpu += all[pid].cpu
 			sum.rss += all[pid].rss
+			anon, err := anonymous(pid)
+			if err != nil {
+				return usage{}, err
+			}
+			sum.anon += anon
 		}
 	}
 	return sum, nil
@@ -88,6 +95,22 @@ func parseStat(text string) (procStat, error) {
 		}
 	}
 	return procStat{parent: int(n[0]), usage: usage{cpu: time.Duration(n[1]+n[2]) * tick, rss: n[3] * int64(os.Getpagesize())}}, nil
+}
+
+var rssAnon = regexp.MustCompile(`(?m)^RssAnon:\s+(\d+) kB$`)
+
+// anonymous is the part of a process's resident memory that no file is behind.
+func anonymous(pid int) (int64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	m := rssAnon.FindSubmatch(text)
+	if m == nil {
+		return 0, fmt.Errorf("process %d: its status has no RssAnon", pid)
+	}
+	kb, err := strconv.ParseInt(string(m[1]), 10, 64)
+	return kb << 10, err
 }
 
 // busy is how long a core has been working so far, for whomever; time that the
