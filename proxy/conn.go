@@ -27,6 +27,7 @@ type conn struct {
 	raw      syscall.RawConn // nil with TLS
 	tryRead  func(fd uintptr) bool
 	peerAddr netip.Addr
+	peerText string // peerAddr, written once
 
 	// of the goroutine that runs serve
 	peer    weft.Identity
@@ -59,6 +60,7 @@ func newConn(p *Proxy, l *Listener, sock net.Conn) *conn {
 	c := &conn{p: p, l: l, sock: sock}
 	if ap, err := netip.ParseAddrPort(sock.RemoteAddr().String()); err == nil {
 		c.peerAddr = ap.Addr().Unmap()
+		c.peerText = c.peerAddr.String()
 	}
 	c.x.conn = c
 	c.enter(phaseHead, time.Now().UnixNano(), shakeTimeout)

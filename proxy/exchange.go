@@ -73,7 +73,7 @@ func (x *Exchange) DropFunc(unwanted func(name string) bool) {
 func (x *Exchange) Add(name, value string) { x.added = appendField(x.added, name, value) }
 
 // Peer is the address of the client's socket.
-func (x *Exchange) Peer() string { return x.conn.peerAddr.String() }
+func (x *Exchange) Peer() string { return x.conn.peerText }
 
 // Secure reports whether the client came over TLS.
 func (x *Exchange) Secure() bool { return x.conn.l.TLS != nil }

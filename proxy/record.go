@@ -128,7 +128,7 @@ func (x *Exchange) log() {
 		slog.String("method", x.request.Method), slog.String("host", x.request.Host), slog.String("path", x.request.Path),
 		slog.Int("status", r.Status), slog.Float64("duration_ms", float64(r.Duration.Microseconds())/1000),
 		slog.Int64("bytes_in", r.BytesIn), slog.Int64("bytes_out", r.BytesOut),
-		slog.String("peer", x.conn.peerAddr.String()),
+		slog.String("peer", x.conn.peerText),
 	}
 	attrs = appendIf(attrs, "version", r.Version)
 	attrs = appendIf(attrs, "endpoint", r.Endpoint)
