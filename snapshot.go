@@ -2,7 +2,6 @@ package weft
 
 import (
 	"math/bits"
-	"net/netip"
 	"strings"
 	"time"
 )
@@ -234,13 +233,4 @@ func (s *Snapshot) follow(t *RouteTable, r *Request, random uint64) Decision {
 		d.Problem = NoSubset
 	}
 	return d
-}
-
-// ParsePeerAddr reads the address part of a socket's "host:port".
-func ParsePeerAddr(hostport string) netip.Addr {
-	ap, err := netip.ParseAddrPort(hostport)
-	if err != nil {
-		return netip.Addr{}
-	}
-	return ap.Addr().Unmap()
 }

@@ -64,7 +64,7 @@ type bodySender struct {
 
 func (x *Exchange) startSender(u *upstream) *bodySender {
 	s := &bodySender{done: make(chan struct{})}
-	x.spill = takeBuffer()
+	x.spill, x.streamed = takeBuffer(), true
 	x.spillR, x.spillW = 0, copy(x.spill[:], x.conn.in[x.conn.r:x.conn.w])
 	x.conn.r = x.conn.w
 	go func() {

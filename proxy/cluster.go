@@ -136,7 +136,7 @@ func newGroup(p *weft.TrafficPolicy, endpoints []weft.Endpoint, live []*endpoint
 		g.outlier = &resilience.OutlierPolicy{
 			Consecutive5xx: o.Consecutive5xx, ConsecutiveGateway: o.ConsecutiveGateway,
 			Interval: o.Interval, BaseEjection: o.BaseEjection, MaxEjection: o.MaxEjection,
-			MaxEjectionPercent: o.MaxEjectionPercent,
+			MaxEjectionPercent: o.MaxEjectionPercent, MinHealthPercent: o.MinHealthPercent,
 		}
 	}
 	return g

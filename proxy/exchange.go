@@ -27,6 +27,7 @@ type Exchange struct {
 	added     []byte // header lines that filters and rules add, "Name: value\r\n"
 	body      []byte // the request's body when it was read whole, for replays
 	whole     bool   // body is all of it
+	streamed  bool   // part of the body was taken from the client and is gone
 	continued bool   // the client was told to send its body
 	spill     *buffer
 	spillR    int // spill[spillR:spillW] belongs to the next request
@@ -101,7 +102,7 @@ func (x *Exchange) begin() {
 	x.added = x.added[:0]
 	x.decision = weft.Decision{}
 	x.tried = [maxTried]*endpoint{}
-	x.body, x.whole, x.continued = nil, false, false
+	x.body, x.whole, x.streamed, x.continued = nil, false, false, false
 	x.traced = false
 	x.trace = trace.Context{}
 	x.request = weft.Request{}

@@ -187,7 +187,7 @@ func noEndpoint(pl *plan) *Answer {
 // mayRepeat reports whether a failed attempt may be followed by another: what no
 // application has seen always, the rest only when repeating does no harm.
 func (x *Exchange) mayRepeat(pl *plan, o *outcome, n int) bool {
-	if n >= pl.retry.Attempts || !o.again || !x.whole || x.conn.wasExpired() {
+	if n >= pl.retry.Attempts || !o.again || x.streamed || x.conn.wasExpired() {
 		return false
 	}
 	if o.unsent {

@@ -524,3 +524,22 @@ func TestAnswersKeepTheConnectionInStep(t *testing.T) {
 		t.Errorf("a direct response of %d bytes came with %d", 3*bufferSize, len(text))
 	}
 }
+
+// A body that is streamed is still all there when no connection came about.
+func TestStreamedBodyGoesElsewhereWhenNothingWasSent(t *testing.T) {
+	alive := server(t, func(w http.ResponseWriter, r *http.Request) {
+		n, _ := io.Copy(io.Discard, r.Body)
+		fmt.Fprint(w, n)
+	})
+	dead, _ := net.Listen("tcp", "127.0.0.1:0")
+	dead.Close()
+	for range 10 { // a fresh proxy each time: the second call avoids what it knows to be down
+		m := newMesh(t, alive.URL, dead.Addr().String())
+		for range 5 {
+			_, r := m.raw("POST / HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
+			if resp, body := m.read(r, "POST"); resp.StatusCode != 200 || body != "5" {
+				t.Fatalf("%d %q", resp.StatusCode, body)
+			}
+		}
+	}
+}

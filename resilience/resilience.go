@@ -82,6 +82,7 @@ type OutlierPolicy struct {
 	BaseEjection       time.Duration // times the number of ejections in a row
 	MaxEjection        time.Duration // cap; never below BaseEjection
 	MaxEjectionPercent uint32
+	MinHealthPercent   uint32 // no ejection that would leave a smaller share in service; 0 is off
 }
 
 // Outlier is the failure history of one host. The zero value is a healthy host.
@@ -131,7 +132,8 @@ func (o *Outlier) Failure(p *OutlierPolicy, gateway bool) (due bool) {
 // it: with 10 % and fewer than ten hosts nobody is ever ejected). It returns how
 // long the host is out, 0 if it stays.
 func (o *Outlier) Eject(p *OutlierPolicy, now time.Time, ejected, hosts int) time.Duration {
-	if hosts == 0 || uint32(100*(ejected+1)/hosts) > p.MaxEjectionPercent {
+	if hosts == 0 || uint32(100*(ejected+1)/hosts) > p.MaxEjectionPercent ||
+		100*(hosts-ejected-1) < hosts*int(p.MinHealthPercent) {
 		return 0
 	}
 	o.mu.Lock()

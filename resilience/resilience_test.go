@@ -96,6 +96,23 @@ func TestNeverMoreThanTheShareAllowed(t *testing.T) {
 	}
 }
 
+func TestEnoughHostsStayInService(t *testing.T) {
+	for _, tc := range []struct {
+		percent        uint32
+		ejected, hosts int
+		want           bool
+	}{
+		{0, 3, 4, true}, {50, 0, 2, true}, {51, 0, 2, false}, {50, 1, 4, true}, {50, 2, 4, false}, {100, 0, 10, false},
+	} {
+		p := istio
+		p.MaxEjectionPercent, p.MinHealthPercent = 100, tc.percent
+		var o Outlier
+		if got := o.Eject(&p, noon, tc.ejected, tc.hosts) > 0; got != tc.want {
+			t.Errorf("at least %d %% stay, %d of %d out: ejects %v, want %v", tc.percent, tc.ejected, tc.hosts, got, tc.want)
+		}
+	}
+}
+
 func TestEjectionsInARowGrowAndAreForgotten(t *testing.T) {
 	var o Outlier
 	now := noon
