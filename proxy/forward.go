@@ -100,16 +100,16 @@ type outcome struct {
 // forward makes attempts until one is answered or no more are allowed.
 func (x *Exchange) forward(pl *plan) (keep bool) {
 	c := x.conn
+	if err := x.loadBody(); err != nil { // first: a slow client must not hold a slot
+		x.record.Reason = "client_body"
+		return false
+	}
 	policy := pl.group.policy
 	if reason := pl.cluster.limit.acquire(policy, pl.patience(x.record.Start)); reason != "" {
 		return c.reply(&Answer{Status: 503, Reason: reason, Unsent: true,
 			Text: "too many requests to " + pl.cluster.name + " are in flight (" + policy.Source.String() + ")"})
 	}
 	defer pl.cluster.limit.release()
-	if err := x.loadBody(); err != nil {
-		x.record.Reason = "client_body"
-		return false
-	}
 	pl.cluster.budget.Call(x.record.Start)
 	now := x.record.Start
 	for n := 0; ; n++ {
