@@ -275,48 +275,80 @@ func (r *Rule) matches(req *Request) bool {
 // pick chooses a destination with probability weight/sum; random is uniform over
 // all 64 bits.
 func (r *Rule) pick(random uint64) *Destination {
-	switch len(r.Destinations) {
+	return pickDestination(r.Destinations, r.total, random)
+}
+
+func pickDestination(of []Destination, total, random uint64) *Destination {
+	switch len(of) {
 	case 0:
 		return nil
 	case 1:
-		return &r.Destinations[0]
+		return &of[0]
 	}
-	at := random % r.total // the bias is below 2^-32: weights are 32 bits
-	for i := range r.Destinations {
-		w := uint64(r.Destinations[i].Weight)
+	at := random % total // the bias is below 2^-32: weights are 32 bits
+	for i := range of {
+		w := uint64(of[i].Weight)
 		if at < w {
-			return &r.Destinations[i]
+			return &of[i]
 		}
 		at -= w
 	}
-	return &r.Destinations[len(r.Destinations)-1]
+	return &of[len(of)-1]
 }
 
-// RouteTable is the ordered rules of one host. The first rule that fits wins.
+// RouteTable is what one host leads to: requests by Rules, connections whose bytes
+// are not looked at by TCP and TLS. In each the first rule that fits wins.
 type RouteTable struct {
 	Host  string // as asked for, lower case
 	Rules []Rule
+	TCP   []RawRule // in the mesh, a service's ends with the service itself
+	TLS   []RawRule
+	Paths PathMode // of the host's requests
 }
 
-// NewRouteTable checks and completes rules. Of several destinations, those of
-// weight 0 get nothing; if all are 0 the table is refused.
+// NewRouteTable makes the table of a host that has rules for requests only.
 func NewRouteTable(host string, rules []Rule) (*RouteTable, error) {
-	for i := range rules {
-		r := &rules[i]
-		r.total = 0
-		for k := range r.Destinations {
-			d := &r.Destinations[k]
-			r.total += uint64(d.Weight)
-			d.host = d.Service.Host()
-		}
-		if len(r.Destinations) > 1 && r.total == 0 {
-			return nil, Errorf(Invalid, "compile route", host, "%s: the weights of its %d destinations are all zero", r.Name, len(r.Destinations))
+	t := &RouteTable{Host: host, Rules: rules}
+	if err := t.Complete(); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// Complete checks and completes the rules of a table before it is used. Of several
+// destinations, those of weight 0 get nothing; if all are 0 the table is refused.
+func (t *RouteTable) Complete() error {
+	for i := range t.Rules {
+		r := &t.Rules[i]
+		var err error
+		if r.total, err = t.completeDestinations(r.Name, r.Destinations); err != nil {
+			return err
 		}
 		if len(r.Destinations) == 0 && r.Redirect == nil && r.Direct == nil {
-			return nil, Errorf(Invalid, "compile route", host, "%s: no destination, redirect or direct response", r.Name)
+			return Errorf(Invalid, "compile route", t.Host, "%s: no destination, redirect or direct response", r.Name)
 		}
 	}
-	return &RouteTable{Host: host, Rules: rules}, nil
+	for _, raw := range [...][]RawRule{t.TCP, t.TLS} {
+		for i := range raw {
+			var err error
+			if raw[i].total, err = t.completeDestinations(raw[i].Name, raw[i].Destinations); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (t *RouteTable) completeDestinations(rule string, of []Destination) (total uint64, err error) {
+	for i := range of {
+		d := &of[i]
+		total += uint64(d.Weight)
+		d.host = d.Service.Host()
+	}
+	if len(of) > 1 && total == 0 {
+		return 0, Errorf(Invalid, "compile route", t.Host, "%s: the weights of its %d destinations are all zero", rule, len(of))
+	}
+	return total, nil
 }
 
 // Match returns the first rule that fits, or nil.
@@ -397,14 +429,16 @@ func (d *Decision) Onward(r *Request) (path, authority string) {
 }
 
 // Share is the destination's part of the rule's traffic, 0 to 1.
-func (r *Rule) Share(d *Destination) float64 {
-	if len(r.Destinations) == 1 {
+func (r *Rule) Share(d *Destination) float64 { return share(r.Destinations, r.total, d) }
+
+func share(of []Destination, total uint64, d *Destination) float64 {
+	if len(of) == 1 {
 		return 1
 	}
-	if r.total == 0 {
+	if total == 0 {
 		return 0
 	}
-	return float64(d.Weight) / float64(r.total)
+	return float64(d.Weight) / float64(total)
 }
 
 func (r *Rule) String() string { return fmt.Sprintf("%s %s", r.Source, r.Name) }

@@ -137,6 +137,7 @@ type Instance struct {
 	Node              string            `json:"node"`
 	Address           string            `json:"address"` // IP or host name; empty means the node's address
 	Port              int               `json:"port"`
+	Protocol          Protocol          `json:"protocol,omitempty"` // of the port; "" is not declared
 	Tags              []string          `json:"tags,omitempty"`
 	Labels            map[string]string `json:"labels,omitempty"` // Consul's Meta; "version" and "app" matter to the mesh
 	Zone              string            `json:"zone,omitempty"`

@@ -15,6 +15,7 @@ type Endpoint struct {
 	Weight   uint32   // at least 1
 	Zone     string
 	Labels   map[string]string
+	Protocol Protocol // of the instance; "" is not declared
 }
 
 // Service is what a proxy needs to call one service.
@@ -74,6 +75,8 @@ type TrafficPolicy struct {
 	MaxPendingRequests uint32        // waiting for a connection, per proxy
 	MaxRequests        uint32        // in flight, per proxy
 	MaxRequestsPerConn uint32
+	HTTP2              bool     // speak HTTP/2 to endpoints that declare nothing or plain http
+	MaxStreams         uint32   // at once on one HTTP/2 connection
 	Outlier            *Outlier // nil: no ejection
 }
 
@@ -93,12 +96,23 @@ type Gateway struct {
 	Name  string
 	hosts map[string]*RouteTable // exact, and wildcards as ".example.com"
 	any   *RouteTable            // "*"
+	tls   bool                   // a table has tls rules
+	tcp   map[uint16]*RawRule    // by port of the gateway
 }
 
-// NewGateway indexes tables by their Host: exact, "*.example.com" or "*".
+// NewGateway indexes tables by their Host: exact, "*.example.com" or "*"; and
+// their tcp rules by port, the first that asks for it.
 func NewGateway(name string, tables []*RouteTable) *Gateway {
-	g := &Gateway{Name: name, hosts: make(map[string]*RouteTable, len(tables))}
+	g := &Gateway{Name: name, hosts: make(map[string]*RouteTable, len(tables)), tcp: make(map[uint16]*RawRule)}
 	for _, t := range tables {
+		g.tls = g.tls || len(t.TLS) > 0
+		for i := range t.TCP {
+			for _, port := range t.TCP[i].Ports {
+				if g.tcp[port] == nil {
+					g.tcp[port] = &t.TCP[i]
+				}
+			}
+		}
 		switch {
 		case t.Host == "*":
 			g.any = t
@@ -151,14 +165,34 @@ type Snapshot struct {
 	Hosts    map[string]*RouteTable
 	Services map[ServiceName]*Service
 	Gateway  *Gateway // set at a gateway only
-	// Authorization of the workload that this proxy stands before.
+	// Authorization of the workload that this proxy stands before, and how the paths
+	// of the requests to it are normalised before its policies see them.
 	Authorization *Authorization
+	Paths         PathMode
 }
 
-// Decision is the answer of Snapshot.Route.
+// PathMode is how the paths of requests to a host (lower case, no port) are
+// normalised on their way out of a sidecar or into a gateway. It is to be asked
+// before Route, which takes the normal path.
+func (s *Snapshot) PathMode(host string) PathMode {
+	var t *RouteTable
+	if s.Gateway != nil {
+		t = s.Gateway.Lookup(host)
+	} else {
+		t = s.Hosts[host]
+	}
+	if t == nil {
+		return PathBase
+	}
+	return t.Paths
+}
+
+// Decision is the answer of Snapshot.Route, and of RouteTCP, RouteTLS and
+// RouteGatewayTCP, which have Raw in place of Rule.
 type Decision struct {
 	Edge        *Rule // the gateway's rule that handed over to Rule; nil elsewhere
 	Rule        *Rule
+	Raw         *RawRule
 	Destination *Destination
 	Service     *Service
 	// Problem says why there is nowhere to go; empty when Destination and
@@ -226,11 +260,17 @@ func (s *Snapshot) follow(t *RouteTable, r *Request, random uint64) Decision {
 	}
 	d.Destination = rule.pick(random)
 	d.Service = s.Services[d.Destination.Service]
+	d.Problem = d.nowhere()
+	return d
+}
+
+// nowhere says why the destination that was chosen cannot be reached.
+func (d *Decision) nowhere() RouteProblem {
 	switch {
 	case d.Service == nil:
-		d.Problem = NoService
+		return NoService
 	case d.Destination.Subset != "" && d.Service.Subset(d.Destination.Subset) == nil:
-		d.Problem = NoSubset
+		return NoSubset
 	}
-	return d
+	return ""
 }
