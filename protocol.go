@@ -44,6 +44,33 @@ func ParseProtocol(s string) (Protocol, error) {
 	}
 }
 
+// DeclaredProtocol finds what an instance says of its port in places that users
+// have: the labels (Consul's Meta) "protocol" and "appProtocol", a tag
+// "protocol=…". Both are free text: a word that is no protocol declares nothing.
+func DeclaredProtocol(labels map[string]string, tags []string) Protocol {
+	words := []string{labels["protocol"], labels["appProtocol"]}
+	for _, tag := range tags {
+		if word, ok := strings.CutPrefix(tag, "protocol="); ok {
+			words = append(words, word)
+		}
+	}
+	for _, word := range words {
+		if p, err := ParseProtocol(word); err == nil && p != "" {
+			return p
+		}
+	}
+	return ""
+}
+
+// Known reports whether p is one of the constants, or "".
+func (p Protocol) Known() bool {
+	switch p {
+	case "", HTTP, HTTP2, GRPC, TCP, TLS:
+		return true
+	}
+	return false
+}
+
 // IsHTTP reports whether requests of this protocol are routed one by one. What is
 // not declared may be.
 func (p Protocol) IsHTTP() bool { return p != TCP && p != TLS }

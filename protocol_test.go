@@ -30,3 +30,21 @@ func TestParsePathMode(t *testing.T) {
 		t.Errorf("another name: %v", err)
 	}
 }
+
+func TestDeclaredProtocol(t *testing.T) {
+	for _, tc := range []struct {
+		labels map[string]string
+		tags   []string
+		want   Protocol
+	}{
+		{nil, nil, ""},
+		{map[string]string{"protocol": "grpc"}, []string{"protocol=tcp"}, GRPC},
+		{map[string]string{"appProtocol": "kubernetes.io/h2c"}, nil, HTTP2},
+		{map[string]string{"protocol": "smoke", "appProtocol": "tcp"}, nil, TCP},
+		{map[string]string{"version": "http"}, []string{"http", "protocol=redis"}, TCP},
+	} {
+		if got := DeclaredProtocol(tc.labels, tc.tags); got != tc.want {
+			t.Errorf("%v %v: %q, want %q", tc.labels, tc.tags, got, tc.want)
+		}
+	}
+}

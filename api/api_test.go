@@ -119,7 +119,7 @@ func named(name string) weft.ServiceName { return weft.ServiceName{Name: name} }
 
 func TestTheCatalogue(t *testing.T) {
 	h := openHouse(t)
-	h.register(t, weft.Instance{ID: "o1", Service: named("order-service"), Port: 3000, Tags: []string{"http", "api"}, PID: 4711,
+	h.register(t, weft.Instance{ID: "o1", Service: named("order-service"), Port: 3000, Tags: []string{"http", "api"}, PID: 4711, Protocol: weft.GRPC,
 		Labels: map[string]string{"version": "v2"}, Zone: "a", Identity: ordersID, MeshAddr: "127.0.0.1:15006"})
 	h.register(t, weft.Instance{ID: "o2", Service: named("order-service"), Address: "10.0.0.2", Port: 3000, Tags: []string{"http"},
 		Labels: map[string]string{"version": "v1"}, Checks: static(weft.Critical)})
@@ -151,7 +151,7 @@ func TestTheCatalogue(t *testing.T) {
 		got[i].Checks = got[i].Checks[:len(got[i].Checks)-1]
 	}
 	if d := cmp.Diff([]client.Instance{
-		{ID: "o1", Namespace: "default", Service: "order-service", Node: "laptop", Address: "127.0.0.1:3000", Version: "v2", Zone: "a", PID: 4711,
+		{ID: "o1", Namespace: "default", Service: "order-service", Node: "laptop", Address: "127.0.0.1:3000", Protocol: weft.GRPC, Version: "v2", Zone: "a", PID: 4711,
 			Tags: []string{"http", "api"}, Labels: map[string]string{"version": "v2"}, Identity: ordersID, MeshAddress: "127.0.0.1:15006"},
 		{ID: "o2", Namespace: "default", Service: "order-service", Node: "laptop", Address: "10.0.0.2:3000", Version: "v1", Health: weft.Critical,
 			Tags: []string{"http"}, Labels: map[string]string{"version": "v1"},

@@ -102,7 +102,7 @@ func instanceOf(in *weft.Instance, node *weft.Node) client.Instance {
 	host := cmp.Or(in.Address, node.Address)
 	out := client.Instance{
 		ID: in.ID, Namespace: in.Service.Namespace, Service: in.Service.Name, Node: in.Node,
-		Address: net.JoinHostPort(host, strconv.Itoa(in.Port)), Version: in.Version(), Zone: in.Zone,
+		Address: net.JoinHostPort(host, strconv.Itoa(in.Port)), Protocol: in.Protocol, Version: in.Version(), Zone: in.Zone,
 		Health: max(in.Health(), worst(node.Checks)), PID: in.PID, Tags: in.Tags, Labels: in.Labels,
 		Identity: in.Identity, MeshAddress: in.MeshAddr, Dialect: in.Dialect,
 	}

@@ -22,7 +22,8 @@ type Instance struct {
 	Namespace   string            `json:"namespace"`
 	Service     string            `json:"service"`
 	Node        string            `json:"node"`
-	Address     string            `json:"address"` // "host:port" of the process itself
+	Address     string            `json:"address"`            // "host:port" of the process itself
+	Protocol    weft.Protocol     `json:"protocol,omitempty"` // declared; empty: found out by the first bytes
 	Version     string            `json:"version,omitempty"`
 	Zone        string            `json:"zone,omitempty"`
 	Health      weft.Health       `json:"health"`        // the worst of its own and its node's checks

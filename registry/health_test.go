@@ -75,6 +75,7 @@ func TestEndpointFields(t *testing.T) {
 	slow.ID, slow.Address = "slow", "10.1.1.1"
 	slow.Checks = []weft.Check{{Kind: weft.StaticCheck, Status: weft.Warning}}
 	mesh := plain
+	mesh.Protocol = weft.GRPC
 	mesh.ID, mesh.MeshAddr, mesh.Identity, mesh.Weights = "mesh", "127.0.0.9:15006", "spiffe://cluster.local/ns/default/sa/order", weft.Weights{}
 	for _, in := range []weft.Instance{plain, slow, mesh} {
 		register(t, r, in)
@@ -82,7 +83,7 @@ func TestEndpointFields(t *testing.T) {
 	got, _ := r.Endpoints(service("order"))
 	labels := map[string]string{"version": "v2"}
 	want := []weft.Endpoint{
-		{ID: "n/mesh", Address: "127.0.0.9:15006", Identity: "spiffe://cluster.local/ns/default/sa/order", Weight: 1, Zone: "b", Labels: labels},
+		{ID: "n/mesh", Address: "127.0.0.9:15006", Identity: "spiffe://cluster.local/ns/default/sa/order", Weight: 1, Zone: "b", Labels: labels, Protocol: weft.GRPC},
 		{ID: "n/plain", Address: "[fd00::7]:80", Weight: 10, Zone: "b", Labels: labels},
 		{ID: "n/slow", Address: "10.1.1.1:80", Weight: 2, Zone: "b", Labels: labels},
 	}

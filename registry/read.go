@@ -168,11 +168,12 @@ func endpoint(in *weft.Instance, node *weft.Node) (ep weft.Endpoint, healthy boo
 		return weft.Endpoint{}, false
 	}
 	ep = weft.Endpoint{
-		ID:      in.Node + "/" + in.ID,
-		Address: net.JoinHostPort(address, strconv.Itoa(in.Port)),
-		Weight:  uint32(max(weight, 1)),
-		Zone:    in.Zone,
-		Labels:  in.Labels,
+		ID:       in.Node + "/" + in.ID,
+		Address:  net.JoinHostPort(address, strconv.Itoa(in.Port)),
+		Protocol: in.Protocol,
+		Weight:   uint32(max(weight, 1)),
+		Zone:     in.Zone,
+		Labels:   in.Labels,
 	}
 	if in.MeshAddr != "" && in.Identity != "" {
 		ep.Address, ep.Identity = in.MeshAddr, in.Identity

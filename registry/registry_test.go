@@ -334,6 +334,7 @@ func TestInvalid(t *testing.T) {
 		{"two at once", withChecks(port(-1), weft.Check{Kind: weft.TTLCheck}), []string{"port", "checks[0].ttl"}},
 		{"duplicate check ids", withChecks(instance("order", "o"), ttlCheck("a", 0), ttlCheck("a", 0)), []string{`checks[1].id`, `"a" stands twice`}},
 		{"bad weight", func() weft.Instance { in := instance("order", "o"); in.Weights.Warning = -1; return in }(), []string{"weights.warning"}},
+		{"unknown protocol", func() weft.Instance { in := instance("order", "o"); in.Protocol = "smoke"; return in }(), []string{"protocol", "smoke", "http2"}},
 		{"bad mesh address", func() weft.Instance { in := instance("order", "o"); in.MeshAddr = "x"; return in }(), []string{"meshAddr"}},
 	}
 	for _, c := range cases {

@@ -61,6 +61,9 @@ func checkInstance(in *weft.Instance) error {
 	if in.Address != "" {
 		f.name("address", in.Address, maxID)
 	}
+	if !in.Protocol.Known() {
+		f.add("protocol", "%q is not known; use http, http2, grpc, tcp, tls, or none", in.Protocol)
+	}
 	for _, w := range []struct {
 		field string
 		value int

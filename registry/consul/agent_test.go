@@ -94,6 +94,25 @@ func TestRegisterNameOnly(t *testing.T) {
 	w.get("/v1/agent/health/service/id/web")
 }
 
+// What users write into Meta or tags becomes the endpoint's protocol; a word that
+// is none is no reason to refuse a service.
+func TestDeclaredProtocol(t *testing.T) {
+	w := newWorld(t)
+	for body, want := range map[string]weft.Protocol{
+		`{"Name":"a","Port":1,"Meta":{"protocol":"grpc"}}`:                    weft.GRPC,
+		`{"Name":"a","Port":1,"Meta":{"appProtocol":"kubernetes.io/h2c"}}`:    weft.HTTP2,
+		`{"Name":"a","Port":1,"Tags":["blue","protocol=tcp"]}`:                weft.TCP,
+		`{"Name":"a","Port":1,"Meta":{"protocol":"smoke"},"Tags":["http"]}`:   "",
+		`{"Name":"a","Port":1,"Meta":{"protocol":"smoke","version":"grpc2"}}`: "",
+	} {
+		w.put("/v1/agent/service/register", body)
+		endpoints, _ := w.registry.Endpoints(weft.NewServiceName("", "a"))
+		if len(endpoints) != 1 || endpoints[0].Protocol != want {
+			t.Errorf("%s: %+v, want protocol %q", body, endpoints, want)
+		}
+	}
+}
+
 func TestCheckIDs(t *testing.T) {
 	w := newWorld(t)
 	for _, c := range []struct{ name, body, want string }{

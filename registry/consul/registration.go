@@ -95,6 +95,7 @@ func (s *serviceFields) instance(service weft.ServiceName, dialect string) (weft
 	in := weft.Instance{
 		ID: s.ID, Service: service, Address: s.Address, Port: s.Port,
 		Tags: s.Tags, Labels: s.Meta, Dialect: dialect, EnableTagOverride: s.EnableTagOverride,
+		Protocol: weft.DeclaredProtocol(s.Meta, s.Tags),
 	}
 	if in.ID == "" {
 		in.ID = service.Name
