@@ -104,6 +104,13 @@ func (l *Lease) Drain(ctx context.Context) error {
 	return l.result
 }
 
+// Release ends the lease and leaves the instance as it is: another process that
+// has registered it too, under the same id, keeps it from now on.
+func (l *Lease) Release() {
+	l.cancel()
+	<-l.done
+}
+
 // Index is the registry's index at the last registration.
 func (l *Lease) Index() uint64 {
 	l.mu.Lock()

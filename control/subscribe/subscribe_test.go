@@ -22,6 +22,7 @@ import (
 	"github.com/weftmesh/weft/ca"
 	"github.com/weftmesh/weft/control/controltest"
 	"github.com/weftmesh/weft/control/subscribe"
+	"github.com/weftmesh/weft/registry"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -447,6 +448,55 @@ func TestCloseDrains(t *testing.T) {
 	}
 	if _, err := c.Register(t.Context(), instance("order-b"), 0); weft.KindOf(err) != weft.Unavailable {
 		t.Errorf("after Close: %v", err)
+	}
+}
+
+// One process after the other keeps an instance, and no caller sees any of it.
+func TestReleaseLeavesTheInstanceToAnotherProcess(t *testing.T) {
+	s := controltest.Start(t, controltest.Config{})
+	open := func() (*subscribe.Client, *subscribe.Lease) {
+		c, err := subscribe.Open(t.Context(), subscribe.Config{Server: s.Address, Token: s.Token, ServiceAccount: "order"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := c.Register(soon(t), instance("order-a"), time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.SetHealth(weft.Passing, "answers")
+		return c, l
+	}
+	before, old := open()
+	key := weft.InstanceKey{Node: "node-1", ID: "order-a"}
+	topic := registry.ServiceTopic(weft.NewServiceName("", "order"))
+	var index uint64
+	controltest.Eventually(t, func() string {
+		in, at := s.Registry.Instance(key)
+		if in == nil || in.Health() != weft.Passing {
+			return fmt.Sprintf("it is %+v", in)
+		}
+		index = at
+		return ""
+	})
+	after, next := open()
+	old.Release()
+	if err := before.Close(); err != nil {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond) // beyond the first one's TTL
+	defer cancel()
+	if at := s.Registry.Wait(ctx, topic, index); at != index {
+		in, _ := s.Registry.Instance(key)
+		t.Errorf("the instance changed from index %d to %d: %+v", index, at, in)
+	}
+	if err := next.Drain(soon(t)); err != nil {
+		t.Error(err)
+	}
+	if in, _ := s.Registry.Instance(key); in != nil {
+		t.Error("drained, but still there")
+	}
+	if err := after.Close(); err != nil {
+		t.Error(err)
 	}
 }
 
