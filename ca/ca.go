@@ -9,9 +9,10 @@
 //
 // A workload makes a key by NewCSR, has the request signed over the control port
 // and puts the answer into its Credentials. The TLS configurations that
-// Credentials hand out (ServerTLS, ClientTLS, ControlTLS) read the current
+// Credentials hand out (ServerTLS, DialTLS, ControlTLS) read the current
 // certificate and roots at every handshake, so that a rotation needs no new
-// configuration and no new listener. All of them speak TLS 1.3 only.
+// configuration and no new listener, and disturbs no open connection. All of them
+// speak TLS 1.3 only, and resume sessions.
 //
 // A process that has no certificate yet knows the mesh by a join token: a secret,
 // and a pin of the root (PinOf) by which JoinTLS recognises the right server.

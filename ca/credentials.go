@@ -24,16 +24,22 @@ import (
 // handshakes fail until Set was called. It is a go-spiffe x509svid.Source and
 // x509bundle.Source.
 type Credentials struct {
-	current atomic.Pointer[held]
-	mu      sync.Mutex // one writer at a time
+	current  atomic.Pointer[held]
+	sessions sessions
+
+	mu    sync.Mutex // also: one writer of current at a time
+	dials map[dialKey]*tls.Config
 }
 
-// held is immutable.
+// held is immutable, but for what verdicts remember.
 type held struct {
 	identity weft.Identity
 	svid     *x509svid.SVID
 	cert     *tls.Certificate
+	member   spiffeid.Matcher // of our trust domain
 	bundle   *x509bundle.Bundle
+	epoch    epoch
+	verdicts *verdicts // with bundle
 }
 
 var errNoCredentials = &weft.Error{Kind: weft.Unavailable, Op: "use credentials", Err: errors.New("there is no certificate yet")}
@@ -68,12 +74,16 @@ func (c *Credentials) Set(chain [][]byte, key crypto.Signer, roots []*x509.Certi
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.current.Store(&held{
+	next := &held{
 		identity: id,
 		svid:     &x509svid.SVID{ID: spiffe, Certificates: certs, PrivateKey: key},
 		cert:     &tls.Certificate{Certificate: chain, PrivateKey: key, Leaf: certs[0]},
+		member:   spiffeid.MatchMemberOf(spiffe.TrustDomain()),
 		bundle:   bundle,
-	})
+		epoch:    epochOf(id, roots),
+	}
+	next.verdicts = c.verdictsFor(next.epoch)
+	c.current.Store(next)
 	return nil
 }
 
@@ -90,8 +100,19 @@ func (c *Credentials) SetRoots(roots []*x509.Certificate) error {
 	}
 	next := *now
 	next.bundle = bundleOf(now.identity, roots)
+	next.epoch = epochOf(now.identity, roots)
+	next.verdicts = c.verdictsFor(next.epoch)
 	c.current.Store(&next)
 	return nil
+}
+
+// verdictsFor keeps what was verified while the roots stay what they are. It is
+// called under mu.
+func (c *Credentials) verdictsFor(next epoch) *verdicts {
+	if now := c.current.Load(); now != nil && now.epoch == next {
+		return now.verdicts
+	}
+	return new(verdicts)
 }
 
 func bundleOf(id weft.Identity, roots []*x509.Certificate) *x509bundle.Bundle {
@@ -107,6 +128,14 @@ func (c *Credentials) held() (*held, error) {
 		return h, nil
 	}
 	return nil, errNoCredentials
+}
+
+func (c *Credentials) certificate() (*tls.Certificate, error) {
+	h, err := c.held()
+	if err != nil {
+		return nil, err
+	}
+	return h.cert, nil
 }
 
 // Identity that the certificate proves; "" before Set.

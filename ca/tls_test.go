@@ -114,7 +114,7 @@ func TestHandshakes(t *testing.T) {
 // what a foreigner would do, so that the server has to refuse it.
 func withRoots(t *testing.T, c *Credentials, expect weft.Identity) *tls.Config {
 	t.Helper()
-	config := c.ClientTLS(expect)
+	config := c.ClientTLS(expect).Clone()
 	config.VerifyConnection = nil
 	return config
 }
