@@ -24,6 +24,13 @@
 // Framing says how: NoBody; FixedLength, exactly Length bytes; Chunked, feed a
 // ChunkDecoder; UntilClose, all bytes until the peer closes.
 //
+// # Building a head
+//
+// A head that came in another form, as HTTP/2's does, is built: Reset, Set… and
+// Add, Finish. It then has the same methods and marks as one that was parsed, and
+// nothing can be built that HTTP/1 would read as something else. Framing Chunked
+// says of it that there is a body whose length is unknown.
+//
 // # Writing
 //
 // Append… functions write canonical bytes. AppendFields copies the fields that

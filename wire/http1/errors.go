@@ -34,6 +34,7 @@ const (
 	spaceBeforeColon
 	emptyName
 	badName
+	badValue
 	noColon
 	tooManyFields
 	headTooLarge
@@ -73,6 +74,12 @@ const (
 	connectionOptions
 	badExpectation
 
+	// built heads
+	connectionField
+	badProtocol
+	hostMismatch
+	lengthMismatch
+
 	// chunked bodies
 	badChunkSize
 	badChunkExtension
@@ -99,6 +106,7 @@ var requestErrors = [faults]Error{
 	spaceBeforeColon:   {400, "space_before_colon"},
 	emptyName:          {400, "empty_name"},
 	badName:            {400, "bad_name"},
+	badValue:           {400, "bad_value"},
 	noColon:            {400, "no_colon"},
 	tooManyFields:      {431, "too_many_fields"},
 	headTooLarge:       {431, "head_too_large"},
@@ -131,6 +139,10 @@ var requestErrors = [faults]Error{
 	connectBody:        {400, "connect_body"},
 	connectionOptions:  {400, "connection_options"},
 	badExpectation:     {417, "bad_expectation"},
+	connectionField:    {400, "connection_field"},
+	badProtocol:        {400, "bad_protocol"},
+	hostMismatch:       {400, "host_mismatch"},
+	lengthMismatch:     {400, "length_mismatch"},
 	badChunkSize:       {400, "bad_chunk_size"},
 	badChunkExtension:  {400, "bad_chunk_extension"},
 	badChunkEnd:        {400, "bad_chunk_end"},

@@ -8,7 +8,7 @@ type Framing uint8
 const (
 	NoBody      Framing = iota
 	FixedLength         // exactly Content-Length bytes
-	Chunked             // see ChunkDecoder
+	Chunked             // see ChunkDecoder; of a built head: the length is unknown
 	UntilClose          // all bytes until the peer closes; responses only
 )
 

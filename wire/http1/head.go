@@ -50,7 +50,8 @@ type Field struct {
 }
 
 // Head is the field section of a message, in the order and with the bytes of the
-// wire. It points into the buffer that Parse was given.
+// wire. It points into the buffer that Parse was given, or into its own memory when
+// it is built by Reset and Add.
 type Head struct {
 	Fields []Field
 
@@ -63,6 +64,9 @@ type Head struct {
 	// It is a hint that waiting checks against the bytes, so a Head that moves to
 	// another connection need not be reset.
 	scanned int
+
+	own   []byte // memory of built heads
+	built bool   // buf is own
 }
 
 // Name returns the name of field i as it was written.
@@ -103,7 +107,7 @@ func (h *Head) has(mask uint32) bool { return h.seen&mask != 0 }
 // about to be parsed.
 func (h *Head) reset(buf []byte) {
 	h.Fields = h.Fields[:0]
-	h.buf = buf
+	h.buf, h.built = buf, false
 	h.first = [fieldIDs]uint16{}
 	h.seen, h.repeats = 0, 0
 }
@@ -184,18 +188,19 @@ func (h *Head) parseFields(buf []byte, p, most int) (int, fault) {
 			}
 			return next, f
 		}
-		h.note(h.Fields[n].ID)
+		h.note(n)
 		p = next
 	}
 }
 
-// note enters the field that was just appended into the table of Find.
-func (h *Head) note(id FieldID) {
+// note enters field i into the table of Find. Fields are entered in their order.
+func (h *Head) note(i int) {
+	id := h.Fields[i].ID
 	bit := uint32(1) << id
 	h.repeats |= h.seen & bit
 	if h.seen&bit == 0 {
 		h.seen |= bit
-		h.first[id] = uint16(len(h.Fields))
+		h.first[id] = uint16(i + 1)
 	}
 }
 

@@ -43,7 +43,8 @@ type Request struct {
 	KeepAlive bool
 	// ExpectContinue tells that the client waits for 100 before it sends its body.
 	ExpectContinue bool
-	// Upgrade is the value of Upgrade when Connection lists it, else nil.
+	// Upgrade is the value of Upgrade when Connection lists it, else nil. Of a built
+	// request, it is the protocol of an extended CONNECT.
 	Upgrade []byte
 }
 
@@ -353,6 +354,11 @@ func (r *Request) options() fault {
 	if te := r.Find(FieldTE); te >= 0 && foldsTo(r.only(FieldTE), "trailers") {
 		r.Fields[te].Drop = false
 	}
+	return r.expectation()
+}
+
+// expectation reads Expect.
+func (r *Request) expectation() fault {
 	if !r.has(1 << FieldExpect) {
 		return ok
 	}

@@ -93,12 +93,10 @@ func (r *Response) statusLine(buf []byte) (int, fault) {
 	default:
 		return 0, statusLineFault(buf)
 	}
-	a, b, c := buf[version], buf[version+1], buf[version+2]
-	if !isDigit(a) || !isDigit(b) || !isDigit(c) || a == '0' {
+	var valid bool
+	if r.Status, valid = statusCode(buf[version:status]); !valid {
 		return 0, badStatus
 	}
-	r.Status = int(a-'0')*100 + int(b-'0')*10 + int(c-'0')
-
 	p := status
 	if buf[p] == ' ' {
 		p++
@@ -123,6 +121,14 @@ func (r *Response) statusLine(buf []byte) (int, fault) {
 	return p + 2, ok
 }
 
+// statusCode reads a status of three digits.
+func statusCode(b []byte) (code int, valid bool) {
+	if len(b) != 3 || !isDigit(b[0]) || !isDigit(b[1]) || !isDigit(b[2]) || b[0] == '0' {
+		return 0, false
+	}
+	return int(b[0]-'0')*100 + int(b[1]-'0')*10 + int(b[2]-'0'), true
+}
+
 // statusLineFault judges a line that is too short or of another version.
 func statusLineFault(buf []byte) fault {
 	line, _, complete := bytes.Cut(buf, []byte("\n"))
@@ -145,20 +151,26 @@ func (r *Response) framing(requestMethod []byte) fault {
 		return f
 	}
 	r.Framing, r.Length = framing, length
-	switch {
-	case r.Status == 101, string(requestMethod) == "CONNECT" && r.Status/100 == 2:
-		r.Framing, r.KeepAlive = NoBody, false
-	case r.Status < 200, r.Status == 204:
-		// These cannot have a body (RFC 9110 §8.6, RFC 9112 §6.1). A server that
-		// announces one may send it too: do not trust what follows.
-		if framing == Chunked || length > 0 {
+	if r.bodyless(requestMethod) {
+		r.Framing = NoBody
+		switch {
+		case r.Status == 101, string(requestMethod) == "CONNECT" && r.Status/100 == 2:
+			r.KeepAlive = false
+		case (r.Status < 200 || r.Status == 204) && (framing == Chunked || length > 0):
+			// These cannot announce a body (RFC 9110 §8.6, RFC 9112 §6.1). A server
+			// that does may send it too: do not trust what follows.
 			r.KeepAlive = false
 		}
-		r.Framing = NoBody
-	case r.Status == 304, string(requestMethod) == "HEAD":
-		r.Framing = NoBody
-	case framing == NoBody:
+		return ok
+	}
+	if framing == NoBody {
 		r.Framing, r.KeepAlive = UntilClose, false
 	}
 	return ok
+}
+
+// bodyless tells whether the response has no body, whatever its fields say.
+func (r *Response) bodyless(requestMethod []byte) bool {
+	return r.Status < 200 || r.Status == 204 || r.Status == 304 ||
+		string(requestMethod) == "HEAD" || string(requestMethod) == "CONNECT" && r.Status/100 == 2
 }
