@@ -196,21 +196,12 @@ func (r *Request) SetTarget(target []byte) error {
 	return nil
 }
 
-// SetProtocol sets the protocol that an extended CONNECT asks for (RFC 8441 §4). It
-// becomes Upgrade; such a request has a target, and cannot be written as HTTP/1
-// without being made a GET that upgrades. The error is an *Error.
-func (r *Request) SetProtocol(protocol []byte) error {
-	if !isToken(protocol) {
-		return &requestErrors[badProtocol]
-	}
-	r.Upgrade = r.keep(protocol)
-	return nil
-}
-
 // Finish completes a request that was built. body tells whether bytes may follow
 // the head. It decides Framing and Length, ExpectContinue, joins Cookie fields, and
 // fills Authority from Host; a Host field beside an authority that was set must
-// agree with it, and is marked Drop. A CONNECT without target is in authority form.
+// agree with it, and is marked Drop. A CONNECT without target is in authority form;
+// one with a target is extended (RFC 8441 §4): its caller has seen a protocol, and
+// in HTTP/1 it must become a GET that upgrades.
 //
 // The error is an *Error: something that Parse would not take either, or a field
 // that speaks of the connection, which HTTP/2 forbids (RFC 9113 §8.2.2).
@@ -233,16 +224,13 @@ func (r *Request) Finish(body bool) error {
 }
 
 func (r *Request) finishTarget() fault {
-	connect, extended := string(r.Method) == "CONNECT", r.Upgrade != nil
 	switch {
 	case len(r.Method) == 0:
 		return badMethod
-	case extended && !connect:
-		return badProtocol
-	case connect && !extended && len(r.Target) == 0:
+	case len(r.Target) == 0 && string(r.Method) == "CONNECT":
 		r.Form, r.Target = Authority, r.Authority
 		return checkAuthority(r.Authority, true)
-	case len(r.Target) == 0, connect && !extended:
+	case len(r.Target) == 0:
 		return badTarget
 	case r.Form == Asterisk && string(r.Method) != "OPTIONS":
 		return asteriskForm

@@ -24,8 +24,6 @@ func build(r *Request, body bool, lines ...string) error {
 			err = r.SetScheme(arg)
 		case ":authority":
 			err = r.SetAuthority(arg)
-		case ":protocol":
-			err = r.SetProtocol(arg)
 		case ":path":
 			err = r.SetTarget(arg)
 		default:
@@ -96,12 +94,7 @@ func TestBuiltRequest(t *testing.T) {
 		{"CONNECT without port", true, ":method CONNECT\n:authority a", []string{"400 bad_authority"}},
 		{"CONNECT without authority", true, ":method CONNECT", []string{"400 bad_authority"}},
 		{"CONNECT with content", true, ":method CONNECT\n:authority a:1\ncontent-length: 1", []string{"400 connect_body"}},
-		{"CONNECT with a path", true, ":method CONNECT\n:authority a:1\n:path /", []string{"400 bad_target"}},
-		{"extended CONNECT", true, ":method CONNECT\n:protocol websocket\n:scheme https\n:authority a\n:path /ws",
-			[]string{"form origin", "path /ws", "framing chunked", "upgrade websocket"}},
-		{"extended CONNECT without path", true, ":method CONNECT\n:protocol websocket\n:authority a:1", []string{"400 bad_target"}},
-		{"another method with a protocol", true, plainBuild + "\n:protocol websocket", []string{"400 bad_protocol"}},
-		{"a protocol that is no token", true, ":protocol a b", []string{"400 bad_protocol"}},
+		{"extended CONNECT", true, ":method CONNECT\n:scheme https\n:authority a\n:path /ws", []string{"form origin", "path /ws", "framing chunked"}},
 
 		{"TE: trailers", false, plainBuild + "\nte: trailers", []string{"kept te"}},
 		{"TE with more", false, plainBuild + "\nte: trailers, gzip", []string{"400 bad_te"}},
@@ -415,6 +408,9 @@ func FuzzBuild(f *testing.F) {
 		}
 		if string(r.Method) != method || string(r.Authority) != authority {
 			t.Fatalf("%s", r.snapshot())
+		}
+		if method == "CONNECT" && r.Form != Authority {
+			return // extended: HTTP/1 has no such request
 		}
 		checkRequestRoundTrip(t, &r)
 	})

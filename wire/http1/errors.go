@@ -76,7 +76,6 @@ const (
 
 	// built heads
 	connectionField
-	badProtocol
 	hostMismatch
 	lengthMismatch
 
@@ -140,7 +139,6 @@ var requestErrors = [faults]Error{
 	connectionOptions:  {400, "connection_options"},
 	badExpectation:     {417, "bad_expectation"},
 	connectionField:    {400, "connection_field"},
-	badProtocol:        {400, "bad_protocol"},
 	hostMismatch:       {400, "host_mismatch"},
 	lengthMismatch:     {400, "length_mismatch"},
 	badChunkSize:       {400, "bad_chunk_size"},

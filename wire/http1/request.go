@@ -43,8 +43,7 @@ type Request struct {
 	KeepAlive bool
 	// ExpectContinue tells that the client waits for 100 before it sends its body.
 	ExpectContinue bool
-	// Upgrade is the value of Upgrade when Connection lists it, else nil. Of a built
-	// request, it is the protocol of an extended CONNECT.
+	// Upgrade is the value of Upgrade when Connection lists it, else nil.
 	Upgrade []byte
 }
 
