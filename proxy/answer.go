@@ -5,11 +5,10 @@ import (
 
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/telemetry/metric"
-	"github.com/weftmesh/weft/wire/http1"
 )
 
 // Answer is a response that weft itself makes. Every one of them is written by
-// conn.answer and nowhere else.
+// Exchange.answer and nowhere else.
 type Answer struct {
 	Status int
 	Reason string // a word for metrics, logs and x-weft-reason: "no_endpoint"
@@ -30,44 +29,41 @@ const (
 	unsentHeader = "x-weft-unsent"
 )
 
-// answer writes a to the client and records it. It returns whether the connection
-// may carry another request.
-func (c *conn) answer(a *Answer) (keep bool) {
-	x := &c.x
+// answer sends a to the client and records it. It returns whether the client's
+// connection may carry another request.
+func (x *Exchange) answer(a *Answer) (keep bool) {
 	x.record.Status, x.record.Reason, x.record.Policy = a.Status, a.Reason, a.Policy
 	x.record.local = true
 	body := a.Body
 	if body == "" && a.Text != "" {
 		body = "weft: " + a.Text + "\n"
 	}
-	keep = !a.Close && x.keepAlive() && !c.p.draining.Load()
-	out := c.takeOut()[:0]
-	out = http1.AppendStatusLine(out, a.Status, nil)
+	lines := x.lines[:0]
 	if a.Location != "" {
-		out = append(append(append(out, "Location: "...), a.Location...), "\r\n"...)
-	}
-	if body != "" {
-		out = append(out, "Content-Type: text/plain; charset=utf-8\r\n"...)
+		lines = appendField(lines, "Location", a.Location)
 	}
 	if a.Reason != "" {
-		out = append(append(append(out, reasonHeader+": "...), a.Reason...), "\r\n"...)
+		lines = appendField(lines, reasonHeader, a.Reason)
 	}
-	if a.Unsent && c.l.Direction == Inbound {
-		out = append(out, unsentHeader+": 1\r\n"...)
+	if a.Unsent && x.conn.l.Direction == Inbound {
+		lines = appendField(lines, unsentHeader, "1")
 	}
-	out = http1.AppendFraming(out, http1.FixedLength, int64(len(body)))
-	if !keep {
-		out = append(out, "Connection: close\r\n"...)
+	if x.grpc {
+		// What gRPC clients understand: 200, with the status in the head.
+		body, x.record.GRPCStatus = "", grpcStatusOf(a.Status)
+		lines = append(lines, "Content-Type: application/grpc\r\n"...)
+		lines = appendGRPCTrailers(lines, x.record.GRPCStatus, a.Text)
+	} else if body != "" {
+		lines = append(lines, "Content-Type: text/plain; charset=utf-8\r\n"...)
 	}
-	out = append(out, "\r\n"...)
+	x.lines = lines
 	if string(x.head.Method) != "HEAD" {
-		out = append(out, body...)
 		x.record.BytesOut = int64(len(body))
 	}
-	if _, err := c.sock.Write(out); err != nil {
-		keep = false
+	if x.grpc {
+		return x.client.answer(200, a.Close, lines, nil)
 	}
-	return keep
+	return x.client.answer(a.Status, a.Close, lines, []byte(body))
 }
 
 // refusals counts requests that were refused before they could be routed.

@@ -22,7 +22,8 @@ type cluster struct {
 	set atomic.Pointer[endpointSet]
 
 	mu        sync.Mutex
-	endpoints map[string]*endpoint // by ID, address and identity
+	endpoints map[string]*endpoint // by ID, address, identity and protocol
+	leaving   []*endpoint          // went, and still have HTTP/2 connections with streams
 }
 
 // endpointSet is one immutable state of a cluster's endpoints.
@@ -47,6 +48,7 @@ type endpoint struct {
 	address  string
 	identity weft.Identity
 	version  string
+	protocol weft.Protocol // what its port declares to speak
 
 	target  balance.Target
 	outlier resilience.Outlier
@@ -57,7 +59,8 @@ type endpoint struct {
 	downUntil atomic.Int64
 	downTimes atomic.Int32
 
-	pool pool
+	pool  pool  // HTTP/1
+	muxes muxes // HTTP/2
 }
 
 const (
@@ -83,10 +86,10 @@ func (c *cluster) update(s *weft.Service) {
 	live := make([]*endpoint, len(s.Endpoints))
 	for i := range s.Endpoints {
 		e := &s.Endpoints[i]
-		key := e.ID + "|" + e.Address + "|" + string(e.Identity)
+		key := e.ID + "|" + e.Address + "|" + string(e.Identity) + "|" + string(e.Protocol)
 		ep := c.endpoints[key]
 		if ep == nil {
-			ep = &endpoint{id: e.ID, address: e.Address, identity: e.Identity, version: e.Labels["version"]}
+			ep = &endpoint{id: e.ID, address: e.Address, identity: e.Identity, version: e.Labels["version"], protocol: e.Protocol}
 		} else if v := e.Labels["version"]; v != ep.version {
 			ep = ep.relabelled(v)
 		}
@@ -103,6 +106,8 @@ func (c *cluster) update(s *weft.Service) {
 	for key, ep := range gone {
 		if kept[key] != ep {
 			ep.pool.drain()
+			ep.muxes.drain()
+			c.leaving = append(c.leaving, ep)
 		}
 	}
 }
@@ -110,7 +115,7 @@ func (c *cluster) update(s *weft.Service) {
 // relabelled is the same endpoint under another version label. Its connections
 // stay with the old one, which drains.
 func (e *endpoint) relabelled(version string) *endpoint {
-	return &endpoint{id: e.id, address: e.address, identity: e.identity, version: version}
+	return &endpoint{id: e.id, address: e.address, identity: e.identity, version: version, protocol: e.protocol}
 }
 
 func newGroup(p *weft.TrafficPolicy, endpoints []weft.Endpoint, live []*endpoint, subset *weft.Subset) *group {
@@ -245,13 +250,36 @@ func (e *endpoint) requests(p *Proxy, d Direction, destination string) *metric.R
 func (c *cluster) closeIdle(now int64) (left int) {
 	set := c.set.Load()
 	for _, e := range set.all.endpoints {
-		left += e.pool.closeIdle(now)
+		left += e.pool.closeIdle(now) + e.muxes.expire(time.Unix(0, now), c.opened)
 	}
-	return left
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	kept := c.leaving[:0]
+	for _, e := range c.leaving {
+		if e.muxes.expire(time.Unix(0, now), c.opened) > 0 {
+			kept = append(kept, e)
+		}
+	}
+	clear(c.leaving[len(kept):])
+	c.leaving = kept
+	return left + len(kept)
+}
+
+func (c *cluster) opened(n int) { c.open.Add(int64(n)) }
+
+// close ends all connections at once and waits for what runs on them.
+func (c *cluster) close() {
+	c.update(&weft.Service{})
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.leaving {
+		e.muxes.close()
+	}
+	c.leaving = nil
 }
 
 // limit caps the exchanges of a cluster that hold a connection, and those that
-// wait for one. HTTP/1 carries one exchange a connection, so connections and
+// wait for one. HTTP/1 carries one exchange a connection, so there connections and
 // requests in flight are the same number.
 type limit struct {
 	inUse   atomic.Int64
@@ -263,8 +291,11 @@ type limit struct {
 
 // acquire takes a slot: at once when there is one, else after waiting in line for
 // at most patience. reason says what was full when it fails.
-func (l *limit) acquire(p *weft.TrafficPolicy, patience time.Duration) (reason string) {
+func (l *limit) acquire(p *weft.TrafficPolicy, http2 bool, patience time.Duration) (reason string) {
 	most := int64(p.MaxConnections)
+	if http2 {
+		most = 0
+	}
 	if p.MaxRequests > 0 && (most == 0 || int64(p.MaxRequests) < most) {
 		most = int64(p.MaxRequests)
 	}

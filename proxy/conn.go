@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/proxy/mux"
 	"github.com/weftmesh/weft/telemetry/metric"
 	"github.com/weftmesh/weft/wire/http1"
 )
@@ -23,30 +24,37 @@ type conn struct {
 	// constant
 	p        *Proxy
 	l        *Listener
-	sock     net.Conn
-	raw      syscall.RawConn // nil with TLS
-	tryRead  func(fd uintptr) bool
 	peerAddr netip.Addr
 	peerText string // peerAddr, written once
 
-	// of the goroutine that runs serve
+	// of the goroutine that runs serve; constant once requests are served
+	sock    net.Conn
+	raw     syscall.RawConn       // nil with TLS
+	tryRead func(fd uintptr) bool // readWithoutWaiting, made once
+	inPlace func(fd uintptr) bool // serveReady, made once
 	peer    weft.Identity
 	source  string                // peer's service account, for records
 	series  *metric.RequestSeries // of an inbound connection
-	in      *buffer               // nil while idle
-	r, w    int                   // in[r:w] was read and not used yet
-	out     *buffer
+
+	// of the goroutine that runs serve, in HTTP/1
+	in      *buffer // nil while idle
+	r, w    int     // in[r:w] was read and not used yet
 	readN   int
 	readErr error
-	x       Exchange
+	over    bool      // serveReady saw the connection's end, or made it
+	lingers bool      // it made it, and the client may still be sending
+	x       *Exchange // nil while idle
 
 	// written by the goroutine, read by the sweeper
 	deadline atomic.Int64 // coarse, unix ns
 	phase    atomic.Uint32
+	unsure   atomic.Bool // waits without having asked whether there is something to read
 
-	mu      sync.Mutex // guards upstream against being expired after it was given back
-	up      *upstream
-	expired bool // the sweeper ended the present phase
+	mu      sync.Mutex // guards what follows
+	busy    *Exchange  // of HTTP/1: what interrupt must reach beside the socket
+	h2      *mux.Conn  // of HTTP/2
+	expired bool       // the sweeper ended the present phase
+	nudged  bool       // the read deadline is past, only to make the goroutine look again
 }
 
 // Phases of a connection.
@@ -54,6 +62,7 @@ const (
 	phaseIdle uint32 = iota // between requests
 	phaseHead               // a head has begun to arrive
 	phaseBusy               // an exchange is on its way
+	phaseMany               // HTTP/2: its streams have phases of their own
 )
 
 func newConn(p *Proxy, l *Listener, sock net.Conn) *conn {
@@ -62,7 +71,6 @@ func newConn(p *Proxy, l *Listener, sock net.Conn) *conn {
 		c.peerAddr = ap.Addr().Unmap()
 		c.peerText = c.peerAddr.String()
 	}
-	c.x.conn = c
 	c.enter(phaseHead, time.Now().UnixNano(), shakeTimeout)
 	return c
 }
@@ -70,18 +78,53 @@ func newConn(p *Proxy, l *Listener, sock net.Conn) *conn {
 // serve runs the connection to its end.
 func (c *conn) serve() {
 	defer c.finish()
+	defer func() {
+		if c.lingers {
+			c.linger()
+		}
+	}()
+	protocol := ""
 	if c.l.TLS != nil {
-		if err := c.handshake(); err != nil {
+		var err error
+		if protocol, err = c.handshake(); err != nil {
 			c.p.refused.count("tls_handshake")
-			c.p.logger.Debug("handshake refused", "peer", c.peerAddr.String(), "error", err)
+			c.p.logger.Debug("handshake refused", "peer", c.peerText, "error", err)
 			return
 		}
 	} else if tcp, ok := c.sock.(*net.TCPConn); ok {
 		c.raw, _ = tcp.SyscallConn()
-		c.tryRead = c.readWithoutWaiting
+		c.tryRead, c.inPlace = c.readWithoutWaiting, c.serveReady
+	}
+	if c.l.Direction == Inbound {
+		c.series = c.p.metrics.Requests("inbound", c.source, c.p.self.Name, "")
 	}
 	c.enter(phaseIdle, time.Now().UnixNano(), idleTimeout)
-	for c.readHead() {
+	if protocol == "" { // plain text, or a peer without ALPN
+		speaks, err := c.speaksHTTP2()
+		if err != nil {
+			c.headFailed(err)
+			return
+		}
+		if speaks {
+			protocol = protocolHTTP2
+		}
+	}
+	if protocol == protocolHTTP2 {
+		c.serveHTTP2()
+		return
+	}
+	c.serveHTTP1()
+}
+
+// serveHTTP1 serves one request after the other.
+func (c *conn) serveHTTP1() {
+	for {
+		if c.raw != nil && c.r == c.w && !c.serveInPlace() {
+			return
+		}
+		if !c.readHead() {
+			return
+		}
 		if !c.exchange() {
 			c.linger()
 			return
@@ -89,25 +132,121 @@ func (c *conn) serve() {
 	}
 }
 
-// handshake learns who the peer is.
-func (c *conn) handshake() error {
+// serveInPlace serves requests for as long as they have no body and come one by
+// one, which is most of the time of most connections. It returns false when the
+// connection is over, and true when readHead has to look at what came.
+//
+// All of it runs inside one call of the poller, and a read that brought less than
+// there was room for is not followed by one that would say "nothing more". That
+// saves a system call a request, and leaves one thing unseen: an end of stream
+// that arrived together with the bytes before it. The sweeper makes up for that
+// by nudging connections that wait for more than its interval.
+func (c *conn) serveInPlace() bool {
+	c.over = false
+	for {
+		err := c.raw.Read(c.inPlace)
+		switch {
+		case err == nil:
+			return !c.over
+		case !c.woken():
+			return false
+		}
+	}
+}
+
+// serveReady is called by the runtime's poller: false means "wait until readable
+// and call again".
+func (c *conn) serveReady(fd uintptr) bool {
+	for {
+		room := bufferSize - c.w
+		c.unsure.Store(false)
+		if !c.readWithoutWaiting(fd) {
+			return false
+		}
+		if c.readErr != nil || c.readN == 0 {
+			c.over = true
+			return true
+		}
+		c.w += c.readN
+		short := c.readN < room
+		for c.r < c.w {
+			x := c.takeX()
+			n, err := x.head.Parse(c.in[c.r:c.w], &limits)
+			if err != nil || x.head.Framing != http1.NoBody || x.head.Upgrade != nil {
+				return true
+			}
+			c.r += n
+			if !c.exchange() {
+				c.over = true
+				c.lingers = true
+				return true
+			}
+		}
+		if short {
+			c.unsure.Store(true)
+			return false
+		}
+	}
+}
+
+// takeX returns the exchange that heads are parsed into.
+func (c *conn) takeX() *Exchange {
+	if c.x == nil {
+		c.x = c.p.takeExchange(c)
+		c.x.useHTTP1()
+	}
+	return c.x
+}
+
+// Protocols as ALPN names them (RFC 7301).
+const (
+	protocolHTTP1 = "http/1.1"
+	protocolHTTP2 = "h2"
+)
+
+// handshake learns who the peer is and what it will speak.
+func (c *conn) handshake() (protocol string, err error) {
 	secured := tls.Server(c.sock, c.l.TLS)
 	ctx, cancel := context.WithTimeout(context.Background(), shakeTimeout)
 	defer cancel()
 	if err := secured.HandshakeContext(ctx); err != nil {
-		return err
+		return "", err
 	}
 	c.sock = secured
-	if c.l.Identify == nil {
-		return nil
-	}
 	state := secured.ConnectionState()
+	if c.l.Identify == nil {
+		return state.NegotiatedProtocol, nil
+	}
 	peer, err := c.l.Identify(&state)
 	if err != nil {
-		return err
+		return "", err
 	}
 	c.peer, c.source = peer, peer.ServiceAccount()
-	return nil
+	return state.NegotiatedProtocol, nil
+}
+
+// preface is how a client of HTTP/2 begins (RFC 9113 §3.4).
+const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+// speaksHTTP2 looks at the first bytes that the client sends.
+func (c *conn) speaksHTTP2() (bool, error) {
+	for {
+		if c.w > 0 {
+			n := min(c.w, len(preface))
+			if string(c.in[:n]) != preface[:n] {
+				return false, nil
+			}
+			if n == len(preface) {
+				return true, nil
+			}
+			if c.phase.Load() == phaseIdle {
+				c.enter(phaseHead, c.p.clock.Load(), headTimeout)
+			}
+		}
+		if err := c.fill(); err != nil {
+			return false, err
+		}
+	}
 }
 
 func (c *conn) finish() {
@@ -116,11 +255,10 @@ func (c *conn) finish() {
 		c.in.free()
 		c.in = nil
 	}
-	if c.out != nil {
-		c.out.free()
-		c.out = nil
+	if c.x != nil {
+		c.p.putExchange(c.x)
+		c.x = nil
 	}
-	c.x.free()
 }
 
 // enter starts a phase that the sweeper ends after patience.
@@ -134,10 +272,46 @@ func (c *conn) progress() { c.deadline.Store(c.p.clock.Load() + int64(stallTimeo
 
 // expireIfDue is the sweeper's look at the connection.
 func (c *conn) expireIfDue(now int64) {
-	if now < c.deadline.Load() {
+	if c.phase.Load() == phaseMany {
+		c.h2.Expire(time.Unix(0, now))
 		return
 	}
-	c.interrupt()
+	deadline := c.deadline.Load()
+	if now >= deadline {
+		c.interrupt()
+		return
+	}
+	switch phase := c.phase.Load(); {
+	case phase == phaseIdle && c.unsure.Load() && deadline-now < int64(idleTimeout-sweepInterval),
+		phase == phaseBusy && deadline-now < int64(stallTimeout-sweepInterval):
+		c.nudge()
+	}
+}
+
+// nudge makes a goroutine that waits without having looked at its socket look.
+func (c *conn) nudge() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.busy != nil:
+		c.busy.nudge()
+	case !c.expired && c.unsure.Load() && !c.p.draining.Load():
+		c.nudged = true
+		_ = c.sock.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// woken reports whether a read failed only because of a nudge, and makes reading
+// possible again.
+func (c *conn) woken() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.nudged || c.expired || c.p.draining.Load() {
+		return false
+	}
+	c.nudged = false
+	_ = c.sock.SetReadDeadline(time.Time{})
+	return true
 }
 
 // interrupt makes all I/O of the connection and of its upstream fail from now on.
@@ -145,18 +319,20 @@ func (c *conn) interrupt() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.expired = true
-	past := time.Unix(1, 0)
-	if c.up != nil && c.phase.Load() == phaseBusy {
-		_ = c.up.sock.SetDeadline(past)
+	if c.busy != nil {
+		c.busy.interruptUpstream()
 	}
-	_ = c.sock.SetDeadline(past)
+	_ = c.sock.SetDeadline(time.Unix(1, 0))
 }
 
 // expireIdle ends the connection if it is between requests. Only reading ends: a
 // request that arrives at this very moment is still answered.
 func (c *conn) expireIdle() {
-	if c.phase.Load() == phaseIdle {
+	switch c.phase.Load() {
+	case phaseIdle:
 		_ = c.sock.SetReadDeadline(time.Unix(1, 0))
+	case phaseMany:
+		c.h2.Drain()
 	}
 }
 
@@ -165,28 +341,13 @@ func (c *conn) abort() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.expired = true
-	if c.up != nil {
-		_ = c.up.sock.Close()
+	if c.busy != nil {
+		c.busy.interruptUpstream()
+	}
+	if c.h2 != nil {
+		c.h2.Close()
 	}
 	_ = c.sock.Close()
-}
-
-// hold and unhold tie an upstream connection to this one, so that the sweeper can
-// interrupt an exchange that waits for it.
-func (c *conn) hold(u *upstream) {
-	c.mu.Lock()
-	c.up = u
-	c.mu.Unlock()
-}
-
-// unhold reports whether the exchange was interrupted: the upstream connection is
-// then of no more use.
-func (c *conn) unhold() (interrupted bool) {
-	c.mu.Lock()
-	c.up = nil
-	interrupted = c.expired
-	c.mu.Unlock()
-	return interrupted
 }
 
 func (c *conn) wasExpired() bool {
@@ -195,14 +356,24 @@ func (c *conn) wasExpired() bool {
 	return c.expired
 }
 
+// setBusy says which exchange the connection serves.
+func (c *conn) setBusy(x *Exchange) {
+	c.mu.Lock()
+	c.busy = x
+	if c.nudged && !c.expired {
+		c.nudged = false
+		_ = c.sock.SetReadDeadline(time.Time{})
+	}
+	c.mu.Unlock()
+}
+
 // readHead reads until a request head is parsed into c.x.head. It answers what is
 // malformed and returns false when the connection is to be closed.
 func (c *conn) readHead() bool {
 	for {
 		if c.r < c.w {
-			n, err := c.x.head.Parse(c.in[c.r:c.w], &limits)
+			n, err := c.takeX().head.Parse(c.in[c.r:c.w], &limits)
 			if err == nil {
-				c.x.headStart = c.r
 				c.r += n
 				return true
 			}
@@ -234,10 +405,16 @@ func (c *conn) refuse(err error) {
 		status, reason = e.Status, e.Reason
 	}
 	c.p.refused.count(reason)
-	c.x.begin()
-	c.answer(&Answer{Status: status, Reason: reason, Text: "malformed request: " + reason, Close: true})
-	c.x.finish()
+	c.lastWord(&Answer{Status: status, Reason: reason, Text: "malformed request: " + reason, Close: true})
 	c.linger()
+}
+
+// lastWord answers what is not a request.
+func (c *conn) lastWord(a *Answer) {
+	x := c.takeX()
+	x.begin()
+	x.answer(a)
+	x.finish()
 }
 
 // headFailed says 408 to who began a head and did not end it; a connection that
@@ -248,9 +425,7 @@ func (c *conn) headFailed(err error) {
 	}
 	c.p.refused.count("head_timeout")
 	_ = c.sock.SetWriteDeadline(time.Now().Add(time.Second))
-	c.x.begin()
-	c.answer(&Answer{Status: 408, Reason: "head_timeout", Text: "the request head did not arrive in " + headTimeout.String(), Close: true})
-	c.x.finish()
+	c.lastWord(&Answer{Status: 408, Reason: "head_timeout", Text: "the request head did not arrive in " + headTimeout.String(), Close: true})
 }
 
 // fill reads once into c.in. An idle plain connection holds no buffer: one is
@@ -258,6 +433,9 @@ func (c *conn) headFailed(err error) {
 func (c *conn) fill() error {
 	if c.raw != nil {
 		if err := c.raw.Read(c.tryRead); err != nil {
+			if c.woken() {
+				return c.fill()
+			}
 			return err
 		}
 		if c.readErr != nil {
@@ -303,27 +481,36 @@ func (c *conn) readWithoutWaiting(fd uintptr) bool {
 	}
 }
 
-// takeOut returns the connection's output buffer.
-func (c *conn) takeOut() []byte {
-	if c.out == nil {
-		c.out = takeBuffer()
+// exchange serves the request whose head was read. It returns whether the
+// connection may carry another one.
+func (c *conn) exchange() (keep bool) {
+	x := c.x
+	x.begin()
+	c.enter(phaseBusy, x.record.Start.UnixNano(), stallTimeout)
+	c.setBusy(x)
+	keep = x.serve()
+	c.setBusy(nil)
+	if !keep || c.wasExpired() {
+		return false
 	}
-	return c.out[:]
+	x.h1.takeSpill()
+	c.release()
+	c.enter(phaseIdle, c.p.clock.Load(), idleTimeout)
+	return !c.p.draining.Load() || c.r < c.w
 }
 
-// release gives buffers back between requests, keeping bytes of a next request
+// release gives memory back between requests, keeping bytes of a next request
 // that have come already.
 func (c *conn) release() {
-	if c.out != nil {
-		c.out.free()
-		c.out = nil
+	if c.r < c.w {
+		return
 	}
-	if c.r == c.w {
-		c.r, c.w = 0, 0
-		if c.in != nil && c.raw != nil {
-			c.in.free()
-			c.in = nil
-		}
+	c.p.putExchange(c.x)
+	c.x = nil
+	c.r, c.w = 0, 0
+	if c.in != nil && c.raw != nil {
+		c.in.free()
+		c.in = nil
 	}
 }
 

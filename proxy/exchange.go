@@ -5,6 +5,8 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -14,31 +16,74 @@ import (
 )
 
 // Exchange is one request and its response, on their way through a proxy. It is
-// reused by its connection: nothing in it outlives the exchange.
+// reused: nothing in it outlives the exchange.
 type Exchange struct {
-	conn      *conn
-	head      http1.Request
-	headStart int // where the head begins in conn.in
-	request   weft.Request
-	auth      weft.AuthorizationRequest
-	path      []byte // scratch of our own for normalising paths
-	view      *view
-	decision  weft.Decision
-	added     []byte // header lines that filters and rules add, "Name: value\r\n"
-	body      []byte // the request's body when it was read whole, for replays
-	whole     bool   // body is all of it
-	streamed  bool   // part of the body was taken from the client and is gone
-	continued bool   // the client was told to send its body
-	spill     *buffer
-	spillR    int // spill[spillR:spillW] belongs to the next request
-	spillW    int
+	conn   *conn
+	client client
+	h1     http1Client // what client is in HTTP/1
+	h2     http2Client // what client is in HTTP/2
+	stream http2Upstream
+
+	head     http1.Request
+	request  weft.Request
+	auth     weft.AuthorizationRequest
+	path     []byte // scratch of our own for normalising paths
+	view     *view
+	decision weft.Decision
+	plan     plan
+	added    []byte  // header lines that filters and rules add, "Name: value\r\n"
+	lines    []byte  // scratch for header lines
+	out      *buffer // scratch for what is written to either side; nil while not needed
+	body     []byte  // the request's body when it was read whole, for replays
+	kept     []byte  // memory of body when it lies in no buffer
+	whole    bool    // body is all of it
+	streamed bool    // part of the body was taken from the client and is gone
+	grpc     bool
+	upgrade  bool // the request asks for another protocol
+	// continued: the client was told to send its body
+	continued bool
 	tried     [maxTried]*endpoint
 	response  http1.Response
+	sender    bodySender
 	record    Record
 	trace     trace.Context
 	span      trace.Span // scratch, so that recording one allocates nothing
 	traced    bool
+
+	parked atomic.Bool // waits for the upstream without having looked at its socket
+
+	mu      sync.Mutex // guards what follows
+	up      upstream   // nil between attempts
+	nudged  bool       // up's read deadline is past, only to make the goroutine look
+	expired bool       // somebody ended the exchange
 }
+
+// takeExchange returns an exchange for the connection.
+func (p *Proxy) takeExchange(c *conn) *Exchange {
+	x := exchanges.Get().(*Exchange)
+	x.conn = c
+	return x
+}
+
+// putExchange takes an exchange back. Nobody else may know it any more.
+func (p *Proxy) putExchange(x *Exchange) {
+	x.h1.free()
+	if x.out != nil {
+		x.out.free()
+		x.out = nil
+	}
+	if cap(x.kept) > keptBytes {
+		x.kept = nil
+	}
+	x.conn, x.client, x.view, x.body = nil, nil, nil, nil
+	exchanges.Put(x)
+}
+
+// exchanges are shared by the whole process; an idle connection holds none.
+var exchanges = sync.Pool{New: func() any { return new(Exchange) }}
+
+// keptBytes is how much memory for bodies an exchange may keep for the next one.
+const keptBytes = 16 << 10
 
 // Authorization is the request with what only authorization looks at.
 func (x *Exchange) Authorization() *weft.AuthorizationRequest { return &x.auth }
@@ -102,61 +147,105 @@ func (x *Exchange) begin() {
 	x.added = x.added[:0]
 	x.decision = weft.Decision{}
 	x.tried = [maxTried]*endpoint{}
-	x.body, x.whole, x.streamed, x.continued = nil, false, false, false
+	x.body, x.whole, x.streamed, x.continued, x.grpc, x.upgrade = nil, false, false, false, false, false
 	x.traced = false
 	x.trace = trace.Context{}
 	x.request = weft.Request{}
 	x.record = Record{Start: time.Now(), Direction: x.conn.l.Direction}
+	x.record.GRPCStatus = grpcUnknown
+	x.expired = false
 }
 
-// free gives back what the exchange holds beyond its connection's buffers.
-func (x *Exchange) free() {
-	if x.spill != nil {
-		x.spill.free()
-		x.spill = nil
+// takeOut returns the exchange's output buffer.
+func (x *Exchange) takeOut() []byte {
+	if x.out == nil {
+		x.out = takeBuffer()
 	}
+	return x.out[:]
 }
 
-// exchange serves the request whose head was read. It returns whether the
-// connection may carry another one.
-func (c *conn) exchange() (keep bool) {
-	x := &c.x
-	x.begin()
-	c.enter(phaseBusy, x.record.Start.UnixNano(), stallTimeout)
+// serve serves the request whose head is in x.head. It returns whether the
+// client's connection may carry another one.
+func (x *Exchange) serve() (keep bool) {
 	if a := x.prepare(); a != nil {
-		keep = c.answer(a)
+		keep = x.answer(a)
 	} else {
 		keep = x.run()
 	}
 	x.finish()
-	if !keep || c.wasExpired() {
-		return false
-	}
-	c.takeSpill()
-	c.release()
-	c.enter(phaseIdle, c.p.clock.Load(), idleTimeout)
-	return !c.p.draining.Load() || c.r < c.w
+	return keep
 }
 
-// takeSpill moves the beginning of a next request, which came behind a streamed
-// body, to where heads are read.
-func (c *conn) takeSpill() {
-	x := &c.x
-	if x.spill == nil {
-		return
+// hold and unhold tie an upstream to the exchange, so that it can be interrupted
+// by who does not run it: the sweeper, a client that goes away.
+func (x *Exchange) hold(up upstream) {
+	x.mu.Lock()
+	x.up = up
+	if x.expired {
+		up.interrupt()
 	}
-	if x.spillR < x.spillW {
-		if c.in == nil {
-			c.in = takeBuffer()
-		}
-		c.r, c.w = 0, copy(c.in[:], x.spill[x.spillR:x.spillW])
+	x.mu.Unlock()
+}
+
+// unhold reports whether the exchange was interrupted: the upstream is then of no
+// more use.
+func (x *Exchange) unhold() (interrupted bool) {
+	x.mu.Lock()
+	if u, ok := x.up.(*link); ok && x.nudged && !x.expired {
+		_ = u.sock.SetReadDeadline(u.until)
 	}
-	x.free()
+	x.nudged = false
+	x.up = nil
+	interrupted = x.expired
+	x.mu.Unlock()
+	return interrupted
+}
+
+// interruptUpstream makes whoever waits for the upstream fail, now and later.
+func (x *Exchange) interruptUpstream() {
+	x.mu.Lock()
+	x.expired = true
+	if x.up != nil {
+		x.up.interrupt()
+	}
+	x.mu.Unlock()
+}
+
+// nudge makes the exchange look at the upstream's socket, if it waits without.
+func (x *Exchange) nudge() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if u, ok := x.up.(*link); ok && x.parked.Load() && !x.expired {
+		x.nudged = true
+		_ = u.sock.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// woken reports whether a read failed only because of a nudge, and makes reading
+// possible again.
+func (x *Exchange) woken(u *link) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if !x.nudged || x.expired {
+		return false
+	}
+	x.nudged = false
+	_ = u.sock.SetReadDeadline(u.until)
+	return u.until.IsZero() || time.Now().Before(u.until)
+}
+
+func (x *Exchange) wasExpired() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.expired
 }
 
 // prepare turns the parsed head into the request that everybody looks at.
 func (x *Exchange) prepare() *Answer {
 	h := &x.head
+	if a := x.prepareUpgrade(); a != nil {
+		return a
+	}
 	switch h.Form {
 	case http1.Authority:
 		return x.unserved(501, "connect", "CONNECT is not supported")
@@ -181,6 +270,8 @@ func (x *Exchange) prepare() *Answer {
 	if x.conn.l.TLS != nil {
 		x.request.Scheme = "https"
 	}
+	x.grpc = isGRPC(h)
+	x.record.GRPC = x.grpc
 	x.auth = weft.AuthorizationRequest{Request: &x.request, PeerAddr: x.conn.peerAddr, Port: x.conn.l.port}
 	x.beginTrace()
 	if h.Framing != http1.NoBody && string(h.Method) == "TRACE" {
@@ -233,14 +324,14 @@ func (x *Exchange) run() (keep bool) {
 	c := x.conn
 	for _, f := range c.l.Filters {
 		if a := f.Request(x); a != nil {
-			return c.reply(a)
+			return x.answer(a)
 		}
 	}
 	if c.l.Direction == Inbound {
 		return x.forwardLocal()
 	}
 	if a := x.route(); a != nil {
-		return c.reply(a)
+		return x.answer(a)
 	}
 	return x.forwardRouted()
 }
@@ -288,29 +379,4 @@ func (x *Exchange) leavesMesh() bool {
 	return x.conn.l.Direction == Outbound && x.conn.l.Host == "" && x.head.Form == http1.Absolute &&
 		(strings.Contains(h, ".") || h == "localhost") &&
 		!strings.HasSuffix(h, "."+weft.ClusterDomain) && !strings.HasSuffix(h, ".consul") && !strings.HasSuffix(h, ".svc")
-}
-
-// keepAlive reports whether the client wants to go on.
-func (x *Exchange) keepAlive() bool { return x.head.KeepAlive }
-
-// reply answers a request whose body may not have been read. A rest that is here
-// already is skipped; a larger one costs the connection.
-func (c *conn) reply(a *Answer) (keep bool) {
-	if !c.skipBody() {
-		a.Close = true
-	}
-	return c.answer(a)
-}
-
-// skipBody reports whether the next request's beginning is known, and goes there.
-func (c *conn) skipBody() bool {
-	x := &c.x
-	if x.whole || x.head.Framing == http1.NoBody {
-		return true // whole: it was read already
-	}
-	if x.head.Framing == http1.FixedLength && x.head.Length <= int64(c.w-c.r) {
-		c.r += int(x.head.Length)
-		return true
-	}
-	return false
 }

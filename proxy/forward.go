@@ -20,6 +20,7 @@ type plan struct {
 	dest     *weft.Destination // nil: none applies
 	retry    *weft.Retry
 	deadline time.Time // of all tries together; zero is none
+	http2    bool      // to the endpoint
 }
 
 // defaultConnectTimeout is Istio's (facts/mesh.md §2.2 item 7).
@@ -36,7 +37,8 @@ func (x *Exchange) forwardLocal() (keep bool) {
 			x.head.Fields[i].Drop = true
 		}
 	}
-	return x.forward(&plan{cluster: local, group: local.set.Load().all, retry: &inboundRetry})
+	x.plan = plan{cluster: local, group: local.set.Load().all, retry: &inboundRetry}
+	return x.forward(&x.plan)
 }
 
 // forwardRouted sends the request where x.decision says.
@@ -46,10 +48,11 @@ func (x *Exchange) forwardRouted() (keep bool) {
 		return x.forwardExternal()
 	}
 	cl := x.view.clusters[d.Service.Name]
-	pl := plan{cluster: cl, group: cl.set.Load().group(d.Destination.Subset), rule: d.Rule, dest: d.Destination, retry: &d.Rule.Retry}
+	pl := &x.plan
+	*pl = plan{cluster: cl, group: cl.set.Load().group(d.Destination.Subset), rule: d.Rule, dest: d.Destination, retry: &d.Rule.Retry}
 	x.record.Destination = d.Service.Name.Name
 	if pl.group == nil { // the subset went while we looked
-		return x.conn.reply(problemAnswer(x, &weft.Decision{Problem: weft.NoSubset, Rule: d.Rule, Destination: d.Destination}))
+		return x.answer(problemAnswer(x, &weft.Decision{Problem: weft.NoSubset, Rule: d.Rule, Destination: d.Destination}))
 	}
 	timeout := d.Rule.Timeout
 	if d.Edge != nil && d.Edge.Timeout > 0 && (timeout == 0 || d.Edge.Timeout < timeout) {
@@ -58,7 +61,7 @@ func (x *Exchange) forwardRouted() (keep bool) {
 	if timeout > 0 {
 		pl.deadline = x.record.Start.Add(timeout)
 	}
-	return x.forward(&pl)
+	return x.forward(pl)
 }
 
 // maxExternal bounds how many hosts outside the mesh are remembered.
@@ -83,9 +86,10 @@ func (x *Exchange) forwardExternal() (keep bool) {
 	p.mu.Unlock()
 	x.record.Destination = "external"
 	if full {
-		return x.conn.reply(&Answer{Status: 503, Reason: "too_many_hosts", Text: "too many hosts outside the mesh are in use"})
+		return x.answer(&Answer{Status: 503, Reason: "too_many_hosts", Text: "too many hosts outside the mesh are in use"})
 	}
-	return x.forward(&plan{cluster: cl, group: cl.set.Load().all, retry: &weft.DefaultRetry})
+	x.plan = plan{cluster: cl, group: cl.set.Load().all, retry: &weft.DefaultRetry}
+	return x.forward(&x.plan)
 }
 
 // outcome of one attempt.
@@ -94,44 +98,81 @@ type outcome struct {
 	keep   bool // with done: the client's connection may carry another request
 	unsent bool // the request did not reach an application
 	again  bool // with !done: worth another try if the request may be repeated
+	stale  bool // with !done: a kept connection was dead already
+	whole  bool // the upstream's connection is at the end of this exchange
 	fault  Answer
 }
 
+// maxStale bounds how many dead kept connections an exchange may meet. They do
+// not count as attempts: that a server closed an idle connection is nobody's
+// failure.
+const maxStale = 3
+
 // forward makes attempts until one is answered or no more are allowed.
 func (x *Exchange) forward(pl *plan) (keep bool) {
-	c := x.conn
-	if err := x.loadBody(); err != nil { // first: a slow client must not hold a slot
+	if x.upgrade {
+		x.whole = true
+	} else if err := x.client.load(); err != nil { // first: a slow client must not hold a slot
 		x.record.Reason = "client_body"
 		return false
 	}
+	x.limitByClient(pl)
 	policy := pl.group.policy
-	if reason := pl.cluster.limit.acquire(policy, pl.patience(x.record.Start)); reason != "" {
-		return c.reply(&Answer{Status: 503, Reason: reason, Unsent: true,
+	pl.http2 = x.goesByHTTP2(pl)
+	if reason := pl.cluster.limit.acquire(policy, pl.http2, pl.patience(x.record.Start)); reason != "" {
+		return x.answer(&Answer{Status: 503, Reason: reason, Unsent: true,
 			Text: "too many requests to " + pl.cluster.name + " are in flight (" + policy.Source.String() + ")"})
 	}
 	defer pl.cluster.limit.release()
 	pl.cluster.budget.Call(x.record.Start)
-	now := x.record.Start
-	for n := 0; ; n++ {
+	now, stale := x.record.Start, 0
+	for n := 0; ; {
 		e := x.pick(pl, n, now)
 		if e == nil {
-			return c.reply(noEndpoint(pl))
+			return x.answer(noEndpoint(pl))
 		}
 		x.tried[n%maxTried] = e
 		x.record.Attempts = n + 1
 		x.record.Endpoint, x.record.Version = e.id, e.version
-		if c.l.Direction != Inbound {
-			x.record.series = e.requests(c.p, c.l.Direction, x.record.Destination)
+		if x.conn.l.Direction != Inbound {
+			x.record.series = e.requests(x.conn.p, x.conn.l.Direction, x.record.Destination)
 		}
 		o := x.attempt(pl, e, n)
 		if o.done {
 			return o.keep
 		}
 		now = time.Now()
-		if !x.mayRepeat(pl, &o, n) || !pl.cluster.budget.Retry(now) || !x.backOff(pl, n, now) {
-			return c.reply(&o.fault)
+		if o.stale && stale < maxStale && !x.streamed && !x.wasExpired() && (o.unsent || x.idempotent()) {
+			x.tried[n%maxTried] = nil // it is not the endpoint's failure
+			stale++
+			continue
 		}
+		if !x.mayRepeat(pl, &o, n) || !pl.cluster.budget.Retry(now) || !x.backOff(pl, n, now) {
+			return x.answer(&o.fault)
+		}
+		n++
 	}
+}
+
+// goesByHTTP2 decides the protocol to the endpoint: what its port declares; else
+// what the policy says; else HTTP/2 for gRPC, which knows nothing else, and
+// between sidecars for what came by it; else HTTP/1, which everybody speaks.
+func (x *Exchange) goesByHTTP2(pl *plan) bool {
+	if len(pl.group.endpoints) == 0 {
+		return false
+	}
+	e := pl.group.endpoints[0] // the instances of a service speak alike
+	switch {
+	case x.upgrade:
+		return false
+	case e.identity != "":
+		return x.client.http2() || x.grpc
+	case e.protocol == weft.HTTP2 || e.protocol == weft.GRPC:
+		return true
+	case e.protocol == weft.HTTP:
+		return x.grpc
+	}
+	return x.grpc || pl.group.policy.HTTP2
 }
 
 // pick chooses the endpoint of attempt n. When the destination has none left that
@@ -187,7 +228,7 @@ func noEndpoint(pl *plan) *Answer {
 // mayRepeat reports whether a failed attempt may be followed by another: what no
 // application has seen always, the rest only when repeating does no harm.
 func (x *Exchange) mayRepeat(pl *plan, o *outcome, n int) bool {
-	if n >= pl.retry.Attempts || !o.again || x.streamed || x.conn.wasExpired() {
+	if n >= pl.retry.Attempts || !o.again || x.streamed || x.wasExpired() {
 		return false
 	}
 	if o.unsent {
@@ -229,45 +270,33 @@ func (x *Exchange) backOff(pl *plan, n int, now time.Time) bool {
 // attempt sends the request to one endpoint and, when that goes well, streams the
 // answer to the client.
 func (x *Exchange) attempt(pl *plan, e *endpoint, n int) outcome {
-	c := x.conn
 	e.target.Begin()
 	defer e.target.End()
-	u, fault := x.connect(pl, e)
+	up, fault := x.connect(pl, e)
 	if fault != nil {
 		return outcome{unsent: true, again: true, fault: *fault}
 	}
-	c.hold(u)
-	u.setDeadline(pl.attemptDeadline())
-	wrote, err := x.send(pl, u)
-	if err != nil && wrote == 0 {
-		x.giveUp(u)
-		return outcome{unsent: true, again: true, fault: *x.broken(e, "while sending", err)}
+	x.hold(up)
+	unsent, err := up.send(x, pl)
+	if err != nil && unsent {
+		x.unhold()
+		stale := up.reused()
+		up.release(x, pl, false)
+		return outcome{unsent: true, again: true, stale: stale, fault: *x.broken(e, "while sending", err)}
 	}
-	var sender *bodySender
-	if !x.whole && err == nil {
-		sender = x.startSender(u)
+	sending := !x.whole && err == nil
+	if sending {
+		x.sender.start(x, up)
 	}
-	o := x.receive(pl, u, n)
-	if sender != nil {
-		o = sender.join(x, u, o)
+	o := x.receive(pl, up, n)
+	if sending {
+		x.sender.join(x, up, &o)
 	}
-	if o.reusable {
-		if c.unhold() {
-			u.close()
-			return o.outcome
-		}
-		u.setDeadline(time.Time{})
-		e.pool.put(u, c.p.clock.Load(), o.patience)
-		return o.outcome
+	if x.unhold() {
+		o.whole = false
 	}
-	x.giveUp(u)
-	return o.outcome
-}
-
-// giveUp closes an upstream connection that this exchange holds.
-func (x *Exchange) giveUp(u *upstream) {
-	x.conn.unhold()
-	u.close()
+	up.release(x, pl, o.whole)
+	return o
 }
 
 // attemptDeadline is the earlier of the plan's deadline and the per-try timeout.
@@ -282,26 +311,39 @@ func (pl *plan) attemptDeadline() time.Time {
 	return t
 }
 
-// connect takes a connection from the pool or opens one.
-func (x *Exchange) connect(pl *plan, e *endpoint) (*upstream, *Answer) {
+// connect takes a connection or a stream of the endpoint, or opens one.
+func (x *Exchange) connect(pl *plan, e *endpoint) (upstream, *Answer) {
 	p := x.conn.p
-	careful := e.identity == "" || !x.idempotent()
-	if u := e.pool.get(p.clock.Load(), careful); u != nil {
+	if pl.http2 {
+		err := x.stream.open(x, pl, e)
+		if err != nil {
+			return nil, x.unreachable(pl, e, err)
+		}
+		return &x.stream, nil
+	}
+	if u := e.pool.get(p.clock.Load(), !x.idempotent()); u != nil {
+		u.setDeadline(pl.attemptDeadline())
 		return u, nil
 	}
 	if most := pl.group.policy.MaxConnections; most > 0 && pl.cluster.open.Load() >= int64(most) {
 		pl.group.dropIdle()
 	}
-	now := time.Now()
-	u, err := p.dial(pl.cluster, e, pl.patience(now))
+	u, err := p.dialLink(pl.cluster, e, pl.patience(time.Now()))
 	if err != nil {
-		e.connectFailed(time.Now())
-		pl.group.failed(e, true, now)
-		return nil, &Answer{Status: 503, Reason: "connect_failed", Unsent: true,
-			Text: "cannot connect to " + pl.cluster.name + " (" + e.id + "): " + plainCause(err)}
+		return nil, x.unreachable(pl, e, err)
 	}
 	e.connected()
+	u.setDeadline(pl.attemptDeadline())
 	return u, nil
+}
+
+// unreachable notes that an endpoint cannot be connected to.
+func (x *Exchange) unreachable(pl *plan, e *endpoint, err error) *Answer {
+	now := time.Now()
+	e.connectFailed(now)
+	pl.group.failed(e, true, now)
+	return &Answer{Status: 503, Reason: "connect_failed", Unsent: true,
+		Text: "cannot connect to " + pl.cluster.name + " (" + e.id + "): " + plainCause(err)}
 }
 
 // plainCause is a network error's own words, without the addresses that the
@@ -325,33 +367,11 @@ func (x *Exchange) broken(e *endpoint, when string, err error) *Answer {
 	return &Answer{Status: 502, Reason: "upstream_reset", Text: "the connection to " + e.id + " broke " + when + ": " + plainCause(err)}
 }
 
-// send writes the request's head, and its body when that was read whole. wrote is
-// 0 when the endpoint cannot have seen anything.
-func (x *Exchange) send(pl *plan, u *upstream) (wrote int, err error) {
-	out := x.appendHead(x.conn.takeOut()[:0], pl)
-	if len(x.body) <= cap(out)-len(out) {
-		return u.sock.Write(append(out, x.body...))
-	}
-	wrote, err = u.sock.Write(out)
-	if err != nil {
-		return wrote, err
-	}
-	n, err := u.sock.Write(x.body)
-	return wrote + n, err
-}
-
-// appendHead writes the request as it goes upstream. What rules remove or replace
-// is marked in the head, which makes a second attempt write the same.
-func (x *Exchange) appendHead(dst []byte, pl *plan) []byte {
+// appendRequest appends the header lines that go upstream, but for Host and
+// framing. What rules remove or replace is marked in the head, which makes a second
+// attempt write the same.
+func (x *Exchange) appendRequest(dst []byte, pl *plan) []byte {
 	h := &x.head
-	path, authority := x.decision.Onward(&x.request)
-	dst = append(append(dst, h.Method...), ' ')
-	dst = append(dst, path...)
-	if h.HasQuery {
-		dst = append(append(dst, '?'), h.Query...)
-	}
-	dst = append(dst, " HTTP/1.1\r\n"...)
-	dst = x.appendHost(dst, authority)
 	if pl.rule != nil {
 		dst = applyOps(dst, &h.Head, &pl.rule.Request)
 		dst = applyOps(dst, &h.Head, &pl.dest.Request)
@@ -367,10 +387,7 @@ func (x *Exchange) appendHead(dst []byte, pl *plan) []byte {
 	if x.traced {
 		dst = append(x.trace.Append(append(dst, "traceparent: "...)), "\r\n"...)
 	}
-	if h.Framing != http1.NoBody {
-		dst = http1.AppendFraming(dst, h.Framing, h.Length)
-	}
-	return append(dst, "\r\n"...)
+	return dst
 }
 
 // appendHost writes a Host line when the client's own cannot be used.

@@ -84,7 +84,6 @@ func TestMalformedRequestsAreRefused(t *testing.T) {
 		"head too large":      {"GET / HTTP/1.1\r\nHost: shop\r\nX: " + strings.Repeat("a", bufferSize) + "\r\n\r\n", 431},
 		"too many fields":     {"GET / HTTP/1.1\r\nHost: shop\r\n" + strings.Repeat("A: b\r\n", 150) + "\r\n", 431},
 		"target too long":     {"GET /" + strings.Repeat("a", 9<<10) + " HTTP/1.1\r\nHost: shop\r\n\r\n", 414},
-		"HTTP/2 by surprise":  {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505},
 		"path above the root": {"GET /../../etc HTTP/1.1\r\nHost: shop\r\n\r\n", 400},
 		"CONNECT":             {"CONNECT shop:443 HTTP/1.1\r\nHost: shop:443\r\n\r\n", 501},
 		"bad chunk":           {"POST / HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 0},

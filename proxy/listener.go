@@ -31,8 +31,11 @@ type Listener struct {
 	// that stands for one upstream ("--upstream inventory-service=9001").
 	Host string
 	// Local is the own application's address, for Inbound only.
-	Local   string
-	Filters []Filter
+	Local string
+	// LocalProtocol is what the application declares to speak; "" is HTTP/1, and
+	// HTTP/2 for gRPC.
+	LocalProtocol weft.Protocol
+	Filters       []Filter
 	// Identify reads the peer's identity from a finished handshake. Needed with TLS.
 	Identify func(*tls.ConnectionState) (weft.Identity, error)
 
@@ -53,9 +56,12 @@ func (l *Listener) prepare(p *Proxy) error {
 	l.local = newCluster(p.self.String())
 	l.local.update(&weft.Service{
 		Name:      p.self,
-		Endpoints: []weft.Endpoint{{ID: "local", Address: l.Local, Weight: 1}},
+		Endpoints: []weft.Endpoint{{ID: "local", Address: l.Local, Weight: 1, Protocol: l.LocalProtocol}},
 		Policy:    weft.TrafficPolicy{ConnectTimeout: 5 * time.Second},
 	})
+	p.mu.Lock()
+	p.locals = append(p.locals, l.local)
+	p.mu.Unlock()
 	return nil
 }
 

@@ -122,7 +122,7 @@ func sidecar(t *testing.T, a *ca.Authority, app string, access *log, policy *wef
 func gateway(t *testing.T, creds *ca.Credentials, self string, endpoints ...weft.Endpoint) string {
 	t.Helper()
 	inventory := weft.NewServiceName("", "inventory-service")
-	p := proxy.New(proxy.Config{Self: weft.NewServiceName("", self), ClientTLS: creds.ClientTLS})
+	p := proxy.New(proxy.Config{Self: weft.NewServiceName("", self), ClientTLS: creds.DialTLS})
 	table, err := weft.NewRouteTable("*", []weft.Rule{{Name: "edge", Destinations: []weft.Destination{{Service: inventory}}, Retry: weft.DefaultRetry}})
 	if err != nil {
 		t.Fatal(err)

@@ -28,11 +28,13 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/proxy/mux"
 	"github.com/weftmesh/weft/telemetry/metric"
 	"github.com/weftmesh/weft/telemetry/trace"
 )
@@ -46,9 +48,10 @@ type Source interface {
 
 // Config of a Proxy. The zero values of all but Self are usable.
 type Config struct {
-	Self      weft.ServiceName                     // the workload or gateway that this proxy belongs to
-	Source    Source                               // nil: the snapshot is all there is
-	ClientTLS func(peer weft.Identity) *tls.Config // how to call an endpoint with an identity
+	Self   weft.ServiceName // the workload or gateway that this proxy belongs to
+	Source Source           // nil: the snapshot is all there is
+	// ClientTLS is how to call an endpoint with an identity, offering protocols by ALPN.
+	ClientTLS func(peer weft.Identity, protocols ...string) *tls.Config
 	Metrics   *metric.Registry
 	Spans     *trace.Recorder // nil: no spans
 	Sample    trace.Sampler   // for traces that begin here
@@ -61,7 +64,7 @@ type Proxy struct {
 	// constant
 	self      weft.ServiceName
 	source    Source
-	clientTLS func(weft.Identity) *tls.Config
+	clientTLS func(weft.Identity, ...string) *tls.Config
 	metrics   *metric.Registry
 	spans     *trace.Recorder
 	sample    trace.Sampler
@@ -69,6 +72,7 @@ type Proxy struct {
 	logger    *slog.Logger
 	refused   refusals
 	ejected   *metric.Counter
+	workers   mux.Workers
 	stop      context.CancelFunc
 	sweeping  sync.WaitGroup
 
@@ -84,6 +88,8 @@ type Proxy struct {
 	listeners map[net.Listener]struct{}
 	conns     map[*conn]struct{}
 	external  map[string]*cluster // hosts outside the mesh, by host:port
+	locals    []*cluster          // the own application, one for each inbound listener
+	gone      []*cluster          // of services that went, while they have connections
 	serving   sync.WaitGroup      // one for each accept loop and connection
 }
 
@@ -136,6 +142,9 @@ func (p *Proxy) Update(s *weft.Snapshot) {
 	for name, c := range old.clusters {
 		if next.clusters[name] == nil {
 			c.update(&weft.Service{Name: name})
+			p.mu.Lock()
+			p.gone = append(p.gone, c)
+			p.mu.Unlock()
 		}
 	}
 }
@@ -180,11 +189,18 @@ func (p *Proxy) Close() {
 	p.stop()
 	p.sweeping.Wait()
 	for _, c := range p.view.Load().clusters {
-		c.update(&weft.Service{})
+		c.close()
 	}
 	for _, c := range p.external {
-		c.update(&weft.Service{})
+		c.close()
 	}
+	for _, c := range p.locals {
+		c.close()
+	}
+	for _, c := range p.gone {
+		c.close()
+	}
+	p.workers.Close()
 }
 
 // Serve accepts connections from ln until ln or the proxy is closed. It returns
@@ -266,6 +282,10 @@ func (p *Proxy) sweep(ctx context.Context) {
 		for c := range p.conns {
 			c.expireIfDue(ns)
 		}
+		for _, c := range p.locals {
+			c.closeIdle(ns)
+		}
+		p.gone = slices.DeleteFunc(p.gone, func(c *cluster) bool { return c.closeIdle(ns) == 0 })
 		for key, c := range p.external {
 			if c.closeIdle(ns) == 0 && c.limit.inUse.Load() == 0 {
 				delete(p.external, key)

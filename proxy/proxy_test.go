@@ -476,7 +476,13 @@ func TestTraceContinues(t *testing.T) {
 		t.Errorf("child %q of %q", child, parent)
 	}
 	var span *trace.Span
-	m.proxy.spans.Drain(func(s *trace.Span) { c := *s; span = &c })
+	for range 1000 { // it is recorded when the exchange is over, a moment after its answer
+		m.proxy.spans.Drain(func(s *trace.Span) { c := *s; span = &c })
+		if span != nil {
+			break
+		}
+		<-time.After(time.Millisecond)
+	}
 	if span == nil || span.SpanID.String() != child[36:52] || span.Parent.String() != parent[36:52] {
 		t.Errorf("span %+v does not stand between %q and %q", span, parent, child)
 	}
@@ -542,4 +548,102 @@ func TestStreamedBodyGoesElsewhereWhenNothingWasSent(t *testing.T) {
 			}
 		}
 	}
+}
+
+// The reading that waits without asking first (conn.serveInPlace, link.sendAndWait)
+// must see everything that one that asks would.
+func TestHalfClosedClientGetsAnswerAndEnd(t *testing.T) {
+	up := server(t, func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "here") })
+	m := newMesh(t, up.URL)
+	for range 20 {
+		c, r := m.raw("GET / HTTP/1.1\r\nHost: shop\r\n\r\n")
+		if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetDeadline(time.Now().Add(5 * time.Second)) // far below idleTimeout
+		if _, body := m.read(r, "GET"); body != "here" {
+			t.Errorf("body %q", body)
+		}
+		if _, err := r.ReadByte(); err != io.EOF {
+			t.Fatalf("after the answer: %v", err)
+		}
+	}
+}
+
+func TestPipelinedAndCutRequests(t *testing.T) {
+	up := server(t, func(w http.ResponseWriter, r *http.Request) {
+		b, _ := io.ReadAll(r.Body)
+		fmt.Fprintf(w, "%s %s%s", r.Method, r.URL.Path, b)
+	})
+	m := newMesh(t, up.URL)
+	all := "GET /1 HTTP/1.1\r\nHost: shop\r\n\r\nGET /2 HTTP/1.1\r\nHost: shop\r\n\r\n" +
+		"POST /3 HTTP/1.1\r\nHost: shop\r\nContent-Length: 5\r\n\r\nhelloGET /4 HTTP/1.1\r\nHost: shop\r\n\r\n"
+	want := []string{"GET /1", "GET /2", "POST /3hello", "GET /4"}
+	for cut := 1; cut < len(all); cut += 7 {
+		c, r := m.raw(all[:cut])
+		if cut%2 == 0 {
+			<-time.After(time.Millisecond) // let the proxy see the pieces one by one, now and then
+		}
+		if _, err := io.WriteString(c, all[cut:]); err != nil {
+			t.Fatal(err)
+		}
+		for _, w := range want {
+			if _, body := m.read(r, "GET"); body != w {
+				t.Fatalf("cut at %d: got %q, want %q", cut, body, w)
+			}
+		}
+		c.Close()
+	}
+}
+
+// A server that stops writing without closing, between two exchanges, is noticed
+// although the connection is trusted without a look.
+func TestHalfClosedUpstreamIsNotWaitedFor(t *testing.T) {
+	first := true
+	up := script(t, func(c net.Conn, r *bufio.Reader) {
+		skipHead(r)
+		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+		if first {
+			first = false
+			_ = c.(*net.TCPConn).CloseWrite()
+		}
+		io.Copy(io.Discard, r)
+	})
+	m := newMesh(t, up)
+	c, r := m.raw("")
+	for range 2 {
+		if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: shop\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		if resp, body := m.read(r, "GET"); resp.StatusCode != 200 {
+			t.Errorf("%d %q", resp.StatusCode, body)
+		}
+	}
+}
+
+func TestSlowAnswersArriveWhole(t *testing.T) {
+	release := make(chan struct{})
+	up := script(t, func(c net.Conn, r *bufio.Reader) {
+		for {
+			skipHead(r)
+			<-release // longer than the sweeper's patience with a wait that never looked
+			if _, err := io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhe"); err != nil {
+				return
+			}
+			<-release
+			if _, err := io.WriteString(c, "llo"); err != nil {
+				return
+			}
+		}
+	})
+	m := newMesh(t, up)
+	_, r := m.raw("GET / HTTP/1.1\r\nHost: shop\r\n\r\n")
+	for range 2 {
+		<-time.After(3 * sweepInterval)
+		release <- struct{}{}
+	}
+	if _, body := m.read(r, "GET"); body != "hello" {
+		t.Errorf("body %q", body)
+	}
+	close(release)
 }

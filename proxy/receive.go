@@ -1,10 +1,9 @@
 package proxy
 
 import (
-	"bytes"
 	"errors"
 	"io"
-	"strconv"
+	"os"
 	"time"
 
 	"github.com/weftmesh/weft"
@@ -13,125 +12,150 @@ import (
 
 // receive reads the response to attempt n and, unless it is to be retried,
 // streams it to the client.
-func (x *Exchange) receive(pl *plan, u *upstream, n int) (o received) {
-	c, r := x.conn, &x.response
-	if u.in == nil {
-		u.in = takeBuffer()
-	}
-	if fault := x.readResponse(u); fault != nil {
-		o.fault = *fault
-		o.again = fault.Reason == "upstream_reset" && (pl.retry.On&(weft.RetryReset|weft.Retry5xx|weft.RetryGatewayError) != 0) &&
-			(c.l.Direction != Inbound || u.reused) ||
-			fault.Reason == "timeout" && pl.retry.PerTryTimeout > 0
-		if c.l.Direction != Inbound || !u.reused {
-			x.judge(pl, u.endpoint, 0, true)
-		}
+func (x *Exchange) receive(pl *plan, up upstream, n int) (o outcome) {
+	if err := x.awaitResponse(up); err != nil {
+		x.noResponse(pl, up, err, &o)
 		return o
 	}
-	if again := x.judgeResponse(pl, u, &o); again && x.mayRepeat(pl, &o.outcome, n) {
-		o.reusable = x.skipBody(u)
+	if x.judgeResponse(pl, &o) && x.mayRepeat(pl, &o, n) {
+		if u, ok := up.(*link); ok {
+			o.whole = u.skip(x)
+		}
 		return o
 	}
 	o.unsent, o.again, o.done = false, false, true
-	framing := x.clientFraming()
-	// A client that waits for "100 Continue" and gets a final answer may or may
-	// not send its body: nobody knows where its next request would begin.
-	waits := x.head.ExpectContinue && !x.continued
-	o.keep = x.keepAlive() && framing != http1.UntilClose && !waits && !c.p.draining.Load()
-	out := x.appendResponse(c.takeOut()[:0], pl, framing, o.keep)
-	x.record.Status = r.Status
-	complete, err := x.stream(u, out, framing)
-	if err != nil {
+	if x.response.Status == 101 {
+		x.tunnel(pl, up.(*link))
+		return o
+	}
+	o.keep = x.client.begin(pl)
+	x.record.Status = x.response.Status
+	err := x.passBody(up)
+	switch {
+	case err == nil:
+		o.whole = true
+		x.judgeLate(pl)
+	case errors.Is(err, errSource):
+		o.keep = false
+		x.client.abort("the connection to " + x.record.Endpoint + " broke")
+		x.record.Reason = "upstream_truncated"
+		x.record.Status = 0 // the client did not get a whole response
+		if !x.wasExpired() {
+			x.judge(pl, 0, true)
+		}
+	default:
 		o.keep = false
 		x.record.Reason = "client_gone"
-		if errors.Is(err, errUpstream) {
-			x.record.Reason = "upstream_truncated"
-			x.record.Status = 0 // the client did not get a whole response
-			x.judge(pl, u.endpoint, 0, true)
-		}
 	}
-	o.patience = x.upstreamPatience(pl)
-	u.served++
-	most := pl.group.policy.MaxRequestsPerConn
-	o.reusable = complete && r.KeepAlive && r.Framing != http1.UntilClose && u.r == u.w && (most == 0 || u.served < most)
 	return o
 }
 
-// readResponse reads until a final response head is in x.response, passing
-// informational ones on.
-func (x *Exchange) readResponse(u *upstream) *Answer {
-	c, r := x.conn, &x.response
-	for {
-		if u.r < u.w {
-			n, err := r.Parse(u.in[u.r:u.w], x.head.Method, &limits)
-			switch {
-			case err == nil && r.Status >= 200:
-				u.r += n
-				return nil
-			case err == nil && r.Status == 101:
-				return &Answer{Status: 502, Reason: "unasked_upgrade", Text: u.endpoint.id + " changed the protocol without being asked"}
-			case err == nil:
-				u.r += n
-				x.continued = x.continued || r.Status == 100
-				if x.head.Minor >= 1 && !x.passOn(u) {
-					return &Answer{Status: 502, Reason: "client_gone", Close: true}
-				}
-				continue
-			case !errors.Is(err, http1.ErrIncomplete):
-				reason := "malformed"
-				var e *http1.Error
-				if errors.As(err, &e) {
-					reason = e.Reason
-				}
-				return &Answer{Status: 502, Reason: "bad_response", Text: u.endpoint.id + " sent a malformed response: " + reason}
-			}
-			if u.r > 0 {
-				u.w = copy(u.in[:], u.in[u.r:u.w])
-				u.r = 0
-			}
+// passBody streams the response's body.
+func (x *Exchange) passBody(up upstream) error {
+	if x.response.Framing == http1.NoBody || x.response.Framing == http1.FixedLength && x.response.Length == 0 {
+		if err := x.client.end(nil); err != nil {
+			return errors.Join(errSink, err)
 		}
-		if err := u.fill(); err != nil {
-			if c.wasExpired() {
-				return &Answer{Status: 504, Reason: "stalled", Text: u.endpoint.id + " did not answer for " + stallTimeout.String(), Close: true}
-			}
-			when := "before it answered"
-			if u.w > u.r {
-				when = "in the middle of the response's head"
-			}
-			if errors.Is(err, io.EOF) {
-				err = errClosed
-			}
-			return x.broken(u.endpoint, when, err)
-		}
-		c.progress()
+		return nil
 	}
+	return pump(x.client, up, &x.record.BytesOut)
+}
+
+// awaitResponse reads until a final response head is in x.response, passing
+// informational ones on.
+func (x *Exchange) awaitResponse(up upstream) error {
+	r := &x.response
+	for {
+		if err := up.await(x); err != nil {
+			return err
+		}
+		switch {
+		case r.Status >= 200:
+			return nil
+		case r.Status == 101 && x.upgrade:
+			return nil
+		case r.Status == 101:
+			return &protocolError{"unasked_upgrade"}
+		}
+		x.continued = x.continued || r.Status == 100
+		if x.head.Minor >= 1 {
+			if err := x.client.inform(); err != nil {
+				return errClientGone
+			}
+		}
+	}
+}
+
+var errClientGone = errors.New("the client went away")
+
+// noResponse says what it means that an attempt ended without a response.
+func (x *Exchange) noResponse(pl *plan, up upstream, err error, o *outcome) {
+	var malformed *protocolError
+	e := x.tried[(x.record.Attempts-1)%maxTried]
+	switch {
+	case errors.Is(err, errClientGone), x.wasExpired() && x.client.http2():
+		o.fault = Answer{Status: 502, Reason: "client_gone", Close: true}
+		return
+	case errors.As(err, &malformed):
+		o.fault = Answer{Status: 502, Reason: "bad_response", Text: e.id + " sent a malformed response: " + malformed.reason}
+	case x.wasExpired():
+		o.fault = Answer{Status: 504, Reason: "stalled", Text: e.id + " did not answer for " + stallTimeout.String(), Close: true}
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		o.fault = *x.broken(e, "", err)
+		o.again = pl.retry.PerTryTimeout > 0
+	default:
+		x.upstreamBroke(pl, up, e, err, o)
+		if o.stale || x.conn.l.Direction == Inbound && up.reused() {
+			return
+		}
+	}
+	x.judge(pl, 0, true)
+}
+
+// upstreamBroke describes a connection or stream that ended without an answer.
+func (x *Exchange) upstreamBroke(pl *plan, up upstream, e *endpoint, err error, o *outcome) {
+	when := "before it answered"
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		when = "in the middle of the response's head"
+	} else {
+		o.stale = up.reused()
+	}
+	if s, ok := up.(*http2Upstream); ok && !s.sent() {
+		o.unsent, o.again = true, true
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = errClosed
+	}
+	o.fault = *x.broken(e, when, err)
+	o.again = o.again || pl.retry.On&(weft.RetryReset|weft.Retry5xx|weft.RetryGatewayError) != 0 &&
+		(x.conn.l.Direction != Inbound || up.reused())
 }
 
 var errClosed = errors.New("closed by the endpoint")
 
-// passOn sends an informational response (100, 103) to the client.
-func (x *Exchange) passOn(u *upstream) bool {
-	out := http1.AppendStatusLine(x.conn.takeOut()[:0], x.response.Status, x.response.Reason)
-	out = append(x.response.AppendFields(out), "\r\n"...)
-	_, err := x.conn.sock.Write(out)
-	return err == nil
-}
-
 // judgeResponse feeds outlier detection and reports whether the response is one
 // that the plan would rather retry.
-func (x *Exchange) judgeResponse(pl *plan, u *upstream, o *received) (again bool) {
+func (x *Exchange) judgeResponse(pl *plan, o *outcome) (again bool) {
 	r := &x.response
-	if u.endpoint.identity != "" && r.Find(http1.FieldXWeft) >= 0 && r.Status >= 500 {
-		if again, known := x.peerFailed(pl, u, o); known {
+	e := x.tried[(x.record.Attempts-1)%maxTried]
+	if e.identity != "" && r.Find(http1.FieldXWeft) >= 0 && (r.Status >= 500 || x.grpc) {
+		if again, known := x.peerFailed(pl, e, o); known {
 			return again
 		}
 	}
-	gateway := r.Status == 502 || r.Status == 503 || r.Status == 504
-	x.judge(pl, u.endpoint, r.Status, gateway)
+	status := r.Status
+	if x.grpc {
+		var early bool
+		if status, early = x.earlyGRPCStatus(); !early {
+			return false // it comes behind the body: see passBody
+		}
+	}
+	gateway := isGatewayError(status)
+	x.judge(pl, status, gateway)
 	on := pl.retry.On
-	again = on&weft.Retry5xx != 0 && r.Status >= 500 ||
+	again = on&weft.Retry5xx != 0 && status >= 500 ||
 		on&weft.RetryGatewayError != 0 && gateway ||
-		on&weft.RetryUnavailable != 0 && r.Status == 503 ||
+		on&weft.RetryUnavailable != 0 && status == 503 ||
 		on&weft.RetryRetriable4xx != 0 && r.Status == 409
 	for _, s := range pl.retry.Statuses {
 		again = again || s == r.Status
@@ -140,28 +164,31 @@ func (x *Exchange) judgeResponse(pl *plan, u *upstream, o *received) (again bool
 	return again
 }
 
+func isGatewayError(status int) bool { return status == 502 || status == 503 || status == 504 }
+
 // peerFailed reads what the peer's sidecar says of a response that it made
 // itself: that its application cannot be reached, or broke.
-func (x *Exchange) peerFailed(pl *plan, u *upstream, o *received) (again, known bool) {
+func (x *Exchange) peerFailed(pl *plan, e *endpoint, o *outcome) (again, known bool) {
 	reason, _ := x.response.Lookup(reasonHeader)
 	_, unsent := x.response.Lookup(unsentHeader)
 	switch {
 	case unsent > 0:
 		o.unsent, o.again = true, true
-		u.endpoint.connectFailed(time.Now())
-		x.judge(pl, u.endpoint, 503, true)
+		e.connectFailed(time.Now())
+		x.judge(pl, 503, true)
 		return true, true
 	case string(reason) == "upstream_reset":
 		o.again = pl.retry.On&(weft.RetryReset|weft.Retry5xx|weft.RetryGatewayError) != 0
-		x.judge(pl, u.endpoint, 502, true)
+		x.judge(pl, 502, true)
 		return o.again, true
 	}
 	return false, false
 }
 
-// judge tells the endpoint's outlier detection of a result; status 0 is a broken
+// judge tells the present endpoint's outlier detection of a result; status 0 is a broken
 // connection.
-func (x *Exchange) judge(pl *plan, e *endpoint, status int, gateway bool) {
+func (x *Exchange) judge(pl *plan, status int, gateway bool) {
+	e := x.tried[(x.record.Attempts-1)%maxTried]
 	if status > 0 && status < 500 {
 		pl.group.succeeded(e)
 		return
@@ -173,38 +200,16 @@ func (x *Exchange) judge(pl *plan, e *endpoint, status int, gateway bool) {
 	}
 }
 
-// skipBody makes the connection reusable after a response that is not passed on,
-// if its body is here already.
-func (x *Exchange) skipBody(u *upstream) bool {
+// appendResponse appends the header lines that the client gets, but for framing.
+func (x *Exchange) appendResponse(dst []byte, pl *plan, bodiless, trailers bool) []byte {
 	r := &x.response
-	if r.Framing == http1.FixedLength && r.Length == int64(u.w-u.r) {
-		u.r = u.w
+	if r.Find(http1.FieldXWeft) >= 0 {
+		x.filterWeft()
 	}
-	return u.r == u.w && (r.Framing == http1.NoBody || r.Framing == http1.FixedLength) && r.KeepAlive
-}
-
-// clientFraming is how the client gets the response's body.
-func (x *Exchange) clientFraming() http1.Framing {
-	switch f := x.response.Framing; {
-	case f == http1.NoBody || f == http1.FixedLength:
-		return f
-	case x.head.Minor == 0: // HTTP/1.0 knows no chunks
-		return http1.UntilClose
-	}
-	return http1.Chunked
-}
-
-// appendResponse writes the response's head as the client gets it.
-func (x *Exchange) appendResponse(dst []byte, pl *plan, framing http1.Framing, keep bool) []byte {
-	r := &x.response
-	dst = http1.AppendStatusLine(dst, r.Status, r.Reason)
-	if i := r.Find(http1.FieldXWeft); i >= 0 {
-		x.filterWeft(pl)
-	}
-	if i := r.Find(http1.FieldContentLength); i >= 0 && framing == http1.NoBody && (r.Status == 304 || string(x.head.Method) == "HEAD") {
+	if i := r.Find(http1.FieldContentLength); i >= 0 && bodiless && (r.Status == 304 || string(x.head.Method) == "HEAD") {
 		r.Fields[i].Drop = false // it tells of a body that is not here
 	}
-	if i := r.Find(http1.FieldTrailer); i >= 0 && framing == http1.Chunked {
+	if i := r.Find(http1.FieldTrailer); i >= 0 && trailers {
 		r.Fields[i].Drop = false // the trailers go on too
 	}
 	if pl.rule != nil && !pl.rule.Response.Empty() {
@@ -213,55 +218,18 @@ func (x *Exchange) appendResponse(dst []byte, pl *plan, framing http1.Framing, k
 	if e := x.decision.Edge; e != nil && !e.Response.Empty() {
 		dst = applyOps(dst, &r.Head, &e.Response)
 	}
-	dst = r.AppendFields(dst)
-	switch framing {
-	case http1.FixedLength, http1.Chunked:
-		dst = http1.AppendFraming(dst, framing, r.Length)
-	}
-	if !keep {
-		dst = append(dst, "Connection: close\r\n"...)
-	} else if x.head.Minor == 0 {
-		dst = append(dst, "Connection: keep-alive\r\n"...)
-	}
-	return append(dst, "\r\n"...)
+	return r.AppendFields(dst)
 }
 
 // filterWeft removes our own headers from a response of somebody who has no
 // business to send them. A peer sidecar's reason goes on; its word on whether the
 // request was sent was for us.
-func (x *Exchange) filterWeft(pl *plan) {
+func (x *Exchange) filterWeft() {
 	h := &x.response.Head
-	trusted := pl.group != nil && x.conn.l.Direction != Inbound && x.tried[(x.record.Attempts-1)%maxTried].identity != ""
+	trusted := x.conn.l.Direction != Inbound && x.tried[(x.record.Attempts-1)%maxTried].identity != ""
 	for i := range h.Fields {
 		if h.Fields[i].ID == http1.FieldXWeft && !(trusted && equalFold(h.Name(i), reasonHeader)) {
 			h.Fields[i].Drop = true
 		}
 	}
-}
-
-// upstreamPatience is how long the connection may idle: the policy's limit, ours,
-// or a second less than the server announces (Keep-Alive: timeout=5), so that we
-// close before it does.
-func (x *Exchange) upstreamPatience(pl *plan) time.Duration {
-	patience := idleUpstream
-	if t := pl.group.policy.IdleTimeout; t > 0 {
-		patience = min(patience, t)
-	}
-	i := x.response.Find(http1.FieldKeepAlive)
-	if i < 0 {
-		return patience
-	}
-	_, after, found := bytes.Cut(x.response.Value(i), []byte("timeout="))
-	if !found {
-		return patience
-	}
-	digits := 0
-	for digits < len(after) && after[digits] >= '0' && after[digits] <= '9' {
-		digits++
-	}
-	seconds, err := strconv.Atoi(string(after[:digits]))
-	if err != nil || seconds > 3600 {
-		return patience
-	}
-	return min(patience, max(time.Duration(seconds)*time.Second-time.Second, 0))
 }

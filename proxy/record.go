@@ -23,6 +23,8 @@ type Record struct {
 	Status      int    // as sent to the client; 0: no response could be sent
 	Reason      string // why weft answered or gave up, one word
 	Policy      string
+	GRPCStatus  int // with GRPC
+	GRPC        bool
 	Endpoint    string
 	Attempts    int
 	BytesIn     int64 // of the request's body
@@ -57,9 +59,6 @@ func (x *Exchange) complete() {
 	switch c.l.Direction {
 	case Inbound:
 		r.Source, r.Destination = c.source, self
-		if c.series == nil {
-			c.series = c.p.metrics.Requests("inbound", c.source, self, "")
-		}
 		r.series = c.series
 	default:
 		r.Source = self
@@ -129,6 +128,9 @@ func (x *Exchange) log() {
 		slog.Int("status", r.Status), slog.Float64("duration_ms", float64(r.Duration.Microseconds())/1000),
 		slog.Int64("bytes_in", r.BytesIn), slog.Int64("bytes_out", r.BytesOut),
 		slog.String("peer", x.conn.peerText),
+	}
+	if r.GRPC {
+		attrs = append(attrs, slog.Int("grpc_status", r.GRPCStatus))
 	}
 	attrs = appendIf(attrs, "version", r.Version)
 	attrs = appendIf(attrs, "endpoint", r.Endpoint)

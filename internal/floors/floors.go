@@ -84,9 +84,13 @@ var plan = []room{
 	{at: "wire/...", floor: mechanisms, what: "protocols: bytes in, values out", family: true},
 	{at: "telemetry/trace", floor: mechanisms, what: "trace context, span recorder, OTLP out"},
 	{at: "telemetry/metric", floor: mechanisms, what: "counters and histograms"},
+	{at: "telemetry/accesslog", floor: mechanisms, what: "JSON lines that cost little"},
 
 	{at: "store", floor: trust, what: "embedded etcd"},
 	{at: "ca", floor: trust, what: "certificate authority and credentials"},
+	{at: "proxy/mux", floor: trust, what: "HTTP/2 connections: wire/http2 with a socket"},
+	{at: "proxy/relay", floor: trust, what: "byte lanes, and who speaks first on them"},
+	{at: "proxy/overload", floor: trust, what: "whether new work may begin"},
 
 	{at: "registry", floor: planes, what: "catalogue, checks, indexes"},
 	{at: "proxy", floor: planes, what: "data plane"},
