@@ -58,6 +58,11 @@ func (x *Exchange) passBody(up upstream) error {
 		}
 		return nil
 	}
+	if !up.more() { // the client may act on the head before there is a body
+		if err := x.client.flush(); err != nil {
+			return errors.Join(errSink, err)
+		}
+	}
 	return pump(x.client, up, &x.record.BytesOut)
 }
 
