@@ -36,19 +36,22 @@ import (
 var Binary string
 
 // Main builds weft and runs a package's tests. It does not return.
-func Main(m *testing.M) {
+func Main(m *testing.M) { os.Exit(Run(m)) }
+
+// Run is Main for those who have something to do afterwards.
+func Run(m *testing.M) (code int) {
 	dir, err := os.MkdirTemp("", "weft-judge-")
 	if err == nil {
 		err = build(dir)
 	}
-	code := 1
+	code = 1
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "build weft:", err)
 	} else {
 		code = m.Run()
 	}
 	_ = os.RemoveAll(dir)
-	os.Exit(code)
+	return code
 }
 
 // build works where weft's own go.mod is: a judge's has not all of its libraries.
@@ -252,6 +255,17 @@ func Eventually(t testing.TB, patience time.Duration, what string, check func() 
 			t.Fatalf("waited %s for %s: %v", patience, what, err)
 		}
 		<-time.After(20 * time.Millisecond)
+	}
+}
+
+// Accepts is a check for Eventually: somebody listens.
+func Accepts(address string) func() error {
+	return func() error {
+		c, err := net.DialTimeout("tcp", address, time.Second)
+		if err == nil {
+			_ = c.Close()
+		}
+		return err
 	}
 }
 
