@@ -6,6 +6,8 @@
 //	reg := metric.New(0)
 //	series := reg.Requests("outbound", "order-service", "inventory-service", "v1") // once per upstream
 //	series.Observe(200, took)                                                       // per request
+//	calls := reg.GRPC("outbound", "order-service", "inventory-service")             // once per upstream
+//	calls.Observe("/shop.Inventory/Reserve", 0, took)                               // per gRPC call
 //	denied := reg.Counter("weft_denied_total", "Requests denied.", metric.Label{Name: "policy", Value: "…"})
 //	denied.Add(1)
 //
@@ -14,6 +16,11 @@
 //	weft_requests_total{direction,source,destination,version,code}
 //	weft_request_errors_total{…}                  code 0 (no answer came) and from 500
 //	weft_request_duration_seconds{direction,source,destination,version}   histogram
+//
+// and what GRPC gives as
+//
+//	weft_grpc_requests_total{direction,source,destination,service,method,grpc_status}
+//	weft_grpc_request_duration_seconds{direction,source,destination,service,method}   histogram
 //
 // When the registry holds its maximum of label sets, further ones are counted
 // together in one whose every label is "other", and
@@ -81,9 +88,12 @@ type Registry struct {
 	maxSeries int
 
 	// atomics
-	folded atomic.Uint64
+	folded      atomic.Uint64
+	grpcMethods atomic.Int64 // label sets of methods, of all destinations
 
 	mu           sync.Mutex
+	grpc         map[grpcKey]*GRPCCalls
+	otherGRPC    *GRPCCalls
 	requests     map[requestKey]*RequestSeries
 	otherRequest *RequestSeries
 	families     map[string]*family
@@ -104,8 +114,8 @@ type series struct {
 	fn     func() float64
 }
 
-// New returns a registry that holds at most maxSeries label sets of requests,
-// and as many of each other metric; 0 is DefaultMaxSeries.
+// New returns a registry that holds at most maxSeries label sets of requests, as
+// many of gRPC methods, and as many of each other metric; 0 is DefaultMaxSeries.
 func New(maxSeries int) *Registry {
 	if maxSeries <= 0 {
 		maxSeries = DefaultMaxSeries
@@ -113,6 +123,7 @@ func New(maxSeries int) *Registry {
 	r := &Registry{
 		maxSeries: maxSeries,
 		requests:  map[requestKey]*RequestSeries{},
+		grpc:      map[grpcKey]*GRPCCalls{},
 		families:  map[string]*family{},
 	}
 	r.CounterFunc("weft_metric_series_folded_total",
@@ -253,7 +264,7 @@ func isSnakeCase(s string) bool {
 // Gather reads every metric, sorted by name and by labels.
 func (r *Registry) Gather() []Family {
 	r.mu.Lock()
-	families := r.gatherRequests()
+	families := append(r.gatherRequests(), r.gatherGRPC()...)
 	type pending struct {
 		f  *family
 		ss []*series

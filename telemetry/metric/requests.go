@@ -36,8 +36,13 @@ type RequestSeries struct {
 	key requestKey
 
 	// atomics
-	codes   [exactCodes]codeCount // filled from the front, in order of first appearance
-	folded  [len(classes)]atomic.Uint64
+	codes  [exactCodes]codeCount // filled from the front, in order of first appearance
+	folded [len(classes)]atomic.Uint64
+	took   durations
+}
+
+// durations is a histogram that is being filled.
+type durations struct {
 	buckets [len(bounds) + 1]atomic.Uint64 // the last has no upper bound; not cumulative
 	nanos   atomic.Int64
 }
@@ -74,12 +79,16 @@ func (r *Registry) Requests(direction, source, destination, version string) *Req
 // how long it took.
 func (s *RequestSeries) Observe(code int, d time.Duration) {
 	s.counter(code).Add(1)
+	s.took.observe(d)
+}
+
+func (h *durations) observe(d time.Duration) {
 	i := 0
 	for i < len(bounds) && d > bounds[i] {
 		i++
 	}
-	s.buckets[i].Add(1)
-	s.nanos.Add(int64(d))
+	h.buckets[i].Add(1)
+	h.nanos.Add(int64(d))
 }
 
 func (s *RequestSeries) counter(code int) *atomic.Uint64 {
@@ -136,7 +145,7 @@ func (r *Registry) gatherRequests() []Family {
 				count(classes[i], i == 0 || i >= 5, n)
 			}
 		}
-		duration.Samples = append(duration.Samples, Sample{Labels: labels, Histogram: s.histogram()})
+		duration.Samples = append(duration.Samples, Sample{Labels: labels, Histogram: s.took.gather()})
 	}
 	for _, s := range r.requests {
 		gather(s)
@@ -151,13 +160,13 @@ func (r *Registry) gatherRequests() []Family {
 	return families
 }
 
-func (s *RequestSeries) histogram() *Histogram {
-	h := &Histogram{Buckets: make([]Bucket, len(bounds)), Sum: time.Duration(s.nanos.Load()).Seconds()}
-	for i := range s.buckets {
-		h.Count += s.buckets[i].Load()
+func (h *durations) gather() *Histogram {
+	out := &Histogram{Buckets: make([]Bucket, len(bounds)), Sum: time.Duration(h.nanos.Load()).Seconds()}
+	for i := range h.buckets {
+		out.Count += h.buckets[i].Load()
 		if i < len(bounds) {
-			h.Buckets[i] = Bucket{UpperBound: bounds[i].Seconds(), Count: h.Count}
+			out.Buckets[i] = Bucket{UpperBound: bounds[i].Seconds(), Count: out.Count}
 		}
 	}
-	return h
+	return out
 }
