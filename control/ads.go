@@ -32,7 +32,10 @@ type proxy struct {
 }
 
 // workload is the instance that a sidecar stands before.
-type workload struct{ labels map[string]string }
+type workload struct {
+	service weft.ServiceName // always that of the proxy's identity
+	labels  map[string]string
+}
 
 // connection is what a stream's node said of itself. It is shown to people, and
 // nothing is decided by it.

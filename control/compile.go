@@ -28,57 +28,77 @@ func (k *compiler) exists(n weft.ServiceName) bool {
 }
 
 // routeTable returns the rules for a host as a client in namespace calls it: a
-// VirtualService's, or, for a registered service without one, that its requests go
-// there. nil means that there is no such host.
+// VirtualService's, or, for a registered service without one, that its requests and
+// connections go there. nil means that there is no such host.
 func (k *compiler) routeTable(namespace, host string) *weft.RouteTable {
 	n, isName := weft.ParseHost(host, namespace)
 	registered := isName && k.exists(n)
-	if t := k.set.RouteTable(host, namespace); t != nil {
-		return k.resolve(t, namespace)
-	}
-	if !registered {
+	t := k.set.RouteTable(host, namespace)
+	switch {
+	case t != nil:
+		t = k.resolve(t, namespace)
+	case registered:
+		t = &weft.RouteTable{Host: host}
+	default:
 		return nil
 	}
-	t, err := weft.NewRouteTable(host, []weft.Rule{{
-		Name: "default", Retry: weft.DefaultRetry,
-		Destinations: []weft.Destination{{Service: n, Weight: 1}},
-	}})
-	if err != nil {
-		return nil // it has a destination: this cannot be
+	if registered {
+		toItself(t, n)
 	}
 	return t
 }
 
-// gateway returns the tables of a gateway whose proxy is in namespace.
-func (k *compiler) gateway(name, namespace string) []*weft.RouteTable {
-	tables := slices.Clone(k.set.Gateway(name))
-	for i, t := range tables {
-		tables[i] = k.resolve(t, namespace)
+// toItself adds what holds for a service of which its VirtualService does not speak:
+// one with tcp rules only says nothing of requests, and the other way round.
+func toItself(t *weft.RouteTable, n weft.ServiceName) {
+	itself := []weft.Destination{{Service: n, Weight: 1}}
+	if len(t.Rules) == 0 {
+		t.Rules = []weft.Rule{{Name: "default", Retry: weft.DefaultRetry, Destinations: itself}}
 	}
-	return tables
+	if last := len(t.TCP) - 1; last < 0 || len(t.TCP[last].Ports) > 0 {
+		t.TCP = append(slices.Clip(t.TCP), weft.RawRule{Name: "default", Destinations: itself})
+	}
+}
+
+// gatewayTable returns one table of a gateway whose proxy is in namespace, or nil.
+func (k *compiler) gatewayTable(name, host, namespace string) *weft.RouteTable {
+	if t := k.set.GatewayTable(name, host); t != nil {
+		return k.resolve(t, namespace)
+	}
+	return nil
 }
 
 // resolve says of destinations that cannot serve why. The table it is given
 // belongs to the set: what changes is copied.
 func (k *compiler) resolve(t *weft.RouteTable, namespace string) *weft.RouteTable {
 	out := *t
-	for i := range t.Rules {
-		for j := range t.Rules[i].Destinations {
-			why := k.unresolved(&t.Rules[i].Destinations[j], namespace)
-			if why == t.Rules[i].Destinations[j].Unresolved {
+	ofRaw := func(r *weft.RawRule) *[]weft.Destination { return &r.Destinations }
+	out.Rules = resolved(k, t.Rules, func(r *weft.Rule) *[]weft.Destination { return &r.Destinations }, namespace)
+	out.TCP = resolved(k, t.TCP, ofRaw, namespace)
+	out.TLS = resolved(k, t.TLS, ofRaw, namespace)
+	return &out
+}
+
+func resolved[R any](k *compiler, rules []R, destinations func(*R) *[]weft.Destination, namespace string) []R {
+	out, copied := rules, false
+	for i := range rules {
+		before, copiedThese := *destinations(&rules[i]), false
+		for j := range before {
+			why := k.unresolved(&before[j], namespace)
+			if why == before[j].Unresolved {
 				continue
 			}
-			if &out.Rules[0] == &t.Rules[0] {
-				out.Rules = slices.Clone(t.Rules)
+			if !copied {
+				out, copied = slices.Clone(rules), true
 			}
-			rule := &out.Rules[i]
-			if &rule.Destinations[0] == &t.Rules[i].Destinations[0] {
-				rule.Destinations = slices.Clone(rule.Destinations)
+			after := destinations(&out[i])
+			if !copiedThese {
+				*after, copiedThese = slices.Clone(*after), true
 			}
-			rule.Destinations[j].Unresolved = why
+			(*after)[j].Unresolved = why
 		}
 	}
-	return &out
+	return out
 }
 
 func (k *compiler) unresolved(d *weft.Destination, namespace string) string {
@@ -114,6 +134,13 @@ func destinations(services map[weft.ServiceName]bool, tables ...*weft.RouteTable
 		for i := range t.Rules {
 			for j := range t.Rules[i].Destinations {
 				services[t.Rules[i].Destinations[j].Service] = true
+			}
+		}
+		for _, raw := range [][]weft.RawRule{t.TCP, t.TLS} {
+			for i := range raw {
+				for j := range raw[i].Destinations {
+					services[raw[i].Destinations[j].Service] = true
+				}
 			}
 		}
 	}
@@ -160,7 +187,10 @@ func (c *Control) Mesh(namespace string, hosts ...string) *weft.Snapshot {
 func (c *Control) GatewaySnapshot(name string) *weft.Snapshot {
 	k := compiler{set: c.set.Load(), registry: c.registry}
 	namespace := c.gatewayNamespace(name)
-	tables := k.gateway(name, namespace)
+	tables := slices.Clone(k.set.Gateway(name))
+	for i, t := range tables {
+		tables[i] = k.resolve(t, namespace)
+	}
 	s := &weft.Snapshot{Version: c.Index(), Gateway: weft.NewGateway(name, tables), Hosts: make(map[string]*weft.RouteTable)}
 	services := make(map[weft.ServiceName]bool)
 	destinations(services, tables...)
@@ -177,6 +207,7 @@ type WorkloadAuthorization struct {
 	Labels        map[string]string
 	Instances     []weft.InstanceKey
 	Authorization *weft.Authorization // nil: no policy applies
+	Paths         weft.PathMode       // how the paths that it sees are normalised
 }
 
 // AuthorizationFor returns the policies of a service's instances, one entry for
@@ -185,8 +216,9 @@ type WorkloadAuthorization struct {
 func (c *Control) AuthorizationFor(service weft.ServiceName) []WorkloadAuthorization {
 	set := c.set.Load()
 	instances, _ := c.registry.Instances(service)
+	paths := set.Paths(service)
 	if len(instances) == 0 {
-		return []WorkloadAuthorization{{Authorization: set.Authorization(service.Namespace, nil)}}
+		return []WorkloadAuthorization{{Authorization: set.Authorization(service.Namespace, nil), Paths: paths}}
 	}
 	var out []WorkloadAuthorization
 	at := make(map[string]int)
@@ -196,7 +228,7 @@ func (c *Control) AuthorizationFor(service weft.ServiceName) []WorkloadAuthoriza
 		if !seen {
 			i = len(out)
 			at[key] = i
-			out = append(out, WorkloadAuthorization{Labels: in.Labels, Authorization: set.Authorization(service.Namespace, in.Labels)})
+			out = append(out, WorkloadAuthorization{Labels: in.Labels, Authorization: set.Authorization(service.Namespace, in.Labels), Paths: paths})
 		}
 		out[i].Instances = append(out[i].Instances, in.Key())
 	}

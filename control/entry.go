@@ -19,7 +19,7 @@ type entryKey struct {
 	typeURL string
 	name    string // as the proxy asks for it
 	// scope is what else the answer depends on: the client's namespace (Service,
-	// Gateway), or the workload (Authorization).
+	// GatewayTable), or the workload (Authorization).
 	scope string
 }
 
@@ -35,45 +35,112 @@ type entry struct {
 	streams  map[*stream]struct{}
 }
 
-// catalogue is the compiled resources, and which services each depends on.
-// Guarded by Control.mu.
+// catalogue is the compiled resources, and what each depends on. Guarded by
+// Control.mu.
 type catalogue struct {
 	entries   map[entryKey]*entry
 	byService map[weft.ServiceName]map[*entry]struct{}
+	byLabel   map[string]map[*entry]struct{} // route tables and services, by the first label of their name
+	others    map[*entry]struct{}            // of types of which there are few
+	// followers are the streams that are subscribed to all tables of a gateway, by
+	// the name that they have for it.
+	followers map[string]map[*stream]struct{}
 }
 
 func newCatalogue() catalogue {
-	return catalogue{entries: make(map[entryKey]*entry), byService: make(map[weft.ServiceName]map[*entry]struct{})}
+	return catalogue{
+		entries: make(map[entryKey]*entry), byService: make(map[weft.ServiceName]map[*entry]struct{}),
+		byLabel: make(map[string]map[*entry]struct{}), others: make(map[*entry]struct{}),
+		followers: make(map[string]map[*stream]struct{}),
+	}
+}
+
+func (g *catalogue) add(e *entry) {
+	g.entries[e.key] = e
+	if label, ok := e.label(); ok {
+		insert(g.byLabel, label, e)
+	} else if e.key.typeURL != weftpb.EndpointsType && e.key.typeURL != weftpb.GatewayTableType {
+		g.others[e] = struct{}{}
+	}
+}
+
+// label is what a concern's names are compared with.
+func (e *entry) label() (label string, ok bool) {
+	switch e.key.typeURL {
+	case weftpb.RouteTableType, weftpb.ServiceType:
+		return firstLabel(nameOf(e.key)), true
+	}
+	return "", false
+}
+
+func insert[K comparable, V comparable](index map[K]map[V]struct{}, key K, v V) {
+	if index[key] == nil {
+		index[key] = make(map[V]struct{})
+	}
+	index[key][v] = struct{}{}
+}
+
+func remove[K comparable, V comparable](index map[K]map[V]struct{}, key K, v V) {
+	delete(index[key], v)
+	if len(index[key]) == 0 {
+		delete(index, key)
+	}
 }
 
 // index notes what e depends on now, instead of what it did.
 func (g *catalogue) index(e *entry, saw map[weft.ServiceName]bool) {
 	for n := range e.saw {
 		if _, still := saw[n]; !still {
-			g.unlink(e, n)
+			remove(g.byService, n, e)
 		}
 	}
 	for n := range saw {
-		if g.byService[n] == nil {
-			g.byService[n] = make(map[*entry]struct{})
-		}
-		g.byService[n][e] = struct{}{}
+		insert(g.byService, n, e)
 	}
 	e.saw = saw
 }
 
-func (g *catalogue) unlink(e *entry, n weft.ServiceName) {
-	delete(g.byService[n], e)
-	if len(g.byService[n]) == 0 {
-		delete(g.byService, n)
-	}
-}
-
 func (g *catalogue) drop(e *entry) {
 	for n := range e.saw {
-		g.unlink(e, n)
+		remove(g.byService, n, e)
 	}
+	if label, ok := e.label(); ok {
+		remove(g.byLabel, label, e)
+	}
+	delete(g.others, e)
 	delete(g.entries, e.key)
+}
+
+// affected are the entries that a change of resources may touch.
+func (g *catalogue) affected(n concern) map[*entry]struct{} {
+	out := make(map[*entry]struct{})
+	if n.names == nil {
+		for _, e := range g.entries {
+			if n.touches(e) {
+				out[e] = struct{}{}
+			}
+		}
+		return out
+	}
+	look := func(entries map[*entry]struct{}) {
+		for e := range entries {
+			if n.touches(e) {
+				out[e] = struct{}{}
+			}
+		}
+	}
+	look(g.others)
+	for label := range n.names {
+		look(g.byLabel[label])
+	}
+	if n.kinds["DestinationRule"] {
+		for service, entries := range g.byService {
+			if n.names[service.Name] {
+				look(entries)
+			}
+		}
+	}
+	return out
 }
 
 // compile makes the message of a key; nil when there is no such thing. A name that
@@ -98,12 +165,18 @@ func (k *compiler) compile(key entryKey, trust *weftpb.Trust) proto.Message {
 			return weftpb.EncodeEndpoints(n, endpoints)
 		}
 	case weftpb.GatewayType:
-		if tables := k.gateway(key.name, key.scope); len(tables) > 0 {
-			return weftpb.EncodeGateway(key.name, tables)
+		if _, ok := k.set.GatewayHosts(key.name); ok {
+			return &weftpb.Gateway{Name: key.name}
+		}
+	case weftpb.GatewayTableType:
+		if gateway, host, ok := weftpb.ParseGatewayTableName(key.name); ok {
+			if t := k.gatewayTable(gateway, host, key.scope); t != nil {
+				return weftpb.EncodeGatewayTable(t)
+			}
 		}
 	case weftpb.AuthorizationType:
-		namespace, labels := parseWorkload(key.scope)
-		return weftpb.EncodeAuthorization(k.set.Authorization(namespace, labels))
+		service, labels := parseWorkload(key.scope)
+		return weftpb.EncodeAuthorization(k.set.Authorization(service.Namespace, labels), k.set.Paths(service))
 	case weftpb.TrustType:
 		return trust
 	}
@@ -156,16 +229,17 @@ func versionOf(body *anypb.Any) string {
 }
 
 // workloadScope is the scope of a workload's Authorization.
-func workloadScope(namespace string, labels map[string]string) string {
-	return namespace + "\n" + labelsKey(labels)
+func workloadScope(service weft.ServiceName, labels map[string]string) string {
+	return weftpb.ServiceResource(service) + "\n" + labelsKey(labels)
 }
 
-func parseWorkload(scope string) (namespace string, labels map[string]string) {
-	namespace, text, _ := strings.Cut(scope, "\n")
+func parseWorkload(scope string) (service weft.ServiceName, labels map[string]string) {
+	name, text, _ := strings.Cut(scope, "\n")
+	service, _ = weftpb.ParseServiceResource(name)
 	if json.Unmarshal([]byte(text), &labels) != nil {
-		return namespace, nil
+		return service, nil
 	}
-	return namespace, labels
+	return service, labels
 }
 
 // labelsKey is equal for equal labels: json sorts the keys.
@@ -179,31 +253,39 @@ func labelsKey(labels map[string]string) string {
 
 // concern says which entries a change of resources may touch.
 type concern struct {
-	kinds map[string]bool
+	kinds map[string]bool // "VirtualService" is one for sidecars
 	// names are the first labels of the hosts that the changed resources name.
 	// Two names of one service always share the first label. nil means all.
 	names map[string]bool
 }
 
+// touches reports whether the change may touch an entry. Of a gateway's tables
+// resource.Set says which VirtualServices touch them.
 func (n concern) touches(e *entry) bool {
-	routing := n.kinds["VirtualService"] || n.kinds["DestinationRule"]
 	switch e.key.typeURL {
 	case weftpb.GatewayType:
-		return routing || n.kinds["Gateway"]
+		return n.kinds["Gateway"]
+	case weftpb.GatewayTableType:
+		return n.subsetsOf(e)
 	case weftpb.AuthorizationType:
-		return n.kinds["AuthorizationPolicy"]
+		service, _ := parseWorkload(e.key.scope)
+		return n.kinds["AuthorizationPolicy"] || n.kinds["VirtualService"] && n.fits(service.Name)
 	case weftpb.ServiceType:
 		return n.kinds["DestinationRule"] && n.fits(nameOf(e.key))
 	case weftpb.RouteTableType:
-		if n.kinds["VirtualService"] && n.fits(nameOf(e.key)) {
+		return n.kinds["VirtualService"] && n.fits(nameOf(e.key)) || n.subsetsOf(e)
+	}
+	return false
+}
+
+// subsetsOf reports whether a DestinationRule may define a subset that e points to.
+func (n concern) subsetsOf(e *entry) bool {
+	if !n.kinds["DestinationRule"] {
+		return false
+	}
+	for service := range e.saw {
+		if n.fits(service.Name) {
 			return true
-		}
-		if n.kinds["DestinationRule"] { // it may define a subset that the table points to
-			for service := range e.saw {
-				if n.fits(service.Name) {
-					return true
-				}
-			}
 		}
 	}
 	return false

@@ -54,7 +54,7 @@ func (w workloads) Lease(rpc leaseStream) error {
 		return rpcError(err)
 	}
 	if register.GetProxy() != "" {
-		p := c.hold(proxyKey{identity: id, id: register.GetProxy()}, in.Labels)
+		p := c.hold(proxyKey{identity: id, id: register.GetProxy()}, &in)
 		defer c.release(p)
 		if err := c.enforced(rpc.Context(), p, &in); err != nil {
 			return rpcError(err)
@@ -134,6 +134,9 @@ func (c *Control) leased(ctx context.Context, id weft.Identity, r *weftpb.LeaseR
 	}
 	in.Identity = id
 	in.Dialect = "weft"
+	if in.Protocol == "" {
+		in.Protocol = weft.DeclaredProtocol(in.Labels, in.Tags)
+	}
 	// Two checks: an application that is unwell for long stays registered, as long
 	// as its sidecar says so; one whose sidecar is gone does not.
 	in.Checks = []weft.Check{{
@@ -165,13 +168,13 @@ func (c *Control) placed(ctx context.Context, in *weft.Instance) error {
 }
 
 // hold notes the workload of a proxy, so that its policies are known.
-func (c *Control) hold(key proxyKey, labels map[string]string) *proxy {
+func (c *Control) hold(key proxyKey, in *weft.Instance) *proxy {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	p := c.proxyOf(key)
 	p.leases++
-	if p.workload == nil || !maps.Equal(p.workload.labels, labels) {
-		p.workload = &workload{labels: labels}
+	if p.workload == nil || !maps.Equal(p.workload.labels, in.Labels) {
+		p.workload = &workload{service: in.Service, labels: in.Labels}
 		c.rescope(p)
 	}
 	return p

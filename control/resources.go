@@ -69,6 +69,16 @@ func (c *Control) Apply(ctx context.Context, files []resource.File, o ApplyOptio
 	c.writing.Lock() // so that what is compared is what is replaced
 	defer c.writing.Unlock()
 	changes, txn, after := c.compare(parsed)
+	if bad := after.Conflicts(among(parsed)); len(bad) > 0 {
+		problems = append(problems, bad...)
+		if !o.Partial {
+			return ApplyResult{}, &weft.Error{Kind: weft.Invalid, Op: "apply", Thing: counted(len(bad), "problem"), Err: problems}
+		}
+		parsed = slices.DeleteFunc(parsed, func(r *resource.Resource) bool {
+			return slices.ContainsFunc(bad, func(p weft.Problem) bool { return sourceRef(p) == r.Ref() })
+		})
+		changes, txn, after = c.compare(parsed)
+	}
 	result := ApplyResult{Index: c.Index(), Changes: changes, Problems: append(problems, c.warningsOf(parsed, after)...)}
 	if o.DryRun || len(txn.Put) == 0 {
 		return result, nil
@@ -92,12 +102,14 @@ func counted(n int, what string) string {
 // the set that there would be then.
 func (c *Control) compare(parsed []*resource.Resource) (changes []ApplyChange, txn store.Txn, after *resource.Set) {
 	c.mu.Lock()
-	all := maps.Clone(c.resources)
+	before := c.resources // replaced as a whole, never changed
+	set := c.set.Load()
 	c.mu.Unlock()
+	var put []*resource.Resource
 	for _, r := range parsed {
 		key := keyOf(r)
 		change := ApplyChange{Kind: r.Kind, Namespace: r.Namespace, Name: r.Name, Action: Updated, Source: r.Source}
-		old := all[key]
+		old := before[key]
 		switch {
 		case old == nil:
 			change.Action = Created
@@ -111,10 +123,11 @@ func (c *Control) compare(parsed []*resource.Resource) (changes []ApplyChange, t
 			if old != nil {
 				next.Created = old.Created
 			}
-			all[key] = &next
+			put = append(put, &next)
 		}
 	}
-	return changes, txn, resource.NewSet(slices.Collect(maps.Values(all)))
+	after, _ = set.With(put, nil)
+	return changes, txn, after
 }
 
 func sameManifest(a, b *resource.Resource) bool {
@@ -125,18 +138,21 @@ func sameManifest(a, b *resource.Resource) bool {
 
 // warningsOf are the warnings of a set about the resources given.
 func (c *Control) warningsOf(applied []*resource.Resource, set *resource.Set) weft.Problems {
-	mine := make(map[string]bool, len(applied))
-	for _, r := range applied {
-		mine[keyOf(r)] = true
-	}
 	known := compiler{registry: c.registry}
-	var out weft.Problems
-	for _, w := range set.Warnings(known.exists) {
-		if mine[resourceKey(w.Source.Kind, w.Source.Namespace, w.Source.Name)] {
-			out = append(out, w)
-		}
+	return set.WarningsAbout(among(applied), known.exists)
+}
+
+// among says of a resource whether it is one of those applied.
+func among(applied []*resource.Resource) func(resource.Ref) bool {
+	mine := make(map[resource.Ref]bool, len(applied))
+	for _, r := range applied {
+		mine[r.Ref()] = true
 	}
-	return out
+	return func(ref resource.Ref) bool { return mine[ref] }
+}
+
+func sourceRef(p weft.Problem) resource.Ref {
+	return resource.Ref{Kind: p.Source.Kind, Namespace: p.Source.Namespace, Name: p.Source.Name}
 }
 
 // Delete removes one resource, and returns when nothing is compiled of it any
@@ -202,12 +218,20 @@ func (c *Control) load(ctx context.Context) (rev int64, err error) {
 		return 0, fmt.Errorf("load the resources: %w", err)
 	}
 	next := make(map[string]*resource.Resource, len(kvs))
+	var put []*resource.Resource
 	for _, kv := range kvs {
 		if r := c.decode(kv); r != nil {
 			next[kv.Key] = r
+			put = append(put, r)
 		}
 	}
-	c.replace(next, everything(), rev)
+	var gone []resource.Ref
+	for key, r := range c.resources {
+		if next[key] == nil {
+			gone = append(gone, r.Ref())
+		}
+	}
+	c.replace(next, put, gone, everything(), rev)
 	return rev, nil
 }
 
@@ -254,8 +278,10 @@ func (c *Control) follow(rev int64) {
 func (c *Control) take(b store.Batch) {
 	next := maps.Clone(c.resources)
 	n := concern{kinds: make(map[string]bool), names: make(map[string]bool)}
+	changed := make(map[string]bool)
 	for _, ev := range b.Events {
 		n.add(next[ev.Key])
+		changed[ev.Key] = true
 		delete(next, ev.Key)
 		if ev.Deleted {
 			continue
@@ -265,7 +291,16 @@ func (c *Control) take(b store.Batch) {
 			n.add(r)
 		}
 	}
-	c.replace(next, n, b.Rev)
+	var put []*resource.Resource
+	var gone []resource.Ref
+	for key := range changed {
+		if next[key] != nil {
+			put = append(put, next[key])
+		} else if c.resources[key] != nil {
+			gone = append(gone, c.resources[key].Ref())
+		}
+	}
+	c.replace(next, put, gone, n, b.Rev)
 }
 
 // everything concerns all entries.
@@ -273,19 +308,23 @@ func everything() concern {
 	return concern{kinds: map[string]bool{"VirtualService": true, "DestinationRule": true, "Gateway": true, "AuthorizationPolicy": true}}
 }
 
-// add notes a resource that came or went; nil is none.
+// add notes a resource that came or went; nil is none. What a VirtualService is for
+// gateways only, resource.Set tells.
 func (n *concern) add(r *resource.Resource) {
 	if r == nil {
 		return
 	}
-	n.kinds[r.Kind] = true
 	var hosts []string
 	switch spec := r.Spec.(type) {
 	case *networking.VirtualService:
+		if !resource.InMesh(spec) {
+			return
+		}
 		hosts = spec.GetHosts()
 	case *networking.DestinationRule:
 		hosts = []string{spec.GetHost()}
 	}
+	n.kinds[r.Kind] = true
 	for _, host := range hosts {
 		if strings.HasPrefix(host, "*") {
 			n.names = nil
@@ -296,20 +335,23 @@ func (n *concern) add(r *resource.Resource) {
 	}
 }
 
-// replace makes next the resources, and compiles again what that concerns.
-func (c *Control) replace(next map[string]*resource.Resource, n concern, rev int64) {
-	set := resource.NewSet(slices.Collect(maps.Values(next)))
+// replace makes next the resources, put and gone being what is not as before, and
+// compiles again what that concerns.
+func (c *Control) replace(next map[string]*resource.Resource, put []*resource.Resource, gone []resource.Ref, n concern, rev int64) {
+	before := c.set.Load()
+	if before == nil {
+		before = resource.NewSet(nil)
+	}
+	set, tables := before.With(put, gone)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.resources = next
 	c.set.Store(set)
-	var affected []*entry
-	for _, e := range c.catalogue.entries {
-		if n.touches(e) {
-			affected = append(affected, e)
-		}
+	affected := c.catalogue.affected(n)
+	for _, t := range tables {
+		c.gatewayChanged(t, affected)
 	}
-	c.advance(uint64(rev), affected)
+	c.advance(uint64(rev), slices.Collect(maps.Keys(affected)))
 	c.compiled = rev
 	close(c.moved)
 	c.moved = make(chan struct{})

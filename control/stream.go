@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/weftmesh/weft/control/resource"
 	"github.com/weftmesh/weft/control/weftpb"
 )
 
@@ -18,7 +19,7 @@ import (
 // before what points to it.
 var typeOrder = [...]string{
 	weftpb.TrustType, weftpb.ServiceType, weftpb.EndpointsType,
-	weftpb.RouteTableType, weftpb.GatewayType, weftpb.AuthorizationType,
+	weftpb.RouteTableType, weftpb.GatewayTableType, weftpb.GatewayType, weftpb.AuthorizationType,
 }
 
 const (
@@ -58,6 +59,7 @@ type subscription struct {
 // interest is one name that a stream is subscribed to.
 type interest struct {
 	entry    *entry
+	member   bool   // by a subscription to all tables of a gateway: it ends with the table
 	answered bool   // the proxy was told something of this name
 	sent     string // version that it was told last; "" is that there is none
 	force    bool   // send even when it is the same: it was asked for again
@@ -117,6 +119,10 @@ func (c *Control) request(s *stream, r *discovery.DeltaDiscoveryRequest) error {
 		if len(name) > maxNameLength || len(sub.names) >= maxNames {
 			return status.Errorf(codes.ResourceExhausted, "a name of %d bytes, or more than %d names of one type", len(name), maxNames)
 		}
+		if gateway, all := allTablesOf(r.GetTypeUrl(), name); all {
+			c.subscribeAll(s, sub, gateway, have)
+			continue
+		}
 		c.subscribe(s, sub, r.GetTypeUrl(), name, have[name])
 	}
 	c.settle()
@@ -139,8 +145,13 @@ func (c *Control) acknowledge(s *stream, sub *subscription, r *discovery.DeltaDi
 		s.log.Warn("control: a proxy refuses configuration; it goes on with the last good one", "type", kindOf(r.GetTypeUrl()), "reason", reason)
 	}
 	for name, seq := range sub.flight.seqs {
-		if in := sub.names[name]; in != nil {
-			in.acked = max(in.acked, seq)
+		in := sub.names[name]
+		if in == nil {
+			continue
+		}
+		in.acked = max(in.acked, seq)
+		if in.member && in.entry.resource == nil && in.sent == "" {
+			c.unsubscribeName(s, sub, name)
 		}
 	}
 	sub.flight = nil
@@ -172,18 +183,70 @@ func (c *Control) subscribe(s *stream, sub *subscription, typeURL, name, have st
 	s.mark(typeURL, name, c.index)
 }
 
+// allTablesOf reports whether a name stands for all tables of a gateway.
+func allTablesOf(typeURL, name string) (gateway string, all bool) {
+	if typeURL != weftpb.GatewayTableType {
+		return "", false
+	}
+	gateway, host, ok := weftpb.ParseGatewayTableName(name)
+	return gateway, ok && host == ""
+}
+
+// subscribeAll subscribes a stream to the tables that a gateway has and will have.
+// have are those that the proxy has: of the ones that are no more it is told.
+func (c *Control) subscribeAll(s *stream, sub *subscription, gateway string, have map[string]string) {
+	insert(c.catalogue.followers, gateway, s)
+	hosts, _ := c.set.Load().GatewayHosts(gateway)
+	for _, host := range hosts {
+		name := weftpb.GatewayTableName(gateway, host)
+		c.subscribeMember(s, sub, name, have[name])
+	}
+	for name, version := range have {
+		if of, _, ok := weftpb.ParseGatewayTableName(name); ok && of == gateway && sub.names[name] == nil {
+			c.subscribeMember(s, sub, name, version)
+		}
+	}
+}
+
+func (c *Control) subscribeMember(s *stream, sub *subscription, name, have string) {
+	c.subscribe(s, sub, weftpb.GatewayTableType, name, have)
+	sub.names[name].member = true
+}
+
+// gatewayChanged lets the streams that follow a gateway know of tables that came,
+// and adds to affected the entries of those that are others.
+func (c *Control) gatewayChanged(t resource.HostOfGateway, affected map[*entry]struct{}) {
+	for gateway, streams := range c.catalogue.followers {
+		if !resource.SameGateway(gateway, t.Gateway) {
+			continue
+		}
+		name := weftpb.GatewayTableName(gateway, t.Host)
+		exists := c.set.Load().GatewayTable(gateway, t.Host) != nil
+		for s := range streams {
+			sub := s.types[weftpb.GatewayTableType]
+			switch in := sub.names[name]; {
+			case in != nil:
+				affected[in.entry] = struct{}{}
+			case exists:
+				c.subscribeMember(s, sub, name, "")
+				s.wake()
+			}
+		}
+	}
+}
+
 // key is what a name means for this proxy. It is not ready when the answer is not
 // known yet: which policies a sidecar has to enforce depends on its instance.
 func (s *stream) key(typeURL, name string) (key entryKey, ready bool) {
 	key = entryKey{typeURL: typeURL, name: name}
 	switch typeURL {
-	case weftpb.ServiceType, weftpb.GatewayType:
+	case weftpb.ServiceType, weftpb.GatewayTableType:
 		key.scope = s.namespace
 	case weftpb.AuthorizationType:
 		if s.proxy.workload == nil {
 			return key, false
 		}
-		key.scope = workloadScope(s.namespace, s.proxy.workload.labels)
+		key.scope = workloadScope(s.proxy.workload.service, s.proxy.workload.labels)
 	}
 	return key, true
 }
@@ -193,7 +256,7 @@ func (c *Control) attach(s *stream, in *interest, key entryKey) {
 	e := c.catalogue.entries[key]
 	if e == nil {
 		e = &entry{key: key, seq: 1, streams: make(map[*stream]struct{})}
-		c.catalogue.entries[key] = e
+		c.catalogue.add(e)
 		c.refresh(e)
 	}
 	e.streams[s] = struct{}{}
@@ -214,6 +277,15 @@ func (c *Control) detach(s *stream, e *entry) {
 }
 
 func (c *Control) unsubscribeName(s *stream, sub *subscription, name string) {
+	if gateway, all := allTablesOf(weftpb.GatewayTableType, name); all && sub == s.types[weftpb.GatewayTableType] {
+		remove(c.catalogue.followers, gateway, s)
+		for member, in := range sub.names {
+			if in.member {
+				c.unsubscribeName(s, sub, member)
+			}
+		}
+		return
+	}
 	if in := sub.names[name]; in != nil {
 		c.detach(s, in.entry)
 		delete(sub.names, name)
@@ -229,6 +301,9 @@ func (c *Control) leave(s *stream) {
 		for _, in := range sub.names {
 			c.detach(s, in.entry)
 		}
+	}
+	for gateway := range c.catalogue.followers {
+		remove(c.catalogue.followers, gateway, s)
 	}
 	delete(s.proxy.streams, s)
 	c.forgetProxy(s.proxy)
@@ -247,14 +322,14 @@ func (c *Control) settle() {
 func (c *Control) next(s *stream) *discovery.DeltaDiscoveryResponse {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	clean, held := true, false
+	clean, held, tables := true, false, false
 	for _, typeURL := range typeOrder {
 		sub := s.types[typeURL]
 		if sub == nil {
 			continue
 		}
-		pointing := typeURL == weftpb.RouteTableType || typeURL == weftpb.GatewayType
-		if sub.flight == nil && !(pointing && held) {
+		pointing := typeURL == weftpb.RouteTableType || typeURL == weftpb.GatewayTableType
+		if sub.flight == nil && !(pointing && held) && !(typeURL == weftpb.GatewayType && tables) {
 			if r := s.respond(typeURL, sub); r != nil {
 				r.SystemVersionInfo = strconv.FormatUint(c.index, 10)
 				return r
@@ -266,6 +341,10 @@ func (c *Control) next(s *stream) *discovery.DeltaDiscoveryResponse {
 		// A route table must not overtake the services that it has come to point to.
 		if len(sub.pending) > 0 && (typeURL == weftpb.ServiceType || typeURL == weftpb.EndpointsType) {
 			held = true
+		}
+		// A Gateway says that its tables have come.
+		if len(sub.pending) > 0 && typeURL == weftpb.GatewayTableType {
+			tables = true
 		}
 	}
 	s.clean = clean

@@ -48,6 +48,7 @@ func (r *report) trafficPolicy(path string, p *networking.TrafficPolicy) {
 		r.notNegative(at+"http1MaxPendingRequests", http.Http1MaxPendingRequests)
 		r.notNegative(at+"http2MaxRequests", http.Http2MaxRequests)
 		r.notNegative(at+"maxRequestsPerConnection", http.MaxRequestsPerConnection)
+		r.notNegative(at+"maxConcurrentStreams", http.MaxConcurrentStreams)
 		r.duration(at+"idleTimeout", http.IdleTimeout, true)
 	}
 	if p.OutlierDetection != nil {

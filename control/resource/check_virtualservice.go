@@ -23,16 +23,25 @@ func checkVirtualService(r *report, res *Resource) {
 	}
 	r.gateways("spec.gateways", spec.Gateways)
 	r.exportTo(spec.ExportTo)
-	if len(spec.Http) == 0 {
-		r.errorf("spec.http", "write at least one rule", "http is empty")
+	if len(spec.Http)+len(spec.Tcp)+len(spec.Tls) == 0 {
+		r.errorf("spec.http", "write at least one rule under http, tcp or tls", "http is empty")
 	}
 	for i, h := range spec.Http {
 		r.httpRule(fmt.Sprintf("spec.http[%d]", i), h)
+	}
+	for i, t := range spec.Tcp {
+		r.tcpRule(fmt.Sprintf("spec.tcp[%d]", i), t)
+	}
+	for i, t := range spec.Tls {
+		r.tlsRule(fmt.Sprintf("spec.tls[%d]", i), t, spec.Hosts)
 	}
 }
 
 // inMesh reports whether gateways, of a VirtualService, name the sidecars.
 func inMesh(gateways []string) bool { return len(gateways) == 0 || slices.Contains(gateways, mesh) }
+
+// InMesh reports whether a VirtualService is for sidecars, too.
+func InMesh(spec *networking.VirtualService) bool { return inMesh(spec.GetGateways()) }
 
 // mesh stands for all sidecars in a list of gateways.
 const mesh = "mesh"
@@ -100,23 +109,10 @@ func (r *report) route(path string, route []*networking.HTTPRouteDestination) {
 	for i, d := range route {
 		at := fmt.Sprintf("%s[%d]", path, i)
 		sum += int64(d.Weight)
-		if d.Weight < 0 {
-			r.errorf(at+".weight", "", "%d is negative", d.Weight)
-		}
-		host := d.Destination.GetHost()
-		if host == "" {
-			r.errorf(at+".destination.host", "", "the destination has no host")
-		} else if r.host(at+".destination.host", host); strings.HasPrefix(host, "*") {
-			r.errorf(at+".destination.host", "name one service", "a destination cannot have a wildcard")
-		}
-		if s := d.Destination.GetSubset(); s != "" && !label.MatchString(s) {
-			r.errorf(at+".destination.subset", "", "%q is no name of a subset", s)
-		}
+		r.destination(at, d.Destination, d.Weight)
 		r.headers(at+".headers", d.Headers, false)
 	}
-	if len(route) > 1 && sum == 0 {
-		r.errorf(path, "give at least one destination a weight above 0", "the weights of its %d destinations are all zero", len(route))
-	}
+	r.weights(path, len(route), sum)
 }
 
 func (r *report) matchBlock(path string, m *networking.HTTPMatchRequest) {

@@ -53,6 +53,8 @@ func compilePolicy(p *networking.TrafficPolicy, source weft.SourceRef) weft.Traf
 	out.MaxPendingRequests = uint32(http.GetHttp1MaxPendingRequests())
 	out.MaxRequests = uint32(http.GetHttp2MaxRequests())
 	out.MaxRequestsPerConn = uint32(http.GetMaxRequestsPerConnection())
+	out.HTTP2 = http.GetH2UpgradePolicy() == networking.ConnectionPoolSettings_HTTPSettings_UPGRADE
+	out.MaxStreams = uint32(http.GetMaxConcurrentStreams())
 	out.Outlier = compileOutlier(p.GetOutlierDetection())
 	return out
 }

@@ -127,18 +127,14 @@ func compileRule(res *Resource, i int, h *networking.HTTPRoute) weft.Rule {
 		rule.Direct = &weft.DirectResponse{Status: int(d.Status), Body: d.Body.GetString_() + string(d.Body.GetBytes())}
 	}
 	for _, d := range h.Route {
-		rule.Destinations = append(rule.Destinations, compileDestination(d, res.Namespace))
+		rule.Destinations = append(rule.Destinations, compileDestination(d.Destination, d.Weight, d.Headers.GetRequest(), res.Namespace))
 	}
 	return rule
 }
 
-func compileDestination(d *networking.HTTPRouteDestination, namespace string) weft.Destination {
-	out := weft.Destination{
-		Subset:  d.Destination.GetSubset(),
-		Weight:  uint32(d.Weight),
-		Request: compileHeaders(d.Headers.GetRequest()),
-	}
-	n, ok := serviceOf(d.Destination.GetHost(), namespace)
+func compileDestination(d *networking.Destination, weight int32, request *networking.Headers_HeaderOperations, namespace string) weft.Destination {
+	out := weft.Destination{Subset: d.GetSubset(), Weight: uint32(weight), Request: compileHeaders(request)}
+	n, ok := serviceOf(d.GetHost(), namespace)
 	out.Service = n
 	if !ok {
 		out.Unresolved = fmt.Sprintf("service %s does not exist", n.Name)
@@ -170,7 +166,7 @@ func fullName(host, namespace string) string {
 func compileMatches(blocks []*networking.HTTPMatchRequest, gateway, namespace string) []weft.Match {
 	var out []weft.Match
 	for _, b := range blocks {
-		if len(b.Gateways) == 0 || slices.Contains(qualified(b.Gateways, namespace), gateway) {
+		if appliesAt(b.Gateways, gateway, namespace) {
 			out = append(out, compileMatch(b))
 		}
 	}

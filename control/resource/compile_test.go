@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -17,6 +18,14 @@ import (
 //	route mesh NAMESPACE HOST METHOD PATH[?QUERY] [HEADER=VALUE]…
 //	route gateway NAME HOST METHOD PATH[?QUERY] [HEADER=VALUE]…
 //	tables GATEWAY
+//	tcp mesh NAMESPACE HOST PORT
+//	tls mesh NAMESPACE SNI PORT
+//	tcp gateway NAME PORT
+//	tls gateway NAME SNI PORT
+//	paths mesh NAMESPACE HOST
+//	paths gateway NAME HOST
+//	paths service SERVICE.NAMESPACE
+//	conflicts [VIRTUALSERVICE.NAMESPACE]…   (what was applied; all without)
 //	policy SERVICE.NAMESPACE NAMESPACE-OF-CLIENT [SUBSET]
 //	authz NAMESPACE LABEL=VALUE[,…] IDENTITY|- ADDRESS PORT METHOD HOST/PATH [HEADER=VALUE]…
 //	warnings [SERVICE.NAMESPACE]…     (the services that exist)
@@ -78,16 +87,18 @@ func ask(t *testing.T, s *Set, q []string) string {
 		return askTable(weft.NewGateway(q[2], s.Gateway(q[2])).Lookup(q[3]), q[3:])
 	case q[0] == "tables":
 		return askTables(s, q[1])
+	case q[0] == "tcp" || q[0] == "tls":
+		return askRaw(t, s, q)
+	case q[0] == "paths":
+		return askPaths(s, q[1:])
+	case q[0] == "conflicts":
+		return lines(s.Conflicts(func(r Ref) bool { return len(q) == 1 || slices.Contains(q[1:], r.Name+"."+r.Namespace) }))
 	case q[0] == "policy":
 		return askPolicy(s, q[1:])
 	case q[0] == "authz":
 		return askAuthorization(s, q[1:])
 	case q[0] == "warnings":
-		var out []string
-		for _, p := range s.Warnings(func(n weft.ServiceName) bool { return slices.Contains(q[1:], n.String()) }) {
-			out = append(out, p.String())
-		}
-		return strings.Join(out, "\n")
+		return lines(s.Warnings(func(n weft.ServiceName) bool { return slices.Contains(q[1:], n.String()) }))
 	}
 	t.Fatalf("unknown question %q", q)
 	return ""
@@ -131,7 +142,67 @@ func askTables(s *Set, gateway string) string {
 		for _, r := range table.Rules {
 			line += " " + r.Source.Name + "/" + r.Name
 		}
+		for _, r := range append(slices.Clone(table.TCP), table.TLS...) {
+			line += fmt.Sprintf(" %s/%s%v%v", r.Source.Name, r.Name, r.Ports, r.SNI)
+		}
 		out = append(out, line)
+	}
+	return strings.Join(out, "\n")
+}
+
+// askRaw asks as a proxy does, but that services do not exist here.
+func askRaw(t *testing.T, s *Set, q []string) string {
+	t.Helper()
+	port, err := strconv.ParseUint(q[len(q)-1], 10, 16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var d weft.Decision
+	ok := true
+	if q[1] == "mesh" {
+		snapshot := &weft.Snapshot{Hosts: map[string]*weft.RouteTable{q[3]: s.RouteTable(q[3], q[2])}}
+		if q[0] == "tcp" {
+			d = snapshot.RouteTCP(q[3], uint16(port), 0)
+		} else {
+			d, ok = snapshot.RouteTLS(q[3], uint16(port), 0)
+		}
+	} else {
+		snapshot := &weft.Snapshot{Gateway: weft.NewGateway(q[2], s.Gateway(q[2]))}
+		if q[0] == "tcp" {
+			d, ok = snapshot.RouteGatewayTCP(uint16(port), 0)
+		} else {
+			d, ok = snapshot.RouteTLS(q[3], uint16(port), 0)
+		}
+	}
+	switch {
+	case !ok:
+		return "not passed on"
+	case d.Raw == nil:
+		return string(d.Problem)
+	}
+	out := d.Raw.String() + ":"
+	for i := range d.Raw.Destinations {
+		to := &d.Raw.Destinations[i]
+		out += fmt.Sprintf(" %s/%s %g%%", to.Service, to.Subset, 100*d.Raw.Share(to))
+	}
+	return out
+}
+
+func askPaths(s *Set, q []string) string {
+	switch q[0] {
+	case "service":
+		name, namespace, _ := strings.Cut(q[1], ".")
+		return s.Paths(weft.NewServiceName(namespace, name)).String()
+	case "mesh":
+		return (&weft.Snapshot{Hosts: map[string]*weft.RouteTable{q[2]: s.RouteTable(q[2], q[1])}}).PathMode(q[2]).String()
+	}
+	return (&weft.Snapshot{Gateway: weft.NewGateway(q[1], s.Gateway(q[1]))}).PathMode(q[2]).String()
+}
+
+func lines(problems weft.Problems) string {
+	var out []string
+	for _, p := range problems {
+		out = append(out, p.String())
 	}
 	return strings.Join(out, "\n")
 }
@@ -186,9 +257,9 @@ func askPolicy(s *Set, words []string) string {
 			policy = sub.Policy
 		}
 	}
-	out := fmt.Sprintf("%s %s; subsets %v\n%s connect %s idle %s connections %d pending %d requests %d per connection %d",
+	out := fmt.Sprintf("%s %s; subsets %v\n%s connect %s idle %s connections %d pending %d requests %d per connection %d http2 %v streams %d",
 		policy.Source, policy.Source.Field, names, policy.LoadBalancer, policy.ConnectTimeout, policy.IdleTimeout,
-		policy.MaxConnections, policy.MaxPendingRequests, policy.MaxRequests, policy.MaxRequestsPerConn)
+		policy.MaxConnections, policy.MaxPendingRequests, policy.MaxRequests, policy.MaxRequestsPerConn, policy.HTTP2, policy.MaxStreams)
 	if policy.Outlier != nil {
 		out += fmt.Sprintf("\noutlier %+v", *policy.Outlier)
 	}

@@ -250,6 +250,7 @@ func (w walker) spec(n *node, k *kind, res *Resource) {
 	}
 	checked := &report{source: w.source, lines: w.lines}
 	k.check(checked, res)
+	checkAnnotations(checked, res)
 	for _, p := range checked.problems {
 		if !slices.ContainsFunc(said, func(s weft.Problem) bool { return sameplace(s.Source.Field, p.Source.Field) }) {
 			w.problems = append(w.problems, p)

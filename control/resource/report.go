@@ -56,11 +56,12 @@ func (l fieldLines) line(path string) int {
 	return 0
 }
 
-// lasting returns the lines that later answers need: of the elements of lists
-// and of the fields of spec, where they differ from what encloses them.
+// lasting returns the lines that later answers need: of the elements of lists, of
+// the fields of spec, and of our annotation, where they differ from what encloses
+// them.
 func (l fieldLines) lasting() fieldLines {
 	kept := func(path string) bool {
-		return strings.HasPrefix(path, "spec") && (strings.HasSuffix(path, "]") || strings.Count(path, ".") < 2)
+		return path == pathAnnotationField || strings.HasPrefix(path, "spec") && (strings.HasSuffix(path, "]") || strings.Count(path, ".") < 2)
 	}
 	out := fieldLines{}
 	for path, line := range l {

@@ -165,6 +165,7 @@ func Decode(data []byte, src weft.SourceRef) (*Resource, error) {
 	}
 	checked := &report{source: r.Source, lines: r.lines}
 	k.check(checked, r)
+	checkAnnotations(checked, r)
 	if bad := checked.problems.Errors(); len(bad) > 0 {
 		return nil, &weft.Error{Kind: weft.Invalid, Op: "decode", Thing: r.Source.String(), Err: bad}
 	}

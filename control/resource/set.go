@@ -16,53 +16,71 @@ import (
 // immutable and may be asked from any goroutine; what it returns is shared, and
 // must not be changed.
 type Set struct {
-	virtualServices []*virtualService             // in order of precedence
-	mesh            map[string][]*virtualService  // for sidecars, by full name of host, or "*.x"
-	gateways        map[string]*gateway           // by "namespace/name"
-	local           map[ruleKey]*destinationRules // for clients in the rules' namespace
-	exported        map[ruleKey]*destinationRules // for clients elsewhere
-	policies        map[string][]authorization    // by namespace
-	warnings        weft.Problems                 // found while compiling
+	resources map[Ref]*Resource
+	virtual   map[Ref]*virtualService
+	mesh      map[string][]*virtualService  // for sidecars, by full name of host, or "*.x"; in order of precedence
+	users     map[string][]*virtualService  // of a gateway, whether that exists or not; in order of precedence
+	gateways  map[string]*gateway           // by "namespace/name"
+	local     map[ruleKey]*destinationRules // for clients in the rules' namespace
+	exported  map[ruleKey]*destinationRules // for clients elsewhere
+	policies  map[string][]authorization    // by namespace, in order of precedence
 }
 
-type virtualService struct {
-	*Resource
-	spec    *networking.VirtualService
-	private bool        // for clients in its namespace only
-	rules   []weft.Rule // as sidecars apply them, completed by weft.NewRouteTable
-}
+// Ref names a resource.
+type Ref struct{ Kind, Namespace, Name string }
+
+// Ref of the resource.
+func (r *Resource) Ref() Ref { return Ref{r.Kind, r.Namespace, r.Name} }
 
 type authorization struct {
+	*Resource
 	labels map[string]string // the selector
 	policy *weft.AuthorizationPolicy
 }
 
 // NewSet indexes and compiles resources, in any order.
 func NewSet(resources []*Resource) *Set {
-	s := &Set{
-		mesh:     map[string][]*virtualService{},
-		gateways: map[string]*gateway{},
-		policies: map[string][]authorization{},
-	}
-	var destinationRules []*Resource
-	for _, r := range slices.SortedFunc(slices.Values(resources), precedence) {
-		switch spec := r.Spec.(type) {
-		case *networking.VirtualService:
-			s.addVirtualService(r, spec)
-		case *networking.DestinationRule:
-			destinationRules = append(destinationRules, r)
-		case *networking.Gateway:
-			s.gateways[r.Namespace+"/"+r.Name] = &gateway{Resource: r, spec: spec}
-		case *security.AuthorizationPolicy:
-			a := authorization{spec.Selector.GetMatchLabels(), compileAuthorization(r)}
-			s.policies[r.Namespace] = append(s.policies[r.Namespace], a)
+	next, _ := new(Set).With(resources, nil)
+	return next
+}
+
+// HostOfGateway is a host (or a port, ":5432") of a gateway ("namespace/name").
+type HostOfGateway struct{ Gateway, Host string }
+
+// With is the set after a change: resources that are new or others than before,
+// and those that are gone. Only what these concern is compiled again; the rest is
+// shared with s, which stays as it is. tables are the tables of gateways that may
+// be others now, in no order.
+func (s *Set) With(put []*Resource, removed []Ref) (next *Set, tables []HostOfGateway) {
+	next = new(Set)
+	*next = *s
+	next.resources = cloned(s.resources)
+	var gone, came []*Resource
+	for _, ref := range removed {
+		if old := next.resources[ref]; old != nil {
+			gone = append(gone, old)
+			delete(next.resources, ref)
 		}
 	}
-	s.addDestinationRules(destinationRules)
-	for _, name := range slices.Sorted(maps.Keys(s.gateways)) {
-		s.serve(name, s.gateways[name])
+	for _, r := range put {
+		if old := next.resources[r.Ref()]; old != nil {
+			gone = append(gone, old)
+		}
+		next.resources[r.Ref()] = r
+		came = append(came, r)
 	}
-	return s
+	slices.SortFunc(came, precedence)
+	next.replaceDestinationRules(gone, came)
+	next.replacePolicies(gone, came)
+	return next, next.replaceRouting(gone, came)
+}
+
+// cloned is a copy that may be written to.
+func cloned[K comparable, V any](m map[K]V) map[K]V {
+	if m == nil {
+		return map[K]V{}
+	}
+	return maps.Clone(m)
 }
 
 // precedence orders resources that compete: the older first, as in Istio.
@@ -76,28 +94,114 @@ func precedence(a, b *Resource) int {
 	return cmp.Or(cmp.Compare(age(a), age(b)), strings.Compare(a.Name, b.Name), strings.Compare(a.Namespace, b.Namespace))
 }
 
-func (s *Set) addVirtualService(r *Resource, spec *networking.VirtualService) {
-	v := &virtualService{Resource: r, spec: spec, private: private(spec.ExportTo)}
-	s.virtualServices = append(s.virtualServices, v)
-	if !inMesh(spec.Gateways) {
-		return
-	}
-	v.rules = newTable("", reached(compileRules(r, mesh))).Rules
-	for _, host := range spec.Hosts {
-		name := fullName(host, r.Namespace)
-		if !slices.Contains(s.mesh[name], v) {
-			s.mesh[name] = append(s.mesh[name], v)
+// merged is an ordered list without those that are gone and with those that came,
+// which are in order themselves.
+func merged[T any](list []T, gone func(T) bool, came []T, order func(a, b T) int) []T {
+	out := make([]T, 0, len(list)+len(came))
+	for _, v := range list {
+		if gone(v) {
+			continue
 		}
+		for len(came) > 0 && order(came[0], v) < 0 {
+			out, came = append(out, came[0]), came[1:]
+		}
+		out = append(out, v)
 	}
+	return append(out, came...)
 }
 
-// newTable cannot fail: what weft.NewRouteTable refuses is no Resource.
-func newTable(host string, rules []weft.Rule) *weft.RouteTable {
-	table, err := weft.NewRouteTable(host, rules)
-	if err != nil {
-		return &weft.RouteTable{Host: host}
+// replaceRouting takes the VirtualServices and Gateways of a change.
+func (s *Set) replaceRouting(gone, came []*Resource) []HostOfGateway {
+	left := make(map[*virtualService]bool)
+	var entered []*virtualService
+	gateways := make(map[string]bool) // those that are others themselves
+	virtual := s.virtual
+	for _, r := range gone {
+		switch r.Kind {
+		case virtualServiceKind:
+			left[virtual[r.Ref()]] = true
+		case gatewayKind:
+			gateways[r.Namespace+"/"+r.Name] = true
+		}
 	}
-	return table
+	if len(left) > 0 || s.virtual == nil || slices.ContainsFunc(came, func(r *Resource) bool { return r.Kind == virtualServiceKind }) {
+		s.virtual = cloned(virtual)
+	}
+	for v := range left {
+		delete(s.virtual, v.Ref())
+	}
+	for _, r := range came {
+		switch spec := r.Spec.(type) {
+		case *networking.VirtualService:
+			v := newVirtualService(r, spec)
+			s.virtual[r.Ref()] = v
+			entered = append(entered, v)
+		case *networking.Gateway:
+			gateways[r.Namespace+"/"+r.Name] = true
+		}
+	}
+	s.mesh, _ = rerouted(s.mesh, left, entered, func(v *virtualService) []string { return v.meshHosts })
+	var using map[string][]*virtualService
+	s.users, using = rerouted(s.users, left, entered, func(v *virtualService) []string { return v.gateways })
+	return s.replaceGateways(gateways, left, using)
+}
+
+// rerouted is an index of VirtualServices after a change, and those that entered it
+// under each key that the change concerns.
+func rerouted(index map[string][]*virtualService, left map[*virtualService]bool, entered []*virtualService,
+	keys func(*virtualService) []string) (next, concerned map[string][]*virtualService) {
+	concerned = make(map[string][]*virtualService)
+	for v := range left {
+		for _, key := range keys(v) {
+			concerned[key] = nil
+		}
+	}
+	for _, v := range entered {
+		for _, key := range keys(v) {
+			concerned[key] = append(concerned[key], v)
+		}
+	}
+	if len(concerned) == 0 && index != nil {
+		return index, nil
+	}
+	next = cloned(index)
+	for key, in := range concerned {
+		if list := mergedServices(index[key], left, in); len(list) > 0 {
+			next[key] = list
+		} else {
+			delete(next, key)
+		}
+	}
+	return next, concerned
+}
+
+func mergedServices(list []*virtualService, left map[*virtualService]bool, entered []*virtualService) []*virtualService {
+	return merged(list, func(v *virtualService) bool { return left[v] }, entered,
+		func(a, b *virtualService) int { return precedence(a.Resource, b.Resource) })
+}
+
+func (s *Set) replacePolicies(gone, came []*Resource) {
+	left := make(map[*Resource]bool)
+	entered := make(map[string][]authorization) // by namespace
+	for _, r := range gone {
+		if r.Kind == authorizationPolicyKind {
+			left[r] = true
+			entered[r.Namespace] = nil
+		}
+	}
+	for _, r := range came {
+		if spec, ok := r.Spec.(*security.AuthorizationPolicy); ok {
+			entered[r.Namespace] = append(entered[r.Namespace], authorization{r, spec.Selector.GetMatchLabels(), compileAuthorization(r)})
+		}
+	}
+	if len(entered) == 0 && s.policies != nil {
+		return
+	}
+	s.policies = cloned(s.policies)
+	for namespace, in := range entered {
+		s.policies[namespace] = merged(s.policies[namespace], func(a authorization) bool { return left[a.Resource] }, in,
+			func(a, b authorization) int { return precedence(a.Resource, b.Resource) })
+	}
 }
 
 // RouteTable returns the rules for a host as a client in namespace calls it, or
@@ -111,7 +215,17 @@ func (s *Set) RouteTable(host, namespace string) *weft.RouteTable {
 	if v == nil {
 		return nil
 	}
-	return &weft.RouteTable{Host: strings.ToLower(host), Rules: v.rules}
+	rules := v.compiled[mesh]
+	return &weft.RouteTable{Host: strings.ToLower(host), Rules: rules.http, TCP: rules.tcp, TLS: rules.tls, Paths: v.paths.mode}
+}
+
+// Paths returns how a service normalises the paths of the requests that reach it:
+// as those do who call it by its full name.
+func (s *Set) Paths(n weft.ServiceName) weft.PathMode {
+	if v := s.route(n.Host(), n.Namespace); v != nil {
+		return v.paths.mode
+	}
+	return weft.PathBase
 }
 
 func (s *Set) route(host, namespace string) *virtualService {
@@ -159,19 +273,6 @@ func wildcards(name string) func(yield func(string) bool) {
 			name = name[i+1:]
 		}
 	}
-}
-
-// Gateway returns the route tables of the Gateway resource "namespace/name", or
-// "name" in the default namespace; nil when there is none.
-func (s *Set) Gateway(name string) []*weft.RouteTable {
-	if !strings.Contains(name, "/") {
-		name = weft.DefaultNamespace + "/" + name
-	}
-	g := s.gateways[name]
-	if g == nil {
-		return nil
-	}
-	return slices.Clip(g.tables)
 }
 
 // Authorization returns the policies that apply to a workload, or nil when there

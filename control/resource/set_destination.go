@@ -19,28 +19,51 @@ type destinationRules struct {
 	subsets []weft.Subset
 }
 
-// addDestinationRules takes them in order of precedence.
-func (s *Set) addDestinationRules(rules []*Resource) {
-	local, exported := map[ruleKey][]*Resource{}, map[ruleKey][]*Resource{}
-	for _, r := range rules {
+// replaceDestinationRules takes the DestinationRules of a change.
+func (s *Set) replaceDestinationRules(gone, came []*Resource) {
+	left := make(map[*Resource]bool)
+	local, exported := map[ruleKey][]*Resource{}, map[ruleKey][]*Resource{} // what enters under the keys that are concerned
+	note := func(r *Resource, entered ...*Resource) {
 		spec := r.Spec.(*networking.DestinationRule)
 		key := ruleKey{r.Namespace, fullName(spec.Host, r.Namespace)}
 		own := private(spec.ExportTo)
 		// Clients in the root namespace see its public rules where others see them: last.
 		if own || r.Namespace != rootNamespace {
-			local[key] = append(local[key], r)
+			local[key] = append(local[key], entered...)
 		}
 		if !own {
-			exported[key] = append(exported[key], r)
+			exported[key] = append(exported[key], entered...)
 		}
 	}
-	s.local, s.exported = compileRuleIndex(local), compileRuleIndex(exported)
+	for _, r := range gone {
+		if r.Kind == destinationRuleKind {
+			left[r] = true
+			note(r)
+		}
+	}
+	for _, r := range came {
+		if r.Kind == destinationRuleKind {
+			note(r, r)
+		}
+	}
+	s.local, s.exported = recompiled(s.local, left, local), recompiled(s.exported, left, exported)
 }
 
-func compileRuleIndex(groups map[ruleKey][]*Resource) map[ruleKey]*destinationRules {
-	out := make(map[ruleKey]*destinationRules, len(groups))
-	for key, rules := range groups {
-		out[key] = compileDestinationRules(rules)
+func recompiled(index map[ruleKey]*destinationRules, left map[*Resource]bool, entered map[ruleKey][]*Resource) map[ruleKey]*destinationRules {
+	if len(entered) == 0 && index != nil {
+		return index
+	}
+	out := cloned(index)
+	for key, in := range entered {
+		var before []*Resource
+		if d := index[key]; d != nil {
+			before = d.rules
+		}
+		if rules := merged(before, func(r *Resource) bool { return left[r] }, in, precedence); len(rules) > 0 {
+			out[key] = compileDestinationRules(rules)
+		} else {
+			delete(out, key)
+		}
 	}
 	return out
 }

@@ -1,6 +1,8 @@
 package resource
 
 import (
+	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -8,89 +10,383 @@ import (
 	networking "istio.io/api/networking/v1alpha3"
 )
 
-// gateway is a Gateway with the VirtualServices that name it.
+// gateway is a Gateway with the VirtualServices that name it. It is immutable; with
+// makes the next one.
 type gateway struct {
 	*Resource
-	spec   *networking.Gateway
-	used   bool // by a VirtualService, though maybe for no host of its own
-	tables []*weft.RouteTable
+	spec         *networking.Gateway
+	paths        pathChoice
+	contributors map[place][]*virtualService // in order of precedence
+	tables       map[string]*gatewayTable    // by host, or ":5432"
 }
 
-// serve compiles the route tables of a gateway. Unlike in sidecars, the rules of
-// several VirtualServices for one host are put together, those that fit
-// everything at the end.
-func (s *Set) serve(name string, g *gateway) {
-	var hosts []string // in order of appearance
-	byHost := map[string][]weft.Rule{}
-	for _, v := range s.virtualServices {
-		if !slices.Contains(qualified(v.spec.Gateways, v.Namespace), name) {
-			continue
+// gatewayTable is a table with what was found while it was put together.
+type gatewayTable struct {
+	table    *weft.RouteTable
+	warnings weft.Problems
+}
+
+// place is what one VirtualService's rules of one sort are found by.
+type place struct {
+	sort placeSort
+	name string // a host, or ":5432"
+}
+
+type placeSort uint8
+
+const (
+	httpPlace placeSort = iota // requests to a host
+	tlsPlace                   // connections with an SNI, passed on
+	tcpPlace                   // connections to a port
+)
+
+func newGateway(r *Resource, users []*virtualService) *gateway {
+	g := &gateway{Resource: r, spec: r.Spec.(*networking.Gateway), paths: pathsOf(r)}
+	next, _ := g.with(nil, users)
+	return next
+}
+
+// with is the gateway after VirtualServices left and entered, and the names of the
+// tables that this concerns.
+func (g *gateway) with(left map[*virtualService]bool, entered []*virtualService) (*gateway, []string) {
+	concerned := make(map[place][]*virtualService)
+	for v := range left {
+		for _, p := range g.places(v) {
+			concerned[p] = nil
 		}
-		g.used = true
-		served := g.hosts(v)
-		if len(served) == 0 {
-			s.warn(v.Resource, "spec.hosts", "add one to the Gateway's servers", "the Gateway %s serves none of its hosts", name)
-			continue
+	}
+	for _, v := range entered {
+		for _, p := range g.places(v) {
+			concerned[p] = append(concerned[p], v)
 		}
-		rules := reached(compileRules(v.Resource, name))
-		for _, h := range served {
-			if _, seen := byHost[h]; !seen {
-				hosts = append(hosts, h)
+	}
+	next := *g
+	next.contributors, next.tables = cloned(g.contributors), cloned(g.tables)
+	names := make(map[string]bool)
+	for p, in := range concerned {
+		names[p.name] = true
+		if list := mergedServices(g.contributors[p], left, in); len(list) > 0 {
+			next.contributors[p] = list
+		} else {
+			delete(next.contributors, p)
+		}
+	}
+	for name := range names {
+		if t := next.compile(name); t != nil {
+			next.tables[name] = t
+		} else {
+			delete(next.tables, name)
+		}
+	}
+	return &next, slices.Collect(maps.Keys(names))
+}
+
+// replaceGateways takes the Gateways of a change (changed), and the VirtualServices
+// that left or entered, by the gateways that they name.
+func (s *Set) replaceGateways(changed map[string]bool, left map[*virtualService]bool, entered map[string][]*virtualService) []HostOfGateway {
+	if len(changed)+len(entered) == 0 && s.gateways != nil {
+		return nil
+	}
+	var tables []HostOfGateway
+	before := s.gateways
+	s.gateways = cloned(before)
+	for name := range changed {
+		hosts := make(map[string]bool)
+		if old := before[name]; old != nil {
+			for host := range old.tables {
+				hosts[host] = true
 			}
-			byHost[h] = append(byHost[h], rules...)
+		}
+		namespace, bare, _ := strings.Cut(name, "/")
+		if r := s.resources[Ref{gatewayKind, namespace, bare}]; r == nil {
+			delete(s.gateways, name)
+		} else {
+			s.gateways[name] = newGateway(r, s.users[name])
+			for host := range s.gateways[name].tables {
+				hosts[host] = true
+			}
+		}
+		for host := range hosts {
+			tables = append(tables, HostOfGateway{name, host})
 		}
 	}
-	for _, h := range hosts {
-		g.tables = append(g.tables, newTable(h, s.catchAllsLast(h, byHost[h])))
+	for name, in := range entered {
+		if g := before[name]; g != nil && !changed[name] {
+			using := make(map[*virtualService]bool)
+			for v := range left {
+				using[v] = slices.Contains(v.gateways, name)
+			}
+			maps.DeleteFunc(using, func(_ *virtualService, uses bool) bool { return !uses })
+			next, hosts := g.with(using, in)
+			s.gateways[name] = next
+			for _, host := range hosts {
+				tables = append(tables, HostOfGateway{name, host})
+			}
+		}
 	}
+	return tables
 }
 
-// catchAllsLast keeps one rule that fits everything, at the end. The rules are
-// copied: several tables share them.
-func (s *Set) catchAllsLast(host string, rules []weft.Rule) []weft.Rule {
-	var out []weft.Rule
-	var last *weft.Rule
-	for i := range rules {
-		switch r := &rules[i]; {
-		case !fitsAll(r):
-			out = append(out, *r)
-		case last == nil:
-			last = r
-		default:
-			s.warnings = append(s.warnings, weft.Problem{Warning: true, Source: r.Source, Mend: "give one of them a match",
-				Message: "for the host " + host + " it is never reached: everything fits " + last.Source.String()})
+// places are where a VirtualService's rules are found at the gateway.
+func (g *gateway) places(v *virtualService) []place {
+	rules := v.compiled[g.Namespace+"/"+g.Name]
+	if rules == nil || v.private && v.Namespace != g.Namespace {
+		return nil
+	}
+	var out []place
+	if len(rules.http) > 0 {
+		for _, host := range g.httpHosts(v) {
+			out = append(out, place{httpPlace, host})
 		}
 	}
-	if last != nil {
-		out = append(out, *last)
+	for _, s := range g.spec.Servers {
+		switch {
+		case len(rules.tls) > 0 && passesOn(s):
+			for i := range rules.tls {
+				for _, host := range g.narrowed(s, v.Namespace, rules.tls[i].SNI) {
+					if p := (place{tlsPlace, host}); rules.tls[i].Fits(host, portNumber(s)) && !slices.Contains(out, p) {
+						out = append(out, p)
+					}
+				}
+			}
+		case len(rules.tcp) > 0 && serverProtocol(s) == weft.TCP && len(g.narrowed(s, v.Namespace, v.spec.Hosts)) > 0:
+			if p := (place{tcpPlace, tcpTable(portNumber(s))}); firstFor(rules.tcp, portNumber(s)) && !slices.Contains(out, p) {
+				out = append(out, p)
+			}
+		}
 	}
 	return out
 }
 
-// hosts are the hosts of a VirtualService that the gateway serves: of each pair
-// that overlaps, the narrower.
-func (g *gateway) hosts(v *virtualService) []string {
+// tcpTable names the table of a TCP port: no host begins with ":".
+func tcpTable(port uint16) string { return fmt.Sprintf(":%d", port) }
+
+func portNumber(s *networking.Server) uint16 { return uint16(s.GetPort().GetNumber()) }
+
+func firstFor(rules []weft.RawRule, port uint16) bool {
+	return slices.ContainsFunc(rules, func(r weft.RawRule) bool { return r.Fits("", port) })
+}
+
+// httpHosts are the hosts of a VirtualService whose requests the gateway serves: of
+// each pair that overlaps, the narrower.
+func (g *gateway) httpHosts(v *virtualService) []string {
 	var out []string
 	if v.private && v.Namespace != g.Namespace {
 		return nil
 	}
-	for _, server := range g.spec.Servers {
-		for _, pattern := range server.Hosts {
-			ns, host, found := strings.Cut(pattern, "/")
-			if !found {
-				ns, host = "*", pattern
-			}
-			if ns != "*" && ns != v.Namespace && !(ns == "." && v.Namespace == g.Namespace) {
-				continue
-			}
-			for _, h := range v.spec.Hosts {
-				if n := narrower(gatewayHost(host, g.Namespace), gatewayHost(h, v.Namespace)); n != "" && !slices.Contains(out, n) {
-					out = append(out, n)
-				}
+	for _, s := range g.spec.Servers {
+		if serverProtocol(s) == weft.TCP || passesOn(s) {
+			continue
+		}
+		for _, host := range g.narrowed(s, v.Namespace, v.spec.Hosts) {
+			if !slices.Contains(out, host) {
+				out = append(out, host)
 			}
 		}
 	}
 	return out
+}
+
+// narrowed are the hosts, as a VirtualService in namespace names them, that a server
+// of the gateway serves.
+func (g *gateway) narrowed(s *networking.Server, namespace string, hosts []string) []string {
+	var out []string
+	for _, pattern := range s.Hosts {
+		ns, host, found := strings.Cut(pattern, "/")
+		if !found {
+			ns, host = "*", pattern
+		}
+		if ns != "*" && ns != namespace && !(ns == "." && namespace == g.Namespace) {
+			continue
+		}
+		for _, h := range hosts {
+			if n := narrower(gatewayHost(host, g.Namespace), gatewayHost(h, namespace)); n != "" && !slices.Contains(out, n) {
+				out = append(out, n)
+			}
+		}
+	}
+	return out
+}
+
+// compile puts the table of a host or a port together; nil when nothing is there.
+// Unlike in sidecars, the rules of several VirtualServices for one host are put
+// together, those that fit everything at the end.
+func (g *gateway) compile(name string) *gatewayTable {
+	own := g.Namespace + "/" + g.Name
+	t := &gatewayTable{table: &weft.RouteTable{Host: name, Paths: g.paths.mode}}
+	if port, isPort := strings.CutPrefix(name, ":"); isPort {
+		g.compilePort(t, port)
+	} else {
+		from := g.contributors[place{httpPlace, name}]
+		for _, v := range from {
+			if v.paths.said {
+				t.table.Paths = v.paths.mode
+				break
+			}
+		}
+		t.requests(from, own)
+		g.compileSNI(t, from)
+	}
+	if len(t.table.Rules)+len(t.table.TCP)+len(t.table.TLS) == 0 {
+		return nil
+	}
+	return t
+}
+
+// requests puts the rules of VirtualServices one after another, and keeps one rule
+// that fits everything, at the end. The rules of one alone are shared.
+func (t *gatewayTable) requests(from []*virtualService, gateway string) {
+	if len(from) == 1 {
+		t.table.Rules = from[0].compiled[gateway].http
+		return
+	}
+	var last *weft.Rule
+	for _, v := range from {
+		rules := v.compiled[gateway].http
+		for i := range rules {
+			switch r := &rules[i]; {
+			case !fitsAll(r):
+				t.table.Rules = append(t.table.Rules, *r)
+			case last == nil:
+				last = r
+			default:
+				t.warnings = append(t.warnings, weft.Problem{Warning: true, Source: r.Source, Mend: "give one of them a match",
+					Message: "for the host " + t.table.Host + " it is never reached: everything fits " + last.Source.String()})
+			}
+		}
+	}
+	if last != nil {
+		t.table.Rules = append(t.table.Rules, *last)
+	}
+}
+
+// compilePort makes the one rule of a TCP port: only the port tells connections
+// apart.
+func (g *gateway) compilePort(t *gatewayTable, text string) {
+	var port uint16
+	fmt.Sscan(text, &port) // tcpTable wrote it
+	for _, v := range g.contributors[place{tcpPlace, t.table.Host}] {
+		rules := v.compiled[g.Namespace+"/"+g.Name].tcp
+		for i := range rules {
+			r := rules[i]
+			if !r.Fits("", port) {
+				continue
+			}
+			if first := t.table.TCP; len(first) > 0 {
+				if first[0].Source.Name != r.Source.Name || first[0].Source.Namespace != r.Source.Namespace {
+					t.warnings = append(t.warnings, weft.Problem{Warning: true, Source: r.Source, Mend: "take it out, or give it another port",
+						Message: fmt.Sprintf("it gets no connection to port %d: all go to %s", port, first[0].Source)})
+				}
+				continue
+			}
+			r.Ports = []uint16{port}
+			t.table.TCP = append(t.table.TCP, r)
+		}
+	}
+}
+
+// compileSNI adds the tls rules of a host, and where the gateway itself ends TLS for
+// it (whose requests these VirtualServices route), though a wider name is passed on
+// at the same port.
+func (g *gateway) compileSNI(t *gatewayTable, requests []*virtualService) {
+	host := t.table.Host
+	var ends []uint16
+	for _, s := range g.spec.Servers {
+		port := portNumber(s)
+		switch {
+		case passesOn(s):
+			for _, v := range g.contributors[place{tlsPlace, host}] {
+				if !slices.Contains(g.narrowed(s, v.Namespace, v.sniHosts(g)), host) {
+					continue
+				}
+				for _, r := range v.compiled[g.Namespace+"/"+g.Name].tls {
+					if r.Fits(host, port) {
+						r.Ports, r.SNI = []uint16{port}, []string{host}
+						t.table.TLS = append(t.table.TLS, r)
+					}
+				}
+			}
+		case serverProtocol(s) == weft.TLS && g.passesOnAt(port) && slices.ContainsFunc(requests, func(v *virtualService) bool {
+			return slices.Contains(g.narrowed(s, v.Namespace, v.spec.Hosts), host)
+		}):
+			ends = append(ends, port)
+		}
+	}
+	if len(ends) > 0 {
+		t.table.TLS = append(t.table.TLS, weft.RawRule{Name: "the gateway ends TLS", Source: g.Source, Ports: ends})
+	}
+}
+
+func (v *virtualService) sniHosts(g *gateway) []string {
+	var out []string
+	for _, r := range v.compiled[g.Namespace+"/"+g.Name].tls {
+		out = append(out, r.SNI...)
+	}
+	return out
+}
+
+// passesOn reports whether a server passes TLS on as it is, which is what a tls
+// without a mode says.
+func passesOn(s *networking.Server) bool {
+	return serverProtocol(s) == weft.TLS && s.GetTls().GetMode() == networking.ServerTLSSettings_PASSTHROUGH
+}
+
+func (g *gateway) passesOnAt(port uint16) bool {
+	return slices.ContainsFunc(g.spec.Servers, func(s *networking.Server) bool { return portNumber(s) == port && passesOn(s) })
+}
+
+// serverProtocols are the words of a server's port.protocol, and what they come to:
+// HTTP takes both versions anyway, and what is inside TLS is found out by ALPN.
+var serverProtocols = map[string]weft.Protocol{
+	"HTTP": weft.HTTP, "HTTP2": weft.HTTP, "GRPC": weft.HTTP, "GRPC-WEB": weft.HTTP,
+	"HTTPS": weft.TLS, "TLS": weft.TLS,
+	"TCP": weft.TCP, "MONGO": weft.TCP, "MYSQL": weft.TCP, "REDIS": weft.TCP,
+}
+
+func serverProtocol(s *networking.Server) weft.Protocol {
+	return serverProtocols[strings.ToUpper(s.GetPort().GetProtocol())]
+}
+
+// Gateway returns the route tables of the Gateway resource "namespace/name", or
+// "name" in the default namespace, sorted by host; nil when there is none.
+func (s *Set) Gateway(name string) []*weft.RouteTable {
+	g := s.gateways[qualifiedName(name)]
+	if g == nil {
+		return nil
+	}
+	out := make([]*weft.RouteTable, 0, len(g.tables))
+	for _, host := range slices.Sorted(maps.Keys(g.tables)) {
+		out = append(out, g.tables[host].table)
+	}
+	return out
+}
+
+// GatewayTable returns one table of what Gateway returns, or nil.
+func (s *Set) GatewayTable(name, host string) *weft.RouteTable {
+	if g := s.gateways[qualifiedName(name)]; g != nil && g.tables[host] != nil {
+		return g.tables[host].table
+	}
+	return nil
+}
+
+// GatewayHosts returns the hosts of what Gateway returns, in no order; ok is false
+// when there is no such Gateway.
+func (s *Set) GatewayHosts(name string) (hosts []string, ok bool) {
+	g := s.gateways[qualifiedName(name)]
+	if g == nil {
+		return nil, false
+	}
+	return slices.Collect(maps.Keys(g.tables)), true
+}
+
+// SameGateway reports whether name names the gateway "namespace/name".
+func SameGateway(name, full string) bool { return qualifiedName(name) == full }
+
+func qualifiedName(name string) string {
+	if strings.Contains(name, "/") {
+		return name
+	}
+	return weft.DefaultNamespace + "/" + name
 }
 
 // gatewayHost is a host as requests at the edge name it. Only a short name is a

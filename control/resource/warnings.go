@@ -3,18 +3,12 @@ package resource
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
 	"github.com/weftmesh/weft"
 	networking "istio.io/api/networking/v1alpha3"
 )
-
-// warn notes a trap that was found while compiling.
-func (s *Set) warn(r *Resource, path, mend, format string, args ...any) {
-	s.warnings = append(s.warnings, r.warning(path, mend, format, args...))
-}
 
 func (r *Resource) warning(path, mend, format string, args ...any) weft.Problem {
 	source := r.Source
@@ -28,25 +22,39 @@ func (r *Resource) warning(path, mend, format string, args ...any) weft.Problem 
 // in the order of files and lines. knownService says whether a service exists;
 // nil takes all to exist.
 func (s *Set) Warnings(knownService func(weft.ServiceName) bool) weft.Problems {
+	return s.WarningsAbout(func(Ref) bool { return true }, knownService)
+}
+
+// WarningsAbout are the warnings about some resources only.
+func (s *Set) WarningsAbout(about func(Ref) bool, knownService func(weft.ServiceName) bool) weft.Problems {
 	if knownService == nil {
 		knownService = func(weft.ServiceName) bool { return true }
 	}
-	out := slices.Clone(s.warnings)
-	for _, v := range s.virtualServices {
+	var out weft.Problems
+	for ref, v := range s.virtual {
+		if !about(ref) {
+			continue
+		}
 		out = append(out, s.destinationWarnings(v, knownService)...)
 		out = append(out, s.gatewayWarnings(v)...)
 		out = append(out, unreachedWarnings(v)...)
+		out = append(out, unreachedRawWarnings(v)...)
 		out = append(out, rewriteWarnings(v)...)
+		out = append(out, s.competingWarnings(v)...)
 	}
-	out = append(out, s.competingWarnings()...)
-	for _, name := range slices.Sorted(maps.Keys(s.gateways)) {
-		if g := s.gateways[name]; !g.used {
+	for name, g := range s.gateways {
+		if len(s.users[name]) == 0 && about(g.Ref()) {
 			out = append(out, g.warning("", "name it under gateways of a VirtualService", "no VirtualService uses the gateway"))
 		}
 	}
-	out = append(out, s.ruleWarnings(knownService)...)
-	slices.SortStableFunc(out, func(a, b weft.Problem) int {
-		return cmp.Or(strings.Compare(a.Source.File, b.Source.File), a.Source.Line-b.Source.Line, strings.Compare(a.Message, b.Message))
+	out = append(out, s.ruleWarnings(about, knownService)...)
+	return sorted(out)
+}
+
+// sorted puts problems in the order of files and lines, each once.
+func sorted(out weft.Problems) weft.Problems {
+	slices.SortFunc(out, func(a, b weft.Problem) int {
+		return cmp.Or(strings.Compare(a.Source.File, b.Source.File), a.Source.Line-b.Source.Line, strings.Compare(a.Message, b.Message), strings.Compare(a.String(), b.String()))
 	})
 	return slices.CompactFunc(out, func(a, b weft.Problem) bool { return a == b })
 }
@@ -55,52 +63,96 @@ func (s *Set) Warnings(knownService func(weft.ServiceName) bool) weft.Problems {
 // Their requests get 503.
 func (s *Set) destinationWarnings(v *virtualService, knownService func(weft.ServiceName) bool) weft.Problems {
 	var out weft.Problems
+	look := func(path string, d *networking.Destination, fate string) {
+		n, ok := serviceOf(d.GetHost(), v.Namespace)
+		if !ok || !knownService(n) {
+			out = append(out, v.warning(path, "", "the service %s is not known: its %s", d.GetHost(), fate))
+			return
+		}
+		subset := d.GetSubset()
+		if subset == "" {
+			return
+		}
+		if rules := s.destination(n, v.Namespace); rules == nil || !rules.defines(subset) {
+			out = append(out, v.warning(path, "define it in a DestinationRule of "+n.Name,
+				"the subset %s of %s is not defined: its %s", subset, n, fate))
+		}
+	}
 	for i, h := range v.spec.Http {
 		for k, d := range h.Route {
-			path := fmt.Sprintf("spec.http[%d].route[%d]", i, k)
-			n, ok := serviceOf(d.Destination.GetHost(), v.Namespace)
-			if !ok || !knownService(n) {
-				out = append(out, v.warning(path, "", "the service %s is not known: its requests get 503", d.Destination.GetHost()))
-				continue
-			}
-			subset := d.Destination.GetSubset()
-			if subset == "" {
-				continue
-			}
-			if rules := s.destination(n, v.Namespace); rules == nil || !rules.defines(subset) {
-				out = append(out, v.warning(path, "define it in a DestinationRule of "+n.Name,
-					"the subset %s of %s is not defined: its requests get 503", subset, n))
-			}
+			look(fmt.Sprintf("spec.http[%d].route[%d]", i, k), d.Destination, "requests get 503")
+		}
+	}
+	for i, t := range v.spec.Tcp {
+		for k, d := range t.Route {
+			look(fmt.Sprintf("spec.tcp[%d].route[%d]", i, k), d.Destination, "connections are closed")
+		}
+	}
+	for i, t := range v.spec.Tls {
+		for k, d := range t.Route {
+			look(fmt.Sprintf("spec.tls[%d].route[%d]", i, k), d.Destination, "connections are closed")
 		}
 	}
 	return out
 }
 
+// gatewayWarnings are about gateways that do not exist, or that have nothing to do
+// with the VirtualService; and about what it loses there to others.
 func (s *Set) gatewayWarnings(v *virtualService) weft.Problems {
 	var out weft.Problems
 	for i, name := range qualified(v.spec.Gateways, v.Namespace) {
-		if name != mesh && s.gateways[name] == nil {
+		g := s.gateways[name]
+		switch {
+		case name == mesh:
+			continue
+		case g == nil:
 			out = append(out, v.warning(fmt.Sprintf("spec.gateways[%d]", i), "", "the gateway %s does not exist", name))
+			continue
+		}
+		places := g.places(v)
+		switch {
+		case len(places) > 0:
+		case g.servesHost(v):
+			out = append(out, v.warning(fmt.Sprintf("spec.gateways[%d]", i), "http rules need a server of HTTP or HTTPS, tls rules one whose tls.mode is PASSTHROUGH, tcp rules one of TCP and their port",
+				"no server of the Gateway %s takes its rules", name))
+		default:
+			out = append(out, v.warning("spec.hosts", "add one to the Gateway's servers", "the Gateway %s serves none of its hosts", name))
+		}
+		for _, p := range places {
+			for _, w := range g.tables[p.name].warnings {
+				if w.Source.Name == v.Name && w.Source.Namespace == v.Namespace {
+					out = append(out, w)
+				}
+			}
 		}
 	}
 	return out
 }
 
-// competingWarnings are about VirtualServices that lose a host in the mesh to
+// servesHost reports whether a server of the gateway has a host of the
+// VirtualService, whatever its protocol.
+func (g *gateway) servesHost(v *virtualService) bool {
+	return (!v.private || v.Namespace == g.Namespace) && slices.ContainsFunc(g.spec.Servers, func(s *networking.Server) bool {
+		return len(g.narrowed(s, v.Namespace, v.spec.Hosts)) > 0
+	})
+}
+
+// competingWarnings are about hosts that a VirtualService loses in the mesh to
 // another one wherever they are seen.
-func (s *Set) competingWarnings() weft.Problems {
+func (s *Set) competingWarnings(v *virtualService) weft.Problems {
 	var out weft.Problems
-	for _, name := range slices.Sorted(maps.Keys(s.mesh)) {
-		for i, v := range s.mesh[name] {
-			for _, winner := range s.mesh[name][:i] {
-				if winner.private != v.private || v.private && winner.Namespace != v.Namespace {
-					continue
-				}
-				path := fmt.Sprintf("spec.hosts[%d]", slices.IndexFunc(v.spec.Hosts, func(h string) bool { return fullName(h, v.Namespace) == name }))
-				out = append(out, v.warning(path, "put their rules into one",
-					"for sidecars it has no effect on %s: %s was first, and they are not merged", name, winner.Source))
+	for _, name := range v.meshHosts {
+		for _, winner := range s.mesh[name] {
+			if winner == v {
 				break
 			}
+			if winner.private != v.private || v.private && winner.Namespace != v.Namespace {
+				continue
+			}
+			path := fmt.Sprintf("spec.hosts[%d]", slices.IndexFunc(v.spec.Hosts, func(h string) bool { return fullName(h, v.Namespace) == name }))
+			out = append(out, v.warning(path, "put their rules into one",
+				"for sidecars it has no effect on %s: %s was first, and they are not merged", name, winner.Source))
+			break
 		}
 	}
 	return out
@@ -111,21 +163,21 @@ func (s *Set) competingWarnings() weft.Problems {
 // the VirtualService.
 func unreachedWarnings(v *virtualService) weft.Problems {
 	reached, taken := map[string]bool{}, map[string]*weft.Rule{}
-	contexts := qualified(v.spec.Gateways, v.Namespace)
-	if len(contexts) == 0 {
-		contexts = []string{mesh}
-	}
-	for _, gateway := range contexts {
+	for _, gateway := range v.contexts() {
 		rules := compileRules(v.Resource, gateway)
+		var earlier coverIndex
 		for from, to := 0, 0; from < len(rules); from = to {
 			field := rules[from].Source.Field
 			for to < len(rules) && rules[to].Source.Field == field {
 				to++ // a written rule may be spread over several
 			}
-			if by := takenBy(rules[:from], rules[from:to]); by == nil {
+			if by := earlier.takes(rules[from:to]); by == nil {
 				reached[field] = true
 			} else if taken[field] == nil {
 				taken[field] = by
+			}
+			for i := from; i < to; i++ {
+				earlier.add(&rules[i])
 			}
 		}
 	}
@@ -145,9 +197,100 @@ func unreachedWarnings(v *virtualService) weft.Problems {
 	return out
 }
 
-// takenBy is an earlier rule that takes requests of these, if the earlier ones
-// take all of them.
-func takenBy(earlier, rules []weft.Rule) *weft.Rule {
+// unreachedRawWarnings are about tcp and tls rules that get no connection: an
+// earlier one of the same VirtualService takes all of theirs.
+func unreachedRawWarnings(v *virtualService) weft.Problems {
+	reached, taken := map[string]bool{}, map[string]*weft.RawRule{}
+	var fields []string
+	for _, gateway := range v.contexts() {
+		for _, rules := range [][]weft.RawRule{compileTCP(v.Resource, gateway), compileTLS(v.Resource, gateway)} {
+			for i := range rules {
+				field := rules[i].Source.Field
+				if !slices.Contains(fields, field) {
+					fields = append(fields, field)
+				}
+				by := slices.IndexFunc(rules[:i], func(r weft.RawRule) bool { return coversRaw(&r, &rules[i]) })
+				if by < 0 {
+					reached[field] = true
+				} else if taken[field] == nil {
+					taken[field] = &rules[by]
+				}
+			}
+		}
+	}
+	var out weft.Problems
+	for _, field := range fields {
+		if by := taken[field]; by != nil && !reached[field] {
+			out = append(out, v.warning(field, "move it up, or take it out",
+				"the rule is never reached: its connections fit %s on line %d", by.Name, by.Source.Line))
+		}
+	}
+	return out
+}
+
+// coversRaw reports whether all that fits b surely fits a.
+func coversRaw(a, b *weft.RawRule) bool {
+	if len(a.Ports) > 0 && (len(b.Ports) == 0 || !slices.Contains(a.Ports, b.Ports[0])) {
+		return false
+	}
+	for _, name := range b.SNI {
+		if !slices.ContainsFunc(a.SNI, func(pattern string) bool { return weft.FitsHost(pattern, name) }) {
+			return false
+		}
+	}
+	return true
+}
+
+// coverIndex finds, among the rules that were added, one that takes all requests of
+// a block. Blocks are kept by what they ask of the path: looking through all of
+// them for each of 5,000 rules would take a second.
+type coverIndex struct {
+	whole    map[weft.StringMatch][]covering // by their path's match, written the same
+	prefixes map[string][]covering           // by their prefix
+	longest  int                             // of the prefixes
+	any      []covering                      // that ask nothing of the path
+	odd      []covering                      // by regex or without case; at most maxOdd
+}
+
+type covering struct {
+	rule  *weft.Rule
+	block *weft.Match
+}
+
+// maxOdd bounds the blocks that have to be tried one by one. A warning less is better
+// than an apply that takes long.
+const maxOdd = 64
+
+func (x *coverIndex) add(r *weft.Rule) {
+	if x.whole == nil {
+		x.whole, x.prefixes = map[weft.StringMatch][]covering{}, map[string][]covering{}
+	}
+	if len(r.Matches) == 0 {
+		x.any = append(x.any, covering{r, &weft.Match{}})
+	}
+	for i := range r.Matches {
+		c := covering{r, &r.Matches[i]}
+		path := c.block.Path
+		switch {
+		case path == nil || anyPath(path):
+			x.any = append(x.any, c)
+			continue
+		case path.Kind == weft.MatchPrefix && !path.IgnoreCase:
+			x.prefixes[path.Value] = append(x.prefixes[path.Value], c)
+			x.longest = max(x.longest, len(path.Value))
+		case path.Kind != weft.MatchExact || path.IgnoreCase:
+			if len(x.odd) < maxOdd {
+				x.odd = append(x.odd, c)
+			}
+		}
+		key := weft.StringMatch{Kind: path.Kind, Value: path.Value}
+		x.whole[key] = append(x.whole[key], c)
+	}
+}
+
+// takes is an added rule that takes requests of these, if the added ones take all
+// of them.
+func (x *coverIndex) takes(rules []weft.Rule) *weft.Rule {
 	var by *weft.Rule
 	for i := range rules {
 		blocks := rules[i].Matches
@@ -155,7 +298,7 @@ func takenBy(earlier, rules []weft.Rule) *weft.Rule {
 			blocks = []weft.Match{{}}
 		}
 		for b := range blocks {
-			if by = coveredBy(earlier, &blocks[b]); by == nil {
+			if by = x.covering(&blocks[b]); by == nil {
 				return nil
 			}
 		}
@@ -163,19 +306,29 @@ func takenBy(earlier, rules []weft.Rule) *weft.Rule {
 	return by
 }
 
-func coveredBy(earlier []weft.Rule, block *weft.Match) *weft.Rule {
-	for i := range earlier {
-		r := &earlier[i]
-		if len(r.Matches) == 0 {
-			return r
+func (x *coverIndex) covering(block *weft.Match) *weft.Rule {
+	find := func(list []covering) *weft.Rule {
+		for _, c := range list {
+			if covers(c.block, block) {
+				return c.rule
+			}
 		}
-		for k := range r.Matches {
-			if covers(&r.Matches[k], block) {
+		return nil
+	}
+	if r := find(x.any); r != nil || block.Path == nil {
+		return r
+	}
+	if r := find(x.whole[weft.StringMatch{Kind: block.Path.Kind, Value: block.Path.Value}]); r != nil {
+		return r
+	}
+	if block.Path.Kind == weft.MatchExact || block.Path.Kind == weft.MatchPrefix {
+		for n := range min(x.longest, len(block.Path.Value)) + 1 {
+			if r := find(x.prefixes[block.Path.Value[:n]]); r != nil {
 				return r
 			}
 		}
 	}
-	return nil
+	return find(x.odd)
 }
 
 // covers reports whether all that fits b surely fits a.
@@ -231,19 +384,23 @@ func rewriteWarnings(v *virtualService) weft.Problems {
 }
 
 // ruleWarnings are about DestinationRules.
-func (s *Set) ruleWarnings(knownService func(weft.ServiceName) bool) weft.Problems {
+func (s *Set) ruleWarnings(about func(Ref) bool, knownService func(weft.ServiceName) bool) weft.Problems {
 	var out weft.Problems
 	for _, index := range []map[ruleKey]*destinationRules{s.local, s.exported} {
 		for key, d := range index {
 			first := d.rules[0]
 			for _, r := range d.rules[1:] {
+				if !about(r.Ref()) {
+					continue
+				}
 				out = append(out, r.warning("spec.host", "put them into one",
 					"%s is a rule for the same host: the first trafficPolicy holds, and the first subset of each name", first.Source))
 			}
-			if n, ok := weft.ParseHost(key.host, key.namespace); !ok || knownService(n) {
-				continue
-			}
+			n, ok := weft.ParseHost(key.host, key.namespace)
 			for _, r := range d.rules {
+				if !ok || !about(r.Ref()) || knownService(n) {
+					continue
+				}
 				out = append(out, r.warning("spec.host", "", "the service %s is not known", r.Spec.(*networking.DestinationRule).Host))
 			}
 		}

@@ -23,7 +23,7 @@ func (r *refusals) add(name string, err error) { *r = append(*r, name+": "+err.E
 func (s *state) take(r *discovery.DeltaDiscoveryResponse, setRoots func(trustDomain string, roots []*x509.Certificate) error) refusals {
 	var bad refusals
 	for _, resource := range r.GetResources() {
-		if _, wanted := s.namesOf(r.GetTypeUrl()).all[resource.GetName()]; !wanted {
+		if !s.wants(r.GetTypeUrl(), resource.GetName()) {
 			continue // given up meanwhile
 		}
 		if err := s.set(r.GetTypeUrl(), resource, setRoots); err != nil {
@@ -34,8 +34,24 @@ func (s *state) take(r *discovery.DeltaDiscoveryResponse, setRoots func(trustDom
 	for _, name := range r.GetRemovedResources() {
 		s.unset(r.GetTypeUrl(), name)
 	}
-	s.settle(r.GetTypeUrl() == weftpb.RouteTableType || r.GetTypeUrl() == weftpb.GatewayType)
+	s.settle()
 	return bad
+}
+
+// wants reports whether a resource is one that was asked for.
+func (s *state) wants(typeURL, name string) bool {
+	if typeURL == weftpb.GatewayTableType {
+		_, ok := s.tableOf(name)
+		return ok
+	}
+	_, ok := s.namesOf(typeURL).all[name]
+	return ok
+}
+
+// tableOf is the host of a GatewayTable's name, if it is one of this gateway's.
+func (s *state) tableOf(name string) (host string, ok bool) {
+	gateway, host, ok := weftpb.ParseGatewayTableName(name)
+	return host, ok && host != "" && s.role == Gateway && gateway == s.gateway.name
 }
 
 func decode[M proto.Message](resource *discovery.Resource, m M) (M, error) {
@@ -53,25 +69,35 @@ func (s *state) set(typeURL string, resource *discovery.Resource, setRoots func(
 	case weftpb.EndpointsType:
 		return s.setEndpoints(resource)
 	case weftpb.GatewayType:
-		m, err := decode(resource, &weftpb.Gateway{})
+		if _, err := decode(resource, &weftpb.Gateway{}); err != nil {
+			return err
+		}
+		s.gateway.version, s.gateway.told = resource.GetVersion(), true
+		s.gatewayChanged = true
+	case weftpb.GatewayTableType:
+		m, err := decode(resource, &weftpb.GatewayTable{})
 		if err != nil {
 			return err
 		}
-		g, err := weftpb.DecodeGateway(m)
+		t, err := weftpb.DecodeGatewayTable(m)
 		if err != nil {
 			return err
 		}
-		s.gateway.version, s.gateway.next = resource.GetVersion(), g
+		host, _ := s.tableOf(resource.GetName())
+		if t.Host != host {
+			return fmt.Errorf("it holds the table of %s", t.Host)
+		}
+		s.setGatewayTable(host, resource.GetVersion(), t)
 	case weftpb.AuthorizationType:
 		m, err := decode(resource, &weftpb.Authorization{})
 		if err != nil {
 			return err
 		}
-		a, err := weftpb.DecodeAuthorization(m)
+		a, paths, err := weftpb.DecodeAuthorization(m)
 		if err != nil {
 			return err
 		}
-		s.authorization = versioned[*weft.Authorization]{a, resource.GetVersion()}
+		s.authorization, s.paths = versioned[*weft.Authorization]{a, resource.GetVersion()}, paths
 		s.otherChanged = true
 	case weftpb.TrustType:
 		m, err := decode(resource, &weftpb.Trust{})
@@ -105,7 +131,9 @@ func (s *state) setRouteTable(resource *discovery.Resource) error {
 	if h == nil {
 		return nil
 	}
-	h.broken, h.version, h.next = false, resource.GetVersion(), t
+	s.await(&h.routed, t)
+	h.broken, h.version = false, resource.GetVersion()
+	s.waiting[h] = struct{}{}
 	delete(s.unknown, h.name)
 	return nil
 }
@@ -174,8 +202,10 @@ func (s *state) unset(typeURL, name string) {
 	case weftpb.RouteTableType:
 		if h := s.hostOf(name); h != nil {
 			s.hostsChanged = s.hostsChanged || !h.ready || h.current != nil
-			h.broken, h.ready, h.version = false, true, ""
-			h.current, h.next = nil, nil
+			s.release(h.current)
+			s.release(h.next)
+			delete(s.waiting, h)
+			h.broken, h.routed = false, routed{ready: true}
 			if s.unknown[h.name] == nil && !h.pinned {
 				s.makeRoom()
 				s.unknown[h.name] = h
@@ -196,9 +226,12 @@ func (s *state) unset(typeURL, name string) {
 		s.servicesChanged = true
 	case weftpb.GatewayType:
 		// It has no routes then, which is not the same as not to be loaded.
-		s.gateway.version = ""
-		s.gateway.current, s.gateway.next = weft.NewGateway(s.gateway.name, nil), nil
-		s.otherChanged = true
+		s.gateway.version, s.gateway.told = "", true
+		s.gatewayChanged = true
+	case weftpb.GatewayTableType:
+		if host, ok := s.tableOf(name); ok {
+			s.removeGatewayTable(host)
+		}
 	}
 }
 
@@ -221,12 +254,29 @@ func (s *state) versionOf(typeURL, name string) string {
 		}
 	case weftpb.GatewayType:
 		return s.gateway.version
+	case weftpb.GatewayTableType:
+		if t := s.gateway.tables[strings.TrimPrefix(name, s.gateway.name+"/")]; t != nil {
+			return t.version
+		}
 	case weftpb.AuthorizationType:
 		return s.authorization.version
 	case weftpb.TrustType:
 		return s.trust
 	}
 	return ""
+}
+
+// held are the names that a subscription to name brought: itself, or those of every
+// table of the gateway.
+func (s *state) held(typeURL, name string) []string {
+	if typeURL != weftpb.GatewayTableType {
+		return []string{name}
+	}
+	out := make([]string, 0, len(s.gateway.tables))
+	for host := range s.gateway.tables {
+		out = append(out, weftpb.GatewayTableName(s.gateway.name, host))
+	}
+	return out
 }
 
 // reason joins refusals for a NACK.

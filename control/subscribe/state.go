@@ -1,7 +1,6 @@
 package subscribe
 
 import (
-	"maps"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -37,13 +36,20 @@ type state struct {
 	hosts         map[string]*host
 	unknown       map[string]*host // those of hosts that do not exist, or are not answered
 	services      map[weft.ServiceName]*service
+	waiting       map[*host]struct{} // those with a table that waits for its services
 	authorization versioned[*weft.Authorization]
+	paths         weft.PathMode     // comes with authorization
 	trust         string            // version
 	names         map[string]*names // by type URL
+
+	// What nothing points to any more, if nothing has come to since.
+	spareServices map[weft.ServiceName]struct{}
+	spareHosts    map[string]struct{}
 
 	version         uint64
 	hostsChanged    bool // since the last build
 	servicesChanged bool
+	gatewayChanged  bool
 	otherChanged    bool
 }
 
@@ -53,25 +59,33 @@ type versioned[T any] struct {
 	version string
 }
 
-// gatewayState is the Gateway resource: what is published, and what waits for the
-// services that it points to.
+// gatewayState is the Gateway resource and its tables.
 type gatewayState struct {
 	name    string
 	version string
-	current *weft.Gateway // nil: not told yet
-	next    *weft.Gateway // nil: current is the newest
+	told    bool                 // whether there is a Gateway; all its tables have come, then
+	live    bool                 // it was published
+	tables  map[string]*routed   // by host
+	waiting map[*routed]struct{} // those that wait for services, or for rules of services
+	// pins counts the tables that lead into a host's rules.
+	pins map[string]int
+}
+
+// routed is a table as it was told, and as it is published.
+type routed struct {
+	version string
+	ready   bool             // current says something
+	current *weft.RouteTable // nil: it does not exist
+	next    *weft.RouteTable // waits for its services; nil: current is the newest
 }
 
 // host is one that was asked for.
 type host struct {
-	name    string
-	asked   atomic.Int64 // unix seconds; also written without the lock
-	pinned  bool         // a gateway's tables lead here
-	ready   bool         // current says something
-	broken  bool         // not ready, as the only answer was unreadable
-	version string
-	current *weft.RouteTable // nil: it does not exist
-	next    *weft.RouteTable // waits for its services; nil: current is the newest
+	name   string
+	asked  atomic.Int64 // unix seconds; also written without the lock
+	pinned bool         // a gateway's tables lead here
+	broken bool         // not ready, as the only answer was unreadable
+	routed
 }
 
 func (h *host) touch(now time.Time) {
@@ -82,6 +96,7 @@ func (h *host) touch(now time.Time) {
 
 // service is one that a table points to.
 type service struct {
+	uses              int                      // tables that point here, those that wait included
 	service           versioned[*weft.Service] // without endpoints; nil: it does not exist
 	endpoints         []weft.Endpoint
 	index             uint64
@@ -103,14 +118,17 @@ type names struct {
 
 func newState(role Role, namespace, gateway string) *state {
 	s := &state{
-		role: role, namespace: namespace, gateway: gatewayState{name: gateway},
-		hosts: make(map[string]*host), unknown: make(map[string]*host),
+		role: role, namespace: namespace,
+		gateway: gatewayState{name: gateway, tables: make(map[string]*routed), waiting: make(map[*routed]struct{}), pins: make(map[string]int)},
+		hosts:   make(map[string]*host), unknown: make(map[string]*host), waiting: make(map[*host]struct{}),
 		services: make(map[weft.ServiceName]*service), names: make(map[string]*names),
+		spareServices: make(map[weft.ServiceName]struct{}), spareHosts: make(map[string]struct{}),
 		hostsChanged: true, servicesChanged: true, otherChanged: true,
 	}
 	s.subscribe(weftpb.TrustType, weftpb.Self)
 	if role == Gateway {
 		s.subscribe(weftpb.GatewayType, gateway)
+		s.subscribe(weftpb.GatewayTableType, weftpb.GatewayTableName(gateway, ""))
 	} else {
 		s.subscribe(weftpb.AuthorizationType, weftpb.Self)
 		s.authorization.value = notTold
@@ -207,12 +225,15 @@ func (s *state) known() map[string]*host {
 }
 
 func (s *state) remove(h *host) {
+	s.release(h.current)
+	s.release(h.next)
+	delete(s.waiting, h)
 	delete(s.hosts, h.name)
 	delete(s.unknown, h.name)
 	if plausible(h.name) {
 		s.unsubscribe(weftpb.RouteTableType, weftpb.RouteTableName(s.namespace, h.name))
 	}
-	s.hostsChanged = true
+	s.hostsChanged = s.hostsChanged || h.ready
 }
 
 // forget removes what nobody asked for in forgetAfter, and reports whether that was
@@ -236,7 +257,7 @@ func (s *state) forget(now time.Time) bool {
 	if len(s.hosts) == before {
 		return false
 	}
-	s.track()
+	s.sweep()
 	return true
 }
 
@@ -250,34 +271,39 @@ func (s *state) hopeless(name string) bool {
 	return h == nil || h.broken
 }
 
-// settle follows the tables after a response: it asks for the services that they
-// point to, takes up those tables whose services are all there, and gives up what
-// nothing points to any more.
-func (s *state) settle(tablesChanged bool) {
-	if tablesChanged {
-		s.track()
+// settle follows a response: it takes up the tables whose services are all there,
+// and gives up what nothing points to any more.
+func (s *state) settle() {
+	s.promote()
+	if s.role == Sidecar && len(s.hosts)-len(s.unknown) > maxHosts {
+		s.remove(oldest(s.known())) // one response may bring more; they go with the next
 	}
-	if s.promote() || tablesChanged {
-		if known := len(s.hosts) - len(s.unknown); known > maxHosts && s.role == Sidecar {
-			s.remove(oldest(s.known())) // one response may bring more; they go with the next
-		}
-		s.track()
-	}
+	s.sweep()
 }
 
 // promote takes up the tables that waited for services which are there now.
-func (s *state) promote() (any bool) {
-	for _, h := range s.hosts {
-		if h.next != nil && s.complete(h.next) {
-			h.current, h.next, h.ready, any = h.next, nil, true, true
+func (s *state) promote() {
+	for h := range s.waiting {
+		if s.complete(h.next) {
+			s.takeUp(&h.routed)
+			delete(s.waiting, h)
 			s.hostsChanged = true
 		}
 	}
-	if s.gateway.next != nil && s.gatewayComplete() {
-		s.gateway.current, s.gateway.next, any = s.gateway.next, nil, true
-		s.otherChanged = true
+	for t := range s.gateway.waiting {
+		if s.complete(t.next) && s.rulesBehind(t.next) {
+			s.unpin(t.current)
+			s.takeUp(t)
+			delete(s.gateway.waiting, t)
+			s.gatewayChanged = true
+		}
 	}
-	return any
+}
+
+func (s *state) takeUp(t *routed) {
+	before := t.current
+	t.current, t.next, t.ready = t.next, nil, true
+	s.release(before)
 }
 
 // complete reports whether every service that a table points to is answered.
@@ -290,124 +316,190 @@ func (s *state) complete(t *weft.RouteTable) bool {
 	return true
 }
 
-func (s *state) gatewayComplete() bool {
-	for _, t := range s.gateway.next.Tables() {
-		if !s.complete(t) {
+// rulesBehind reports whether the rules of all services that a gateway's table leads
+// into are there.
+func (s *state) rulesBehind(t *weft.RouteTable) bool {
+	for n := range leadsInto(t) {
+		if h := s.hosts[n.Host()]; h == nil || !h.ready && !h.broken {
 			return false
-		}
-		for n := range leadsInto(t) {
-			if h := s.hosts[n.Host()]; h == nil || !h.ready && !h.broken {
-				return false
-			}
 		}
 	}
 	return true
 }
 
-// pointsTo are the services that a table's rules send requests to.
-func pointsTo(t *weft.RouteTable) map[weft.ServiceName]bool {
-	out := make(map[weft.ServiceName]bool)
+// eachDestination calls f for every destination of a table; nil has none.
+func eachDestination(t *weft.RouteTable, f func(*weft.Destination)) {
 	if t == nil {
-		return out
+		return
 	}
 	for i := range t.Rules {
-		for _, d := range t.Rules[i].Destinations {
-			out[d.Service] = true
+		for j := range t.Rules[i].Destinations {
+			f(&t.Rules[i].Destinations[j])
 		}
 	}
+	for _, raw := range [...][]weft.RawRule{t.TCP, t.TLS} {
+		for i := range raw {
+			for j := range raw[i].Destinations {
+				f(&raw[i].Destinations[j])
+			}
+		}
+	}
+}
+
+// pointsTo are the services that a table's rules send requests or connections to.
+func pointsTo(t *weft.RouteTable) map[weft.ServiceName]bool {
+	out := make(map[weft.ServiceName]bool)
+	eachDestination(t, func(d *weft.Destination) { out[d.Service] = true })
 	return out
 }
 
 // leadsInto are the services whose own rules apply next at a gateway.
 func leadsInto(t *weft.RouteTable) map[weft.ServiceName]bool {
 	out := make(map[weft.ServiceName]bool)
-	for i := range t.Rules {
-		for _, d := range t.Rules[i].Destinations {
-			if d.Subset == "" {
-				out[d.Service] = true
-			}
+	eachDestination(t, func(d *weft.Destination) {
+		if d.Subset == "" {
+			out[d.Service] = true
 		}
-	}
+	})
 	return out
 }
 
-func (s *state) gatewayTables() []*weft.RouteTable {
-	var out []*weft.RouteTable
-	for _, g := range []*weft.Gateway{s.gateway.current, s.gateway.next} {
-		if g != nil {
-			out = append(out, g.Tables()...)
-		}
-	}
-	return out
-}
-
-// track makes services (and, at a gateway, pinned hosts) exactly what the tables
-// point to, those that wait included.
-func (s *state) track() {
-	wanted := make(map[weft.ServiceName]bool)
-	pinned := make(map[string]bool)
-	for _, t := range s.gatewayTables() {
-		maps.Copy(wanted, pointsTo(t))
-		for n := range leadsInto(t) {
-			pinned[n.Host()] = true
-		}
-	}
-	if s.role == Gateway {
-		s.pin(pinned)
-	}
-	for _, h := range s.hosts {
-		maps.Copy(wanted, pointsTo(h.current))
-		maps.Copy(wanted, pointsTo(h.next))
-	}
-	for n := range wanted {
+// use asks for the services that a table points to.
+func (s *state) use(t *weft.RouteTable) {
+	for n := range pointsTo(t) {
 		if s.services[n] == nil {
 			s.services[n] = &service{}
 			s.subscribe(weftpb.ServiceType, weftpb.ServiceResource(n))
 			s.subscribe(weftpb.EndpointsType, weftpb.ServiceResource(n))
 		}
+		s.services[n].uses++
 	}
-	for n := range s.services {
-		if !wanted[n] {
-			delete(s.services, n)
-			s.unsubscribe(weftpb.ServiceType, weftpb.ServiceResource(n))
-			s.unsubscribe(weftpb.EndpointsType, weftpb.ServiceResource(n))
-			s.servicesChanged = true
+}
+
+// release ends use.
+func (s *state) release(t *weft.RouteTable) {
+	for n := range pointsTo(t) {
+		if s.services[n].uses--; s.services[n].uses == 0 {
+			s.spareServices[n] = struct{}{}
 		}
 	}
 }
 
-// pin makes the hosts of a gateway those that its tables lead to.
-func (s *state) pin(pinned map[string]bool) {
-	for name := range pinned {
+// await makes t the newest of a table, which is taken up when its services are there.
+func (s *state) await(r *routed, t *weft.RouteTable) {
+	s.use(t)
+	s.release(r.next)
+	r.next = t
+}
+
+// pin asks for the rules of the services that a gateway's table leads into, which
+// apply next; unpin ends that.
+func (s *state) pin(t *weft.RouteTable) {
+	for n := range leadsInto(t) {
+		name := n.Host()
+		s.gateway.pins[name]++
 		if s.hosts[name] == nil {
 			s.hosts[name] = &host{name: name, pinned: true}
 			s.subscribe(weftpb.RouteTableType, weftpb.RouteTableName(s.namespace, name))
 		}
 	}
-	for name, h := range s.hosts {
-		if !pinned[name] {
+}
+
+func (s *state) unpin(t *weft.RouteTable) {
+	for n := range leadsInto(t) {
+		name := n.Host()
+		if s.gateway.pins[name]--; s.gateway.pins[name] == 0 {
+			delete(s.gateway.pins, name)
+			s.spareHosts[name] = struct{}{}
+		}
+	}
+}
+
+// sweep gives up what nothing points to.
+func (s *state) sweep() {
+	for name := range s.spareHosts {
+		if h := s.hosts[name]; h != nil && s.gateway.pins[name] == 0 {
 			s.remove(h)
 		}
 	}
+	clear(s.spareHosts)
+	for n := range s.spareServices {
+		svc := s.services[n]
+		if svc == nil || svc.uses > 0 {
+			continue
+		}
+		s.servicesChanged = s.servicesChanged || svc.merge() != nil
+		delete(s.services, n)
+		s.unsubscribe(weftpb.ServiceType, weftpb.ServiceResource(n))
+		s.unsubscribe(weftpb.EndpointsType, weftpb.ServiceResource(n))
+	}
+	clear(s.spareServices)
+}
+
+// setGatewayTable takes a table of the gateway.
+func (s *state) setGatewayTable(host, version string, t *weft.RouteTable) {
+	r := s.gateway.tables[host]
+	if r == nil {
+		r = &routed{}
+		s.gateway.tables[host] = r
+	}
+	s.pin(t)
+	s.unpin(r.next)
+	s.await(r, t)
+	r.version = version
+	s.gateway.waiting[r] = struct{}{}
+}
+
+// removeGatewayTable takes the word that a table is no more.
+func (s *state) removeGatewayTable(host string) {
+	r := s.gateway.tables[host]
+	if r == nil {
+		return
+	}
+	for _, t := range []*weft.RouteTable{r.current, r.next} {
+		s.unpin(t)
+		s.release(t)
+	}
+	delete(s.gateway.tables, host)
+	delete(s.gateway.waiting, r)
+	s.gatewayChanged = true
+}
+
+// gatewayReady reports whether the gateway's tables can be published: it is known
+// whether there is a Gateway, and all that it led to at first is there.
+func (s *state) gatewayReady() bool {
+	return s.gateway.told && (s.gateway.live || len(s.gateway.waiting) == 0)
+}
+
+func (s *state) buildGateway() *weft.Gateway {
+	tables := make([]*weft.RouteTable, 0, len(s.gateway.tables))
+	for _, t := range s.gateway.tables {
+		if t.ready {
+			tables = append(tables, t.current)
+		}
+	}
+	return weft.NewGateway(s.gateway.name, tables)
 }
 
 // build makes the next snapshot, or returns nil when nothing has changed. Parts
 // that did not change are shared with the last one.
 func (s *state) build(last *published) *published {
-	if !s.hostsChanged && !s.servicesChanged && !s.otherChanged {
+	gateway := s.gatewayChanged && s.gatewayReady()
+	if !s.hostsChanged && !s.servicesChanged && !gateway && !s.otherChanged {
 		return nil
 	}
 	s.version++
-	next := &published{snapshot: &weft.Snapshot{Version: s.version, Gateway: s.gateway.current, Authorization: s.authorization.value}}
+	next := &published{snapshot: &weft.Snapshot{Version: s.version, Authorization: s.authorization.value, Paths: s.paths}}
 	if last != nil && !s.hostsChanged {
 		next.snapshot.Hosts, next.hosts = last.snapshot.Hosts, last.hosts
 	} else {
-		next.snapshot.Hosts, next.hosts = make(map[string]*weft.RouteTable, len(s.hosts)), make(map[string]*host, len(s.hosts))
-		for name, h := range s.hosts {
-			if h.ready {
-				next.snapshot.Hosts[name], next.hosts[name] = h.current, h
-			}
-		}
+		s.buildHosts(next)
+	}
+	if gateway {
+		next.snapshot.Gateway = s.buildGateway()
+		s.gateway.live, s.gatewayChanged = true, false
+	} else if last != nil {
+		next.snapshot.Gateway = last.snapshot.Gateway
 	}
 	if last != nil && !s.servicesChanged {
 		next.snapshot.Services = last.snapshot.Services
@@ -421,6 +513,22 @@ func (s *state) build(last *published) *published {
 	}
 	s.hostsChanged, s.servicesChanged, s.otherChanged = false, false, false
 	return next
+}
+
+func (s *state) buildHosts(next *published) {
+	next.snapshot.Hosts = make(map[string]*weft.RouteTable, len(s.hosts))
+	if s.role == Sidecar { // a gateway's hosts are not asked for by name
+		next.hosts = make(map[string]*host, len(s.hosts))
+	}
+	for name, h := range s.hosts {
+		if !h.ready {
+			continue
+		}
+		next.snapshot.Hosts[name] = h.current
+		if next.hosts != nil {
+			next.hosts[name] = h
+		}
+	}
 }
 
 // merge puts Service and Endpoints together. What did not change stays the same

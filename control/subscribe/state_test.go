@@ -79,7 +79,7 @@ func (s *told) route(host string) string {
 // asks returns what the next requests would subscribe to and unsubscribe from.
 func (s *told) asks() string {
 	var out []string
-	for _, typeURL := range []string{weftpb.RouteTableType, weftpb.GatewayType, weftpb.ServiceType, weftpb.EndpointsType} {
+	for _, typeURL := range []string{weftpb.RouteTableType, weftpb.GatewayTableType, weftpb.GatewayType, weftpb.ServiceType, weftpb.EndpointsType} {
 		n := s.namesOf(typeURL)
 		for _, name := range keys(n.subscribe) {
 			out = append(out, "+"+name)
@@ -235,44 +235,112 @@ func TestAuthorizationDeniesUntilItIsTold(t *testing.T) {
 	}
 }
 
+// edge tells of tables of the gateway: "order" leads order.example.com to the service
+// order, "user/v1" to a subset; "-order" is that there is no table any more.
+func (s *told) edge(destinations ...string) refusals {
+	s.t.Helper()
+	var resources []*discovery.Resource
+	var removed []string
+	for _, d := range destinations {
+		name, subset, _ := strings.Cut(d, "/")
+		if gone, ok := strings.CutPrefix(name, "-"); ok {
+			removed = append(removed, "edge/"+gone+".example.com")
+			continue
+		}
+		m := &weftpb.GatewayTable{Table: tableTo(name+".example.com", name, subset)}
+		resources = append(resources, resourceOf(s.t, "edge/"+name+".example.com", d, m))
+	}
+	return s.tell(weftpb.GatewayTableType, removed, resources...)
+}
+
+func (s *told) gatewayExists() {
+	s.tell(weftpb.GatewayType, nil, resourceOf(s.t, "edge", "1", &weftpb.Gateway{Name: "edge"}))
+}
+
 func TestGatewayAsksForEverythingItLeadsTo(t *testing.T) {
 	s := newTold(t, Gateway)
-	if got := s.asks(); got != "+edge" {
+	if got := s.asks(); got != "+edge/ +edge" {
 		t.Errorf("asks %q", got)
 	}
-	tables := func(destinations ...string) *weftpb.Gateway {
-		g := &weftpb.Gateway{Name: "edge"}
-		for _, d := range destinations {
-			name, subset, _ := strings.Cut(d, "/")
-			g.Tables = append(g.Tables, tableTo(name+".example.com", name, subset))
-		}
-		return g
-	}
-	s.tell(weftpb.GatewayType, nil, resourceOf(t, "edge", "1", tables("order", "user/v1")))
+	s.edge("order", "user/v1")
 	if got := s.asks(); got != "+default/order.default.svc.cluster.local +default/order +default/user +default/order +default/user" {
 		t.Errorf("asks %q: a destination with a subset needs no rules of its own", got)
 	}
 	s.service("order")
 	s.service("user")
+	s.table("order.default.svc.cluster.local", "1", "order-canary")
+	s.gatewayExists()
 	if s.snapshot().Gateway != nil {
 		t.Error("the gateway is taken up before the rules of order are there")
 	}
-	s.table("order.default.svc.cluster.local", "1", "order-canary")
 	s.service("order-canary")
 	if got := s.route("order.example.com"); got != "order-canary" {
 		t.Errorf("order.example.com goes to %s", got)
 	}
 	s.asks()
-	s.tell(weftpb.GatewayType, nil, resourceOf(t, "edge", "2", tables("user/v1")))
+	s.edge("-order")
 	if got := s.route("order.example.com"); got != string(weft.NoHost) {
 		t.Errorf("a table that went: %s", got)
 	}
 	if got := s.asks(); got != "-default/order.default.svc.cluster.local -default/order -default/order-canary -default/order -default/order-canary" {
 		t.Errorf("asks %q", got)
 	}
+	s.edge("-user")
 	s.tell(weftpb.GatewayType, []string{"edge"})
 	if got := s.route("user.example.com"); got != string(weft.NoHost) {
 		t.Errorf("without a Gateway resource: %s", got)
+	}
+}
+
+func TestGatewayTablesChangeOneByOne(t *testing.T) {
+	s := newTold(t, Gateway)
+	s.gatewayExists()
+	if g := s.snapshot().Gateway; g == nil || s.route("order.example.com") != string(weft.NoHost) {
+		t.Errorf("a gateway without tables: %+v", g)
+	}
+	s.edge("order/v1", "user/v1")
+	s.service("user")
+	if got := s.route("user.example.com"); got != string(weft.NoSubset) {
+		t.Errorf("a table whose service is there waits for another's: %s", got)
+	}
+	if got := s.route("order.example.com"); got != string(weft.NoHost) {
+		t.Errorf("a table without its service: %s", got)
+	}
+	s.service("order")
+	if got := s.route("order.example.com"); got != string(weft.NoSubset) {
+		t.Errorf("with its service: %s", got)
+	}
+	s.asks()
+	// Two changes before the services of the first are there.
+	moved := func(version, service string) {
+		s.tell(weftpb.GatewayTableType, nil, resourceOf(t, "edge/user.example.com", version, &weftpb.GatewayTable{Table: tableTo("user.example.com", service, "")}))
+	}
+	before := s.snapshot()
+	moved("2", "a")
+	moved("3", "b")
+	if got := s.asks(); got != "+default/b.default.svc.cluster.local -default/a.default.svc.cluster.local +default/b -default/a +default/b -default/a" {
+		t.Errorf("asks %q", got)
+	}
+	if s.snapshot() != before {
+		t.Error("what waits makes a new snapshot")
+	}
+	s.table("b.default.svc.cluster.local", "1", "b")
+	s.service("b")
+	if got := s.route("user.example.com"); got != "b" {
+		t.Errorf("after the change: %s", got)
+	}
+	if got := s.asks(); got != "-default/user -default/user" {
+		t.Errorf("asks %q: nothing leads to user any more", got)
+	}
+	if v := s.versionOf(weftpb.GatewayTableType, "edge/user.example.com"); v != "3" || len(s.held(weftpb.GatewayTableType, "edge/")) != 2 {
+		t.Errorf("on reconnect it would tell of version %q", v)
+	}
+	if bad := s.tell(weftpb.GatewayTableType, nil, resourceOf(t, "edge/user.example.com", "4", &weftpb.GatewayTable{Table: tableTo("other", "b", "")})); len(bad) != 1 {
+		t.Error("a table of another host than its name says is accepted")
+	}
+	s.tell(weftpb.GatewayTableType, nil, resourceOf(t, "other/x", "1", &weftpb.GatewayTable{Table: tableTo("x", "b", "")}))
+	if got := s.route("x"); got != string(weft.NoHost) {
+		t.Errorf("a table of another gateway is used: %s", got)
 	}
 }
 

@@ -166,8 +166,10 @@ func (c *Client) opening() []*discovery.DeltaDiscoveryRequest {
 		for chunk := range slices.Chunk(keys(n.all), requestNames) {
 			r := &discovery.DeltaDiscoveryRequest{TypeUrl: typeURL, ResourceNamesSubscribe: chunk, InitialResourceVersions: make(map[string]string)}
 			for _, name := range chunk {
-				if v := c.state.versionOf(typeURL, name); v != "" {
-					r.InitialResourceVersions[name] = v
+				for _, held := range c.state.held(typeURL, name) {
+					if v := c.state.versionOf(typeURL, held); v != "" {
+						r.InitialResourceVersions[held] = v
+					}
 				}
 			}
 			out = append(out, r)

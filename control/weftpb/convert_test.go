@@ -35,6 +35,9 @@ func fill(t *testing.T, v reflect.Value, n *int) {
 	case weft.Action:
 		v.SetUint(uint64(*n % 3))
 		return
+	case weft.Protocol:
+		v.SetString(string([]weft.Protocol{weft.GRPC, weft.HTTP2, weft.TCP}[*n%3]))
+		return
 	case weft.Identity:
 		v.SetString("spiffe://cluster.local/ns/default/sa/x" + string(rune('a'+*n%26)))
 		return
@@ -97,7 +100,7 @@ func overTheWire[M proto.Message](t *testing.T, m M) M {
 }
 
 var nouns = cmp.Options{
-	cmpopts.IgnoreUnexported(weft.StringMatch{}, weft.Rule{}, weft.Destination{}),
+	cmpopts.IgnoreUnexported(weft.StringMatch{}, weft.RouteTable{}, weft.Rule{}, weft.RawRule{}, weft.Destination{}),
 	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
 }
 
@@ -112,14 +115,14 @@ func TestEveryFieldIsCarried(t *testing.T) {
 			t.Error(d)
 		}
 	})
-	t.Run("Gateway", func(t *testing.T) {
+	t.Run("GatewayTable", func(t *testing.T) {
 		want := filled[*weft.RouteTable](t)
-		got, err := DecodeGateway(overTheWire(t, EncodeGateway("edge", []*weft.RouteTable{want})))
+		got, err := DecodeGatewayTable(overTheWire(t, EncodeGatewayTable(want)))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if d := cmp.Diff(want, got.Lookup(want.Host), nouns); d != "" || got.Name != "edge" {
-			t.Error(got.Name, d)
+		if d := cmp.Diff(want, got, nouns); d != "" {
+			t.Error(d)
 		}
 	})
 	t.Run("Service with Endpoints", func(t *testing.T) {
@@ -141,12 +144,12 @@ func TestEveryFieldIsCarried(t *testing.T) {
 	})
 	t.Run("Authorization", func(t *testing.T) {
 		want := filled[*weft.Authorization](t)
-		got, err := DecodeAuthorization(overTheWire(t, EncodeAuthorization(want)))
+		got, paths, err := DecodeAuthorization(overTheWire(t, EncodeAuthorization(want, weft.PathMergeSlashes)))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if d := cmp.Diff(want, got, nouns); d != "" {
-			t.Error(d)
+		if d := cmp.Diff(want, got, nouns); d != "" || paths != weft.PathMergeSlashes {
+			t.Error(paths, d)
 		}
 	})
 	t.Run("Instance", func(t *testing.T) {
@@ -175,6 +178,11 @@ func TestWordsAgreeWithTheNouns(t *testing.T) {
 			t.Errorf("action %d is %s here and %s there", a, name, want)
 		}
 	}
+	for m, name := range PathMode_name {
+		if want := "PATH_" + weft.PathMode(m).String(); name != want {
+			t.Errorf("path mode %d is %s here and %s there", m, name, want)
+		}
+	}
 	kinds := map[StringMatch_Kind]weft.MatchKind{
 		StringMatch_PRESENT: weft.MatchPresent, StringMatch_EXACT: weft.MatchExact, StringMatch_PREFIX: weft.MatchPrefix,
 		StringMatch_SUFFIX: weft.MatchSuffix, StringMatch_REGEX: weft.MatchRegex,
@@ -186,6 +194,18 @@ func TestWordsAgreeWithTheNouns(t *testing.T) {
 	}
 	if DecodeHealth(17) != weft.Critical {
 		t.Error("a health that is not known must count as critical")
+	}
+}
+
+func TestGatewayTableNames(t *testing.T) {
+	for _, want := range [][2]string{{"edge", "api.example.com"}, {"shop/edge", "*"}, {"edge", ""}, {"edge", ":5432"}} {
+		gateway, host, ok := ParseGatewayTableName(GatewayTableName(want[0], want[1]))
+		if !ok || gateway != want[0] || host != want[1] {
+			t.Errorf("%q reads back as %q %q %v", want, gateway, host, ok)
+		}
+	}
+	if _, _, ok := ParseGatewayTableName("edge"); ok {
+		t.Error("a gateway's name is no table's")
 	}
 }
 
@@ -235,6 +255,10 @@ func TestDecodeRefuses(t *testing.T) {
 		"retries below zero":                 rule(func(r *Rule) { r.Retry = &Retry{Attempts: -1} }),
 		"retry conditions from the future":   rule(func(r *Rule) { r.Retry = &Retry{On: 1 << 16} }),
 	}
+	database := []*Destination{{Service: &ServiceName{Namespace: "default", Name: "database"}, Weight: 1}}
+	routes["a port beyond 65535"] = &RouteTable{Host: "database", Tcp: []*RawRule{{Ports: []uint32{1 << 16}, Destinations: database}}}
+	routes["a raw destination without a name"] = &RouteTable{Host: "database", Tls: []*RawRule{{Destinations: []*Destination{{}}}}}
+	routes["a path mode from the future"] = &RouteTable{Host: "database", Paths: 17}
 	for name, m := range routes {
 		if _, err := DecodeRouteTable(m); err == nil {
 			t.Errorf("%s: accepted", name)
@@ -260,9 +284,12 @@ func TestDecodeRefuses(t *testing.T) {
 			Paths: &Values{Not: []*StringMatch{{Kind: StringMatch_REGEX, Value: "("}}}}}}}},
 	}
 	for name, p := range policies {
-		if a, err := DecodeAuthorization(&Authorization{Policies: []*AuthorizationPolicy{p}}); err == nil || a != nil {
+		if a, _, err := DecodeAuthorization(&Authorization{Policies: []*AuthorizationPolicy{p}}); err == nil || a != nil {
 			t.Errorf("a policy with %s: accepted", name)
 		}
+	}
+	if _, _, err := DecodeAuthorization(&Authorization{Paths: 17}); err == nil {
+		t.Error("a path mode from the future: accepted")
 	}
 	if _, _, err := DecodeTrust(&Trust{TrustDomain: "cluster.local"}); err == nil {
 		t.Error("trust without roots: accepted")
@@ -272,6 +299,7 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 	for name, m := range map[string]*Instance{
 		"no id": {Service: order}, "no service": {Id: "a"}, "a port of 70000": {Id: "a", Service: order, Port: 70000},
+		"a protocol from the future": {Id: "a", Service: order, Protocol: "smoke"},
 	} {
 		if _, err := DecodeInstance(m); err == nil {
 			t.Errorf("an instance with %s: accepted", name)

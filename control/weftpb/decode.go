@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"net/netip"
 	"time"
+	"unique"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -30,14 +31,9 @@ func DecodeRouteTable(m *RouteTable) (*weft.RouteTable, error) {
 	return t, d.err
 }
 
-// DecodeGateway checks and compiles the route tables of a gateway.
-func DecodeGateway(m *Gateway) (*weft.Gateway, error) {
-	var d decoder
-	tables := each(m.GetTables(), d.routeTable)
-	if d.err != nil {
-		return nil, d.err
-	}
-	return weft.NewGateway(m.GetName(), tables), nil
+// DecodeGatewayTable checks and compiles a route table of a gateway.
+func DecodeGatewayTable(m *GatewayTable) (*weft.RouteTable, error) {
+	return DecodeRouteTable(m.GetTable())
 }
 
 // DecodeService reads a service without its endpoints.
@@ -66,19 +62,22 @@ func DecodeEndpoints(m *Endpoints) (n weft.ServiceName, endpoints []weft.Endpoin
 		endpoints = append(endpoints, weft.Endpoint{
 			ID: e.GetId(), Address: e.GetAddress(), Identity: weft.Identity(e.GetIdentity()),
 			Weight: e.GetWeight(), Zone: e.GetZone(), Labels: e.GetLabels(),
+			Protocol: weft.Protocol(e.GetProtocol()), // one that this weft does not know is as good as none
 		})
 	}
 	return n, endpoints, m.GetIndex(), d.err
 }
 
-// DecodeAuthorization checks and compiles the policies of a workload.
-func DecodeAuthorization(m *Authorization) (*weft.Authorization, error) {
+// DecodeAuthorization checks and compiles the policies of a workload, and reads how
+// the paths that they see are normalised.
+func DecodeAuthorization(m *Authorization) (*weft.Authorization, weft.PathMode, error) {
 	var d decoder
 	a := &weft.Authorization{Policies: each(m.GetPolicies(), d.authorizationPolicy)}
+	paths := d.pathMode(m.GetPaths())
 	if d.err != nil {
-		return nil, d.err
+		return nil, 0, d.err
 	}
-	return a, nil
+	return a, paths, nil
 }
 
 // DecodeTrust reads the roots of a trust domain.
@@ -112,6 +111,10 @@ func DecodeInstance(m *Instance) (weft.Instance, error) {
 		Weights: weft.Weights{Passing: int(m.GetWeightPassing()), Warning: int(m.GetWeightWarning())},
 		PID:     int(m.GetPid()), MeshAddr: m.GetMeshAddr(),
 	}
+	var err error
+	if in.Protocol, err = weft.ParseProtocol(m.GetProtocol()); err != nil {
+		d.fail(err)
+	}
 	if in.ID == "" || in.Port < 0 || in.Port > 65535 || in.PID < 0 {
 		d.refuse("instance "+in.ID, "it has id %q, port %d and pid %d", in.ID, in.Port, in.PID)
 	}
@@ -130,7 +133,7 @@ func (d *decoder) serviceName(m *ServiceName) weft.ServiceName {
 	if m.GetName() == "" || m.GetNamespace() == "" {
 		d.refuse("service name", "name %q, namespace %q", m.GetName(), m.GetNamespace())
 	}
-	return weft.ServiceName{Namespace: m.GetNamespace(), Name: m.GetName()}
+	return weft.ServiceName{Namespace: interned(m.GetNamespace()), Name: interned(m.GetName())}
 }
 
 func (d *decoder) duration(m *durationpb.Duration) time.Duration {
@@ -146,8 +149,8 @@ func (d *decoder) duration(m *durationpb.Duration) time.Duration {
 
 func source(m *SourceRef) weft.SourceRef {
 	return weft.SourceRef{
-		Kind: m.GetKind(), Namespace: m.GetNamespace(), Name: m.GetName(),
-		File: m.GetFile(), Line: int(m.GetLine()), Field: m.GetField(),
+		Kind: interned(m.GetKind()), Namespace: interned(m.GetNamespace()), Name: interned(m.GetName()),
+		File: interned(m.GetFile()), Line: int(m.GetLine()), Field: interned(m.GetField()),
 	}
 }
 
@@ -159,22 +162,65 @@ func (d *decoder) routeTable(m *RouteTable) *weft.RouteTable {
 	if d.err != nil {
 		return nil
 	}
-	t, err := weft.NewRouteTable(m.GetHost(), rules)
-	if err != nil {
+	t := &weft.RouteTable{
+		Host: m.GetHost(), Rules: rules, Paths: d.pathMode(m.GetPaths()),
+		TCP: each(m.GetTcp(), d.rawRule), TLS: each(m.GetTls(), d.rawRule),
+	}
+	if d.err != nil {
+		return nil
+	}
+	if err := t.Complete(); err != nil {
 		d.fail(err)
 	}
 	return t
 }
 
+// pathMode refuses what this weft does not know: another normalisation than the
+// policies were written for would let somebody around them.
+func (d *decoder) pathMode(m PathMode) weft.PathMode {
+	if _, known := PathMode_name[int32(m)]; !known {
+		d.refuse("path normalisation", "this weft does not know mode %d", m)
+		return weft.PathBase
+	}
+	return weft.PathMode(m)
+}
+
+func (d *decoder) rawRule(m *RawRule) weft.RawRule {
+	return weft.RawRule{
+		Name: interned(m.GetName()), Source: source(m.GetSource()), SNI: m.GetSni(),
+		Ports: each(m.GetPorts(), func(port uint32) uint16 {
+			if port == 0 || port > 1<<16-1 {
+				d.refuse("raw rule "+m.GetName(), "%d is no port", port)
+			}
+			return uint16(port)
+		}),
+		Destinations: each(m.GetDestinations(), d.destination),
+	}
+}
+
+func (d *decoder) destination(m *Destination) weft.Destination {
+	return weft.Destination{
+		Service: d.serviceName(m.GetService()), Subset: interned(m.GetSubset()), Weight: m.GetWeight(),
+		Request: headerOps(m.GetRequest()), Unresolved: m.GetUnresolved(),
+	}
+}
+
+// interned is one copy of a text that comes again and again: of 5,000 route tables
+// nearly all name the same kind, file and namespace.
+func interned(s string) string {
+	if s == "" {
+		return ""
+	}
+	return unique.Make(s).Value()
+}
+
 func (d *decoder) rule(m *Rule) weft.Rule {
 	r := weft.Rule{
-		Name: m.GetName(), Source: source(m.GetSource()), Timeout: d.duration(m.GetTimeout()),
+		Name: interned(m.GetName()), Source: source(m.GetSource()), Timeout: d.duration(m.GetTimeout()),
 		Retry:   d.retry(m.GetRetry()),
 		Request: headerOps(m.GetRequest()), Response: headerOps(m.GetResponse()),
 	}
-	for _, match := range m.GetMatches() {
-		r.Matches = append(r.Matches, d.match(match))
-	}
+	r.Matches = each(m.GetMatches(), d.match)
 	if v := m.GetRedirect(); v != nil {
 		r.Redirect = &weft.Redirect{Code: int(v.GetCode()), Scheme: v.GetScheme(), Authority: v.GetAuthority(), Path: v.GetPath()}
 	}
@@ -184,12 +230,7 @@ func (d *decoder) rule(m *Rule) weft.Rule {
 	if v := m.GetRewrite(); v != nil {
 		r.Rewrite = &weft.Rewrite{Path: v.GetPath(), Prefix: v.GetPrefix(), Authority: v.GetAuthority()}
 	}
-	for _, v := range m.GetDestinations() {
-		r.Destinations = append(r.Destinations, weft.Destination{
-			Service: d.serviceName(v.GetService()), Subset: v.GetSubset(), Weight: v.GetWeight(),
-			Request: headerOps(v.GetRequest()), Unresolved: v.GetUnresolved(),
-		})
-	}
+	r.Destinations = each(m.GetDestinations(), d.destination)
 	return r
 }
 
@@ -249,6 +290,7 @@ func (d *decoder) policy(m *TrafficPolicy) weft.TrafficPolicy {
 		ConnectTimeout: d.duration(m.GetConnectTimeout()), IdleTimeout: d.duration(m.GetIdleTimeout()),
 		MaxConnections: m.GetMaxConnections(), MaxPendingRequests: m.GetMaxPendingRequests(),
 		MaxRequests: m.GetMaxRequests(), MaxRequestsPerConn: m.GetMaxRequestsPerConn(),
+		HTTP2: m.GetHttp2(), MaxStreams: m.GetMaxStreams(),
 	}
 	if o := m.GetOutlier(); o != nil {
 		p.Outlier = &weft.Outlier{

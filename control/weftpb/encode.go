@@ -12,16 +12,19 @@ import (
 
 // EncodeRouteTable returns the message of a route table.
 func EncodeRouteTable(t *weft.RouteTable) *RouteTable {
-	out := &RouteTable{Host: t.Host, Rules: make([]*Rule, len(t.Rules))}
+	out := &RouteTable{
+		Host: t.Host, Rules: make([]*Rule, len(t.Rules)),
+		Tcp: each(t.TCP, encodeRawRule), Tls: each(t.TLS, encodeRawRule), Paths: PathMode(t.Paths),
+	}
 	for i := range t.Rules {
 		out.Rules[i] = encodeRule(&t.Rules[i])
 	}
 	return out
 }
 
-// EncodeGateway returns the message of a gateway's tables, in the order given.
-func EncodeGateway(name string, tables []*weft.RouteTable) *Gateway {
-	return &Gateway{Name: name, Tables: each(tables, EncodeRouteTable)}
+// EncodeGatewayTable returns the message of a gateway's route table.
+func EncodeGatewayTable(t *weft.RouteTable) *GatewayTable {
+	return &GatewayTable{Table: EncodeRouteTable(t)}
 }
 
 // EncodeService returns the message of a service without its endpoints.
@@ -41,17 +44,20 @@ func EncodeEndpoints(n weft.ServiceName, endpoints []weft.Endpoint) *Endpoints {
 		e := &endpoints[i]
 		out.Endpoints = append(out.Endpoints, &Endpoint{
 			Id: e.ID, Address: e.Address, Identity: string(e.Identity), Weight: e.Weight, Zone: e.Zone, Labels: e.Labels,
+			Protocol: string(e.Protocol),
 		})
 	}
 	return out
 }
 
-// EncodeAuthorization returns the message of a workload's policies.
-func EncodeAuthorization(a *weft.Authorization) *Authorization {
-	if a == nil {
-		return &Authorization{}
+// EncodeAuthorization returns the message of a workload's policies, and of the
+// paths that they see.
+func EncodeAuthorization(a *weft.Authorization, paths weft.PathMode) *Authorization {
+	out := &Authorization{Paths: PathMode(paths)}
+	if a != nil {
+		out.Policies = each(a.Policies, encodePolicyOfAuthorization)
 	}
-	return &Authorization{Policies: each(a.Policies, encodePolicyOfAuthorization)}
+	return out
 }
 
 // EncodeTrust returns the message of a trust domain's roots.
@@ -71,7 +77,7 @@ func EncodeInstance(in *weft.Instance) *Instance {
 		Id: in.ID, Service: encodeServiceName(in.Service), Node: in.Node, Address: in.Address, Port: int32(in.Port),
 		Tags: in.Tags, Labels: in.Labels, Zone: in.Zone,
 		WeightPassing: uint32(max(in.Weights.Passing, 0)), WeightWarning: uint32(max(in.Weights.Warning, 0)),
-		Pid: int32(in.PID), MeshAddr: in.MeshAddr,
+		Pid: int32(in.PID), MeshAddr: in.MeshAddr, Protocol: string(in.Protocol),
 	}
 }
 
@@ -125,14 +131,23 @@ func encodeRule(r *weft.Rule) *Rule {
 	if w := r.Rewrite; w != nil {
 		out.Rewrite = &Rewrite{Path: w.Path, Prefix: w.Prefix, Authority: w.Authority}
 	}
-	for i := range r.Destinations {
-		d := &r.Destinations[i]
-		out.Destinations = append(out.Destinations, &Destination{
-			Service: encodeServiceName(d.Service), Subset: d.Subset, Weight: d.Weight,
-			Request: encodeHeaderOps(&d.Request), Unresolved: d.Unresolved,
-		})
-	}
+	out.Destinations = each(r.Destinations, encodeDestination)
 	return out
+}
+
+func encodeRawRule(r weft.RawRule) *RawRule {
+	return &RawRule{
+		Name: r.Name, Source: encodeSource(r.Source), Sni: r.SNI,
+		Ports:        each(r.Ports, func(port uint16) uint32 { return uint32(port) }),
+		Destinations: each(r.Destinations, encodeDestination),
+	}
+}
+
+func encodeDestination(d weft.Destination) *Destination {
+	return &Destination{
+		Service: encodeServiceName(d.Service), Subset: d.Subset, Weight: d.Weight,
+		Request: encodeHeaderOps(&d.Request), Unresolved: d.Unresolved,
+	}
 }
 
 func encodeRetry(r *weft.Retry) *Retry {
@@ -180,6 +195,7 @@ func encodePolicy(p *weft.TrafficPolicy) *TrafficPolicy {
 		ConnectTimeout: encodeDuration(p.ConnectTimeout), IdleTimeout: encodeDuration(p.IdleTimeout),
 		MaxConnections: p.MaxConnections, MaxPendingRequests: p.MaxPendingRequests,
 		MaxRequests: p.MaxRequests, MaxRequestsPerConn: p.MaxRequestsPerConn,
+		Http2: p.HTTP2, MaxStreams: p.MaxStreams,
 	}
 	if o := p.Outlier; o != nil {
 		out.Outlier = &Outlier{

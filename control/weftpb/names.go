@@ -15,6 +15,7 @@ const (
 	ServiceType       = "type.googleapis.com/weft.control.v1.Service"
 	EndpointsType     = "type.googleapis.com/weft.control.v1.Endpoints"
 	GatewayType       = "type.googleapis.com/weft.control.v1.Gateway"
+	GatewayTableType  = "type.googleapis.com/weft.control.v1.GatewayTable"
 	AuthorizationType = "type.googleapis.com/weft.control.v1.Authorization"
 	TrustType         = "type.googleapis.com/weft.control.v1.Trust"
 )
@@ -29,6 +30,20 @@ func RouteTableName(namespace, host string) string { return namespace + "/" + ho
 func ParseRouteTableName(name string) (namespace, host string, ok bool) {
 	namespace, host, ok = strings.Cut(name, "/")
 	return namespace, host, ok && namespace != "" && host != ""
+}
+
+// GatewayTableName names the rules of a host of a gateway. With an empty host it
+// stands for those of all hosts.
+func GatewayTableName(gateway, host string) string { return gateway + "/" + host }
+
+// ParseGatewayTableName reads what GatewayTableName writes. A gateway's name may
+// have a "/" itself.
+func ParseGatewayTableName(name string) (gateway, host string, ok bool) {
+	i := strings.LastIndexByte(name, '/')
+	if i <= 0 {
+		return "", "", false
+	}
+	return name[:i], name[i+1:], true
 }
 
 // ServiceResource names a service's Service and Endpoints.

@@ -14,11 +14,14 @@
 //   Service        "<namespace>/<name>"
 //   Endpoints      "<namespace>/<name>"
 //   Gateway        the gateway's name
+//   GatewayTable   "<the gateway's name>/<host>"; a subscription to "<the
+//                  gateway's name>/" is one to all of them, as they come and go
 //   Authorization  "self"
 //   Trust          "self"
 //
 // A resource that does not exist is answered in removed_resources; it is sent
-// when it appears. The messages mirror the nouns of package weft.
+// when it appears. A Gateway is sent after all its tables. The messages mirror
+// the nouns of package weft.
 
 package weftpb
 
@@ -38,6 +41,59 @@ const (
 	// Verify that runtime/protoimpl is sufficiently up-to-date.
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
+
+// PathMode is how paths are normalised before anything looks at them.
+type PathMode int32
+
+const (
+	PathMode_PATH_BASE                     PathMode = 0
+	PathMode_PATH_NONE                     PathMode = 1
+	PathMode_PATH_MERGE_SLASHES            PathMode = 2
+	PathMode_PATH_DECODE_AND_MERGE_SLASHES PathMode = 3
+)
+
+// Enum value maps for PathMode.
+var (
+	PathMode_name = map[int32]string{
+		0: "PATH_BASE",
+		1: "PATH_NONE",
+		2: "PATH_MERGE_SLASHES",
+		3: "PATH_DECODE_AND_MERGE_SLASHES",
+	}
+	PathMode_value = map[string]int32{
+		"PATH_BASE":                     0,
+		"PATH_NONE":                     1,
+		"PATH_MERGE_SLASHES":            2,
+		"PATH_DECODE_AND_MERGE_SLASHES": 3,
+	}
+)
+
+func (x PathMode) Enum() *PathMode {
+	p := new(PathMode)
+	*p = x
+	return p
+}
+
+func (x PathMode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PathMode) Descriptor() protoreflect.EnumDescriptor {
+	return file_weft_proto_enumTypes[0].Descriptor()
+}
+
+func (PathMode) Type() protoreflect.EnumType {
+	return &file_weft_proto_enumTypes[0]
+}
+
+func (x PathMode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PathMode.Descriptor instead.
+func (PathMode) EnumDescriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{0}
+}
 
 type Health int32
 
@@ -75,11 +131,11 @@ func (x Health) String() string {
 }
 
 func (Health) Descriptor() protoreflect.EnumDescriptor {
-	return file_weft_proto_enumTypes[0].Descriptor()
+	return file_weft_proto_enumTypes[1].Descriptor()
 }
 
 func (Health) Type() protoreflect.EnumType {
-	return &file_weft_proto_enumTypes[0]
+	return &file_weft_proto_enumTypes[1]
 }
 
 func (x Health) Number() protoreflect.EnumNumber {
@@ -88,7 +144,7 @@ func (x Health) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Health.Descriptor instead.
 func (Health) EnumDescriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{0}
+	return file_weft_proto_rawDescGZIP(), []int{1}
 }
 
 type StringMatch_Kind int32
@@ -130,11 +186,11 @@ func (x StringMatch_Kind) String() string {
 }
 
 func (StringMatch_Kind) Descriptor() protoreflect.EnumDescriptor {
-	return file_weft_proto_enumTypes[1].Descriptor()
+	return file_weft_proto_enumTypes[2].Descriptor()
 }
 
 func (StringMatch_Kind) Type() protoreflect.EnumType {
-	return &file_weft_proto_enumTypes[1]
+	return &file_weft_proto_enumTypes[2]
 }
 
 func (x StringMatch_Kind) Number() protoreflect.EnumNumber {
@@ -179,11 +235,11 @@ func (x AuthorizationPolicy_Action) String() string {
 }
 
 func (AuthorizationPolicy_Action) Descriptor() protoreflect.EnumDescriptor {
-	return file_weft_proto_enumTypes[2].Descriptor()
+	return file_weft_proto_enumTypes[3].Descriptor()
 }
 
 func (AuthorizationPolicy_Action) Type() protoreflect.EnumType {
-	return &file_weft_proto_enumTypes[2]
+	return &file_weft_proto_enumTypes[3]
 }
 
 func (x AuthorizationPolicy_Action) Number() protoreflect.EnumNumber {
@@ -192,7 +248,7 @@ func (x AuthorizationPolicy_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AuthorizationPolicy_Action.Descriptor instead.
 func (AuthorizationPolicy_Action) EnumDescriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{27, 0}
+	return file_weft_proto_rawDescGZIP(), []int{29, 0}
 }
 
 // SourceRef says where something was written.
@@ -1104,18 +1160,98 @@ func (x *Rule) GetResponse() *HeaderOps {
 	return nil
 }
 
+// RawRule routes whole connections, by port or by SNI.
+type RawRule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Source        *SourceRef             `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	Ports         []uint32               `protobuf:"varint,3,rep,packed,name=ports,proto3" json:"ports,omitempty"`       // none: any
+	Sni           []string               `protobuf:"bytes,4,rep,name=sni,proto3" json:"sni,omitempty"`                   // none: any
+	Destinations  []*Destination         `protobuf:"bytes,5,rep,name=destinations,proto3" json:"destinations,omitempty"` // none: the gateway itself ends TLS
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RawRule) Reset() {
+	*x = RawRule{}
+	mi := &file_weft_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RawRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RawRule) ProtoMessage() {}
+
+func (x *RawRule) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RawRule.ProtoReflect.Descriptor instead.
+func (*RawRule) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *RawRule) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RawRule) GetSource() *SourceRef {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *RawRule) GetPorts() []uint32 {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *RawRule) GetSni() []string {
+	if x != nil {
+		return x.Sni
+	}
+	return nil
+}
+
+func (x *RawRule) GetDestinations() []*Destination {
+	if x != nil {
+		return x.Destinations
+	}
+	return nil
+}
+
 // RouteTable is the ordered rules of one host.
 type RouteTable struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
 	Rules         []*Rule                `protobuf:"bytes,2,rep,name=rules,proto3" json:"rules,omitempty"`
+	Tcp           []*RawRule             `protobuf:"bytes,3,rep,name=tcp,proto3" json:"tcp,omitempty"`
+	Tls           []*RawRule             `protobuf:"bytes,4,rep,name=tls,proto3" json:"tls,omitempty"`
+	Paths         PathMode               `protobuf:"varint,5,opt,name=paths,proto3,enum=weft.control.v1.PathMode" json:"paths,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RouteTable) Reset() {
 	*x = RouteTable{}
-	mi := &file_weft_proto_msgTypes[13]
+	mi := &file_weft_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1127,7 +1263,7 @@ func (x *RouteTable) String() string {
 func (*RouteTable) ProtoMessage() {}
 
 func (x *RouteTable) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[13]
+	mi := &file_weft_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1140,7 +1276,7 @@ func (x *RouteTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteTable.ProtoReflect.Descriptor instead.
 func (*RouteTable) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{13}
+	return file_weft_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RouteTable) GetHost() string {
@@ -1155,6 +1291,27 @@ func (x *RouteTable) GetRules() []*Rule {
 		return x.Rules
 	}
 	return nil
+}
+
+func (x *RouteTable) GetTcp() []*RawRule {
+	if x != nil {
+		return x.Tcp
+	}
+	return nil
+}
+
+func (x *RouteTable) GetTls() []*RawRule {
+	if x != nil {
+		return x.Tls
+	}
+	return nil
+}
+
+func (x *RouteTable) GetPaths() PathMode {
+	if x != nil {
+		return x.Paths
+	}
+	return PathMode_PATH_BASE
 }
 
 type Outlier struct {
@@ -1172,7 +1329,7 @@ type Outlier struct {
 
 func (x *Outlier) Reset() {
 	*x = Outlier{}
-	mi := &file_weft_proto_msgTypes[14]
+	mi := &file_weft_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1184,7 +1341,7 @@ func (x *Outlier) String() string {
 func (*Outlier) ProtoMessage() {}
 
 func (x *Outlier) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[14]
+	mi := &file_weft_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1197,7 +1354,7 @@ func (x *Outlier) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outlier.ProtoReflect.Descriptor instead.
 func (*Outlier) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{14}
+	return file_weft_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Outlier) GetConsecutive_5Xx() uint32 {
@@ -1260,13 +1417,15 @@ type TrafficPolicy struct {
 	MaxRequests        uint32                 `protobuf:"varint,7,opt,name=max_requests,json=maxRequests,proto3" json:"max_requests,omitempty"`
 	MaxRequestsPerConn uint32                 `protobuf:"varint,8,opt,name=max_requests_per_conn,json=maxRequestsPerConn,proto3" json:"max_requests_per_conn,omitempty"`
 	Outlier            *Outlier               `protobuf:"bytes,9,opt,name=outlier,proto3" json:"outlier,omitempty"` // absent: no ejection
+	Http2              bool                   `protobuf:"varint,10,opt,name=http2,proto3" json:"http2,omitempty"`
+	MaxStreams         uint32                 `protobuf:"varint,11,opt,name=max_streams,json=maxStreams,proto3" json:"max_streams,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
 
 func (x *TrafficPolicy) Reset() {
 	*x = TrafficPolicy{}
-	mi := &file_weft_proto_msgTypes[15]
+	mi := &file_weft_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1278,7 +1437,7 @@ func (x *TrafficPolicy) String() string {
 func (*TrafficPolicy) ProtoMessage() {}
 
 func (x *TrafficPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[15]
+	mi := &file_weft_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1291,7 +1450,7 @@ func (x *TrafficPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrafficPolicy.ProtoReflect.Descriptor instead.
 func (*TrafficPolicy) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{15}
+	return file_weft_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TrafficPolicy) GetSource() *SourceRef {
@@ -1357,6 +1516,20 @@ func (x *TrafficPolicy) GetOutlier() *Outlier {
 	return nil
 }
 
+func (x *TrafficPolicy) GetHttp2() bool {
+	if x != nil {
+		return x.Http2
+	}
+	return false
+}
+
+func (x *TrafficPolicy) GetMaxStreams() uint32 {
+	if x != nil {
+		return x.MaxStreams
+	}
+	return 0
+}
+
 type Subset struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1368,7 +1541,7 @@ type Subset struct {
 
 func (x *Subset) Reset() {
 	*x = Subset{}
-	mi := &file_weft_proto_msgTypes[16]
+	mi := &file_weft_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1380,7 +1553,7 @@ func (x *Subset) String() string {
 func (*Subset) ProtoMessage() {}
 
 func (x *Subset) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[16]
+	mi := &file_weft_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1393,7 +1566,7 @@ func (x *Subset) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subset.ProtoReflect.Descriptor instead.
 func (*Subset) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{16}
+	return file_weft_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Subset) GetName() string {
@@ -1429,7 +1602,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_weft_proto_msgTypes[17]
+	mi := &file_weft_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1441,7 +1614,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[17]
+	mi := &file_weft_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1454,7 +1627,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{17}
+	return file_weft_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Service) GetName() *ServiceName {
@@ -1486,13 +1659,14 @@ type Endpoint struct {
 	Weight        uint32                 `protobuf:"varint,4,opt,name=weight,proto3" json:"weight,omitempty"`
 	Zone          string                 `protobuf:"bytes,5,opt,name=zone,proto3" json:"zone,omitempty"`
 	Labels        map[string]string      `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Protocol      string                 `protobuf:"bytes,7,opt,name=protocol,proto3" json:"protocol,omitempty"` // a word of weft.Protocol; empty: not declared
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_weft_proto_msgTypes[18]
+	mi := &file_weft_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1504,7 +1678,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[18]
+	mi := &file_weft_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1517,7 +1691,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{18}
+	return file_weft_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Endpoint) GetId() string {
@@ -1562,6 +1736,13 @@ func (x *Endpoint) GetLabels() map[string]string {
 	return nil
 }
 
+func (x *Endpoint) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
 // Endpoints are the healthy instances of one service. They are a resource of
 // their own, because they change far more often than the rest.
 type Endpoints struct {
@@ -1577,7 +1758,7 @@ type Endpoints struct {
 
 func (x *Endpoints) Reset() {
 	*x = Endpoints{}
-	mi := &file_weft_proto_msgTypes[19]
+	mi := &file_weft_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1589,7 +1770,7 @@ func (x *Endpoints) String() string {
 func (*Endpoints) ProtoMessage() {}
 
 func (x *Endpoints) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[19]
+	mi := &file_weft_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1602,7 +1783,7 @@ func (x *Endpoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoints.ProtoReflect.Descriptor instead.
 func (*Endpoints) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{19}
+	return file_weft_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Endpoints) GetService() *ServiceName {
@@ -1626,19 +1807,18 @@ func (x *Endpoints) GetEndpoints() []*Endpoint {
 	return nil
 }
 
-// Gateway is every route table of one gateway. A table's host is exact,
-// "*.example.com" or "*".
+// Gateway says that a gateway is defined. When it comes, every GatewayTable that
+// there was has come.
 type Gateway struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Tables        []*RouteTable          `protobuf:"bytes,2,rep,name=tables,proto3" json:"tables,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Gateway) Reset() {
 	*x = Gateway{}
-	mi := &file_weft_proto_msgTypes[20]
+	mi := &file_weft_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1650,7 +1830,7 @@ func (x *Gateway) String() string {
 func (*Gateway) ProtoMessage() {}
 
 func (x *Gateway) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[20]
+	mi := &file_weft_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1663,7 +1843,7 @@ func (x *Gateway) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gateway.ProtoReflect.Descriptor instead.
 func (*Gateway) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{20}
+	return file_weft_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Gateway) GetName() string {
@@ -1673,9 +1853,48 @@ func (x *Gateway) GetName() string {
 	return ""
 }
 
-func (x *Gateway) GetTables() []*RouteTable {
+// GatewayTable is the rules of one host of a gateway: exact, "*.example.com" or
+// "*"; or of one of its TCP ports, ":5432".
+type GatewayTable struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Table         *RouteTable            `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GatewayTable) Reset() {
+	*x = GatewayTable{}
+	mi := &file_weft_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GatewayTable) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GatewayTable) ProtoMessage() {}
+
+func (x *GatewayTable) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[22]
 	if x != nil {
-		return x.Tables
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GatewayTable.ProtoReflect.Descriptor instead.
+func (*GatewayTable) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *GatewayTable) GetTable() *RouteTable {
+	if x != nil {
+		return x.Table
 	}
 	return nil
 }
@@ -1690,7 +1909,7 @@ type Values struct {
 
 func (x *Values) Reset() {
 	*x = Values{}
-	mi := &file_weft_proto_msgTypes[21]
+	mi := &file_weft_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1702,7 +1921,7 @@ func (x *Values) String() string {
 func (*Values) ProtoMessage() {}
 
 func (x *Values) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[21]
+	mi := &file_weft_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1715,7 +1934,7 @@ func (x *Values) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Values.ProtoReflect.Descriptor instead.
 func (*Values) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{21}
+	return file_weft_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Values) GetAny() []*StringMatch {
@@ -1742,7 +1961,7 @@ type Prefixes struct {
 
 func (x *Prefixes) Reset() {
 	*x = Prefixes{}
-	mi := &file_weft_proto_msgTypes[22]
+	mi := &file_weft_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1754,7 +1973,7 @@ func (x *Prefixes) String() string {
 func (*Prefixes) ProtoMessage() {}
 
 func (x *Prefixes) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[22]
+	mi := &file_weft_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1767,7 +1986,7 @@ func (x *Prefixes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prefixes.ProtoReflect.Descriptor instead.
 func (*Prefixes) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{22}
+	return file_weft_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Prefixes) GetAny() []string {
@@ -1795,7 +2014,7 @@ type SourceMatch struct {
 
 func (x *SourceMatch) Reset() {
 	*x = SourceMatch{}
-	mi := &file_weft_proto_msgTypes[23]
+	mi := &file_weft_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1807,7 +2026,7 @@ func (x *SourceMatch) String() string {
 func (*SourceMatch) ProtoMessage() {}
 
 func (x *SourceMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[23]
+	mi := &file_weft_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1820,7 +2039,7 @@ func (x *SourceMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceMatch.ProtoReflect.Descriptor instead.
 func (*SourceMatch) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{23}
+	return file_weft_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SourceMatch) GetPrincipals() *Values {
@@ -1856,7 +2075,7 @@ type OperationMatch struct {
 
 func (x *OperationMatch) Reset() {
 	*x = OperationMatch{}
-	mi := &file_weft_proto_msgTypes[24]
+	mi := &file_weft_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1868,7 +2087,7 @@ func (x *OperationMatch) String() string {
 func (*OperationMatch) ProtoMessage() {}
 
 func (x *OperationMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[24]
+	mi := &file_weft_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1881,7 +2100,7 @@ func (x *OperationMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationMatch.ProtoReflect.Descriptor instead.
 func (*OperationMatch) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{24}
+	return file_weft_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *OperationMatch) GetMethods() *Values {
@@ -1922,7 +2141,7 @@ type Condition struct {
 
 func (x *Condition) Reset() {
 	*x = Condition{}
-	mi := &file_weft_proto_msgTypes[25]
+	mi := &file_weft_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1934,7 +2153,7 @@ func (x *Condition) String() string {
 func (*Condition) ProtoMessage() {}
 
 func (x *Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[25]
+	mi := &file_weft_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1947,7 +2166,7 @@ func (x *Condition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Condition.ProtoReflect.Descriptor instead.
 func (*Condition) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{25}
+	return file_weft_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Condition) GetKey() string {
@@ -1975,7 +2194,7 @@ type AuthorizationRule struct {
 
 func (x *AuthorizationRule) Reset() {
 	*x = AuthorizationRule{}
-	mi := &file_weft_proto_msgTypes[26]
+	mi := &file_weft_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1987,7 +2206,7 @@ func (x *AuthorizationRule) String() string {
 func (*AuthorizationRule) ProtoMessage() {}
 
 func (x *AuthorizationRule) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[26]
+	mi := &file_weft_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2000,7 +2219,7 @@ func (x *AuthorizationRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorizationRule.ProtoReflect.Descriptor instead.
 func (*AuthorizationRule) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{26}
+	return file_weft_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *AuthorizationRule) GetFrom() []*SourceMatch {
@@ -2036,7 +2255,7 @@ type AuthorizationPolicy struct {
 
 func (x *AuthorizationPolicy) Reset() {
 	*x = AuthorizationPolicy{}
-	mi := &file_weft_proto_msgTypes[27]
+	mi := &file_weft_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2048,7 +2267,7 @@ func (x *AuthorizationPolicy) String() string {
 func (*AuthorizationPolicy) ProtoMessage() {}
 
 func (x *AuthorizationPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[27]
+	mi := &file_weft_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2061,7 +2280,7 @@ func (x *AuthorizationPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorizationPolicy.ProtoReflect.Descriptor instead.
 func (*AuthorizationPolicy) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{27}
+	return file_weft_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AuthorizationPolicy) GetSource() *SourceRef {
@@ -2092,17 +2311,19 @@ func (x *AuthorizationPolicy) GetRules() []*AuthorizationRule {
 	return nil
 }
 
-// Authorization is every policy of the workload that the proxy stands before.
+// Authorization is every policy of the workload that the proxy stands before, and
+// how the paths that they see are normalised.
 type Authorization struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Policies      []*AuthorizationPolicy `protobuf:"bytes,1,rep,name=policies,proto3" json:"policies,omitempty"`
+	Paths         PathMode               `protobuf:"varint,2,opt,name=paths,proto3,enum=weft.control.v1.PathMode" json:"paths,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Authorization) Reset() {
 	*x = Authorization{}
-	mi := &file_weft_proto_msgTypes[28]
+	mi := &file_weft_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2114,7 +2335,7 @@ func (x *Authorization) String() string {
 func (*Authorization) ProtoMessage() {}
 
 func (x *Authorization) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[28]
+	mi := &file_weft_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2127,7 +2348,7 @@ func (x *Authorization) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Authorization.ProtoReflect.Descriptor instead.
 func (*Authorization) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{28}
+	return file_weft_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Authorization) GetPolicies() []*AuthorizationPolicy {
@@ -2135,6 +2356,13 @@ func (x *Authorization) GetPolicies() []*AuthorizationPolicy {
 		return x.Policies
 	}
 	return nil
+}
+
+func (x *Authorization) GetPaths() PathMode {
+	if x != nil {
+		return x.Paths
+	}
+	return PathMode_PATH_BASE
 }
 
 // Trust is whom to believe.
@@ -2148,7 +2376,7 @@ type Trust struct {
 
 func (x *Trust) Reset() {
 	*x = Trust{}
-	mi := &file_weft_proto_msgTypes[29]
+	mi := &file_weft_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2160,7 +2388,7 @@ func (x *Trust) String() string {
 func (*Trust) ProtoMessage() {}
 
 func (x *Trust) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[29]
+	mi := &file_weft_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2173,7 +2401,7 @@ func (x *Trust) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Trust.ProtoReflect.Descriptor instead.
 func (*Trust) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{29}
+	return file_weft_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Trust) GetTrustDomain() string {
@@ -2205,13 +2433,14 @@ type Instance struct {
 	WeightWarning uint32                 `protobuf:"varint,10,opt,name=weight_warning,json=weightWarning,proto3" json:"weight_warning,omitempty"`
 	Pid           int32                  `protobuf:"varint,11,opt,name=pid,proto3" json:"pid,omitempty"`
 	MeshAddr      string                 `protobuf:"bytes,12,opt,name=mesh_addr,json=meshAddr,proto3" json:"mesh_addr,omitempty"` // host:port where the sidecar accepts mTLS
+	Protocol      string                 `protobuf:"bytes,13,opt,name=protocol,proto3" json:"protocol,omitempty"`                 // of the port, in any of the words that weft.ParseProtocol knows
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_weft_proto_msgTypes[30]
+	mi := &file_weft_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2223,7 +2452,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[30]
+	mi := &file_weft_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2236,7 +2465,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{30}
+	return file_weft_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Instance) GetId() string {
@@ -2323,6 +2552,13 @@ func (x *Instance) GetMeshAddr() string {
 	return ""
 }
 
+func (x *Instance) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
 type JoinRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Token          string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
@@ -2335,7 +2571,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_weft_proto_msgTypes[31]
+	mi := &file_weft_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2347,7 +2583,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[31]
+	mi := &file_weft_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2360,7 +2596,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{31}
+	return file_weft_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -2403,7 +2639,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_weft_proto_msgTypes[32]
+	mi := &file_weft_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2415,7 +2651,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[32]
+	mi := &file_weft_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2428,7 +2664,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{32}
+	return file_weft_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *JoinResponse) GetChain() [][]byte {
@@ -2468,7 +2704,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_weft_proto_msgTypes[33]
+	mi := &file_weft_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2480,7 +2716,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[33]
+	mi := &file_weft_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2493,7 +2729,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{33}
+	return file_weft_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -2514,7 +2750,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_weft_proto_msgTypes[34]
+	mi := &file_weft_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2526,7 +2762,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[34]
+	mi := &file_weft_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2539,7 +2775,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{34}
+	return file_weft_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RenewResponse) GetChain() [][]byte {
@@ -2578,7 +2814,7 @@ type LeaseRequest struct {
 
 func (x *LeaseRequest) Reset() {
 	*x = LeaseRequest{}
-	mi := &file_weft_proto_msgTypes[35]
+	mi := &file_weft_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2590,7 +2826,7 @@ func (x *LeaseRequest) String() string {
 func (*LeaseRequest) ProtoMessage() {}
 
 func (x *LeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[35]
+	mi := &file_weft_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2603,7 +2839,7 @@ func (x *LeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseRequest.ProtoReflect.Descriptor instead.
 func (*LeaseRequest) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{35}
+	return file_weft_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *LeaseRequest) GetMessage() isLeaseRequest_Message {
@@ -2674,7 +2910,7 @@ type LeaseRegister struct {
 
 func (x *LeaseRegister) Reset() {
 	*x = LeaseRegister{}
-	mi := &file_weft_proto_msgTypes[36]
+	mi := &file_weft_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2686,7 +2922,7 @@ func (x *LeaseRegister) String() string {
 func (*LeaseRegister) ProtoMessage() {}
 
 func (x *LeaseRegister) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[36]
+	mi := &file_weft_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2699,7 +2935,7 @@ func (x *LeaseRegister) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseRegister.ProtoReflect.Descriptor instead.
 func (*LeaseRegister) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{36}
+	return file_weft_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *LeaseRegister) GetInstance() *Instance {
@@ -2740,7 +2976,7 @@ type LeaseHeartbeat struct {
 
 func (x *LeaseHeartbeat) Reset() {
 	*x = LeaseHeartbeat{}
-	mi := &file_weft_proto_msgTypes[37]
+	mi := &file_weft_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2752,7 +2988,7 @@ func (x *LeaseHeartbeat) String() string {
 func (*LeaseHeartbeat) ProtoMessage() {}
 
 func (x *LeaseHeartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[37]
+	mi := &file_weft_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2765,7 +3001,7 @@ func (x *LeaseHeartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseHeartbeat.ProtoReflect.Descriptor instead.
 func (*LeaseHeartbeat) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{37}
+	return file_weft_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *LeaseHeartbeat) GetHealth() Health {
@@ -2792,7 +3028,7 @@ type LeaseDrain struct {
 
 func (x *LeaseDrain) Reset() {
 	*x = LeaseDrain{}
-	mi := &file_weft_proto_msgTypes[38]
+	mi := &file_weft_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2804,7 +3040,7 @@ func (x *LeaseDrain) String() string {
 func (*LeaseDrain) ProtoMessage() {}
 
 func (x *LeaseDrain) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[38]
+	mi := &file_weft_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2817,7 +3053,7 @@ func (x *LeaseDrain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseDrain.ProtoReflect.Descriptor instead.
 func (*LeaseDrain) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{38}
+	return file_weft_proto_rawDescGZIP(), []int{40}
 }
 
 // LeaseResponse answers register, and drain.
@@ -2832,7 +3068,7 @@ type LeaseResponse struct {
 
 func (x *LeaseResponse) Reset() {
 	*x = LeaseResponse{}
-	mi := &file_weft_proto_msgTypes[39]
+	mi := &file_weft_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2844,7 +3080,7 @@ func (x *LeaseResponse) String() string {
 func (*LeaseResponse) ProtoMessage() {}
 
 func (x *LeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[39]
+	mi := &file_weft_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2857,7 +3093,7 @@ func (x *LeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseResponse.ProtoReflect.Descriptor instead.
 func (*LeaseResponse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{39}
+	return file_weft_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *LeaseResponse) GetIndex() uint64 {
@@ -2967,11 +3203,20 @@ const file_weft_proto_rawDesc = "" +
 	"\arewrite\x18\t \x01(\v2\x18.weft.control.v1.RewriteR\arewrite\x124\n" +
 	"\arequest\x18\n" +
 	" \x01(\v2\x1a.weft.control.v1.HeaderOpsR\arequest\x126\n" +
-	"\bresponse\x18\v \x01(\v2\x1a.weft.control.v1.HeaderOpsR\bresponse\"M\n" +
+	"\bresponse\x18\v \x01(\v2\x1a.weft.control.v1.HeaderOpsR\bresponse\"\xbb\x01\n" +
+	"\aRawRule\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x122\n" +
+	"\x06source\x18\x02 \x01(\v2\x1a.weft.control.v1.SourceRefR\x06source\x12\x14\n" +
+	"\x05ports\x18\x03 \x03(\rR\x05ports\x12\x10\n" +
+	"\x03sni\x18\x04 \x03(\tR\x03sni\x12@\n" +
+	"\fdestinations\x18\x05 \x03(\v2\x1c.weft.control.v1.DestinationR\fdestinations\"\xd6\x01\n" +
 	"\n" +
 	"RouteTable\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12+\n" +
-	"\x05rules\x18\x02 \x03(\v2\x15.weft.control.v1.RuleR\x05rules\"\xf8\x02\n" +
+	"\x05rules\x18\x02 \x03(\v2\x15.weft.control.v1.RuleR\x05rules\x12*\n" +
+	"\x03tcp\x18\x03 \x03(\v2\x18.weft.control.v1.RawRuleR\x03tcp\x12*\n" +
+	"\x03tls\x18\x04 \x03(\v2\x18.weft.control.v1.RawRuleR\x03tls\x12/\n" +
+	"\x05paths\x18\x05 \x01(\x0e2\x19.weft.control.v1.PathModeR\x05paths\"\xf8\x02\n" +
 	"\aOutlier\x12'\n" +
 	"\x0fconsecutive_5xx\x18\x01 \x01(\rR\x0econsecutive5xx\x12/\n" +
 	"\x13consecutive_gateway\x18\x02 \x01(\rR\x12consecutiveGateway\x125\n" +
@@ -2979,7 +3224,7 @@ const file_weft_proto_rawDesc = "" +
 	"\rbase_ejection\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\fbaseEjection\x12<\n" +
 	"\fmax_ejection\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\vmaxEjection\x120\n" +
 	"\x14max_ejection_percent\x18\x06 \x01(\rR\x12maxEjectionPercent\x12,\n" +
-	"\x12min_health_percent\x18\a \x01(\rR\x10minHealthPercent\"\xcf\x03\n" +
+	"\x12min_health_percent\x18\a \x01(\rR\x10minHealthPercent\"\x86\x04\n" +
 	"\rTrafficPolicy\x122\n" +
 	"\x06source\x18\x01 \x01(\v2\x1a.weft.control.v1.SourceRefR\x06source\x12#\n" +
 	"\rload_balancer\x18\x02 \x01(\tR\floadBalancer\x12B\n" +
@@ -2989,7 +3234,11 @@ const file_weft_proto_rawDesc = "" +
 	"\x14max_pending_requests\x18\x06 \x01(\rR\x12maxPendingRequests\x12!\n" +
 	"\fmax_requests\x18\a \x01(\rR\vmaxRequests\x121\n" +
 	"\x15max_requests_per_conn\x18\b \x01(\rR\x12maxRequestsPerConn\x122\n" +
-	"\aoutlier\x18\t \x01(\v2\x18.weft.control.v1.OutlierR\aoutlier\"\xcc\x01\n" +
+	"\aoutlier\x18\t \x01(\v2\x18.weft.control.v1.OutlierR\aoutlier\x12\x14\n" +
+	"\x05http2\x18\n" +
+	" \x01(\bR\x05http2\x12\x1f\n" +
+	"\vmax_streams\x18\v \x01(\rR\n" +
+	"maxStreams\"\xcc\x01\n" +
 	"\x06Subset\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12;\n" +
 	"\x06labels\x18\x02 \x03(\v2#.weft.control.v1.Subset.LabelsEntryR\x06labels\x126\n" +
@@ -3000,24 +3249,26 @@ const file_weft_proto_rawDesc = "" +
 	"\aService\x120\n" +
 	"\x04name\x18\x01 \x01(\v2\x1c.weft.control.v1.ServiceNameR\x04name\x126\n" +
 	"\x06policy\x18\x02 \x01(\v2\x1e.weft.control.v1.TrafficPolicyR\x06policy\x121\n" +
-	"\asubsets\x18\x03 \x03(\v2\x17.weft.control.v1.SubsetR\asubsets\"\xf6\x01\n" +
+	"\asubsets\x18\x03 \x03(\v2\x17.weft.control.v1.SubsetR\asubsets\"\x92\x02\n" +
 	"\bEndpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1a\n" +
 	"\bidentity\x18\x03 \x01(\tR\bidentity\x12\x16\n" +
 	"\x06weight\x18\x04 \x01(\rR\x06weight\x12\x12\n" +
 	"\x04zone\x18\x05 \x01(\tR\x04zone\x12=\n" +
-	"\x06labels\x18\x06 \x03(\v2%.weft.control.v1.Endpoint.LabelsEntryR\x06labels\x1a9\n" +
+	"\x06labels\x18\x06 \x03(\v2%.weft.control.v1.Endpoint.LabelsEntryR\x06labels\x12\x1a\n" +
+	"\bprotocol\x18\a \x01(\tR\bprotocol\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x92\x01\n" +
 	"\tEndpoints\x126\n" +
 	"\aservice\x18\x01 \x01(\v2\x1c.weft.control.v1.ServiceNameR\aservice\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x127\n" +
-	"\tendpoints\x18\x03 \x03(\v2\x19.weft.control.v1.EndpointR\tendpoints\"R\n" +
+	"\tendpoints\x18\x03 \x03(\v2\x19.weft.control.v1.EndpointR\tendpoints\"\x1d\n" +
 	"\aGateway\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\x123\n" +
-	"\x06tables\x18\x02 \x03(\v2\x1b.weft.control.v1.RouteTableR\x06tables\"h\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"A\n" +
+	"\fGatewayTable\x121\n" +
+	"\x05table\x18\x01 \x01(\v2\x1b.weft.control.v1.RouteTableR\x05table\"h\n" +
 	"\x06Values\x12.\n" +
 	"\x03any\x18\x01 \x03(\v2\x1c.weft.control.v1.StringMatchR\x03any\x12.\n" +
 	"\x03not\x18\x02 \x03(\v2\x1c.weft.control.v1.StringMatchR\x03not\".\n" +
@@ -3052,12 +3303,13 @@ const file_weft_proto_rawDesc = "" +
 	"\x06Action\x12\t\n" +
 	"\x05ALLOW\x10\x00\x12\b\n" +
 	"\x04DENY\x10\x01\x12\t\n" +
-	"\x05AUDIT\x10\x02\"Q\n" +
+	"\x05AUDIT\x10\x02\"\x82\x01\n" +
 	"\rAuthorization\x12@\n" +
-	"\bpolicies\x18\x01 \x03(\v2$.weft.control.v1.AuthorizationPolicyR\bpolicies\"@\n" +
+	"\bpolicies\x18\x01 \x03(\v2$.weft.control.v1.AuthorizationPolicyR\bpolicies\x12/\n" +
+	"\x05paths\x18\x02 \x01(\x0e2\x19.weft.control.v1.PathModeR\x05paths\"@\n" +
 	"\x05Trust\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x14\n" +
-	"\x05roots\x18\x02 \x03(\fR\x05roots\"\xb3\x03\n" +
+	"\x05roots\x18\x02 \x03(\fR\x05roots\"\xcf\x03\n" +
 	"\bInstance\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x126\n" +
 	"\aservice\x18\x02 \x01(\v2\x1c.weft.control.v1.ServiceNameR\aservice\x12\x12\n" +
@@ -3071,7 +3323,8 @@ const file_weft_proto_rawDesc = "" +
 	"\x0eweight_warning\x18\n" +
 	" \x01(\rR\rweightWarning\x12\x10\n" +
 	"\x03pid\x18\v \x01(\x05R\x03pid\x12\x1b\n" +
-	"\tmesh_addr\x18\f \x01(\tR\bmeshAddr\x1a9\n" +
+	"\tmesh_addr\x18\f \x01(\tR\bmeshAddr\x12\x1a\n" +
+	"\bprotocol\x18\r \x01(\tR\bprotocol\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"|\n" +
@@ -3109,7 +3362,12 @@ const file_weft_proto_rawDesc = "" +
 	"\rLeaseResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12+\n" +
 	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x18\n" +
-	"\awaiting\x18\x03 \x01(\rR\awaiting*A\n" +
+	"\awaiting\x18\x03 \x01(\rR\awaiting*c\n" +
+	"\bPathMode\x12\r\n" +
+	"\tPATH_BASE\x10\x00\x12\r\n" +
+	"\tPATH_NONE\x10\x01\x12\x16\n" +
+	"\x12PATH_MERGE_SLASHES\x10\x02\x12!\n" +
+	"\x1dPATH_DECODE_AND_MERGE_SLASHES\x10\x03*A\n" +
 	"\x06Health\x12\v\n" +
 	"\aPASSING\x10\x00\x12\v\n" +
 	"\aWARNING\x10\x01\x12\f\n" +
@@ -3132,139 +3390,148 @@ func file_weft_proto_rawDescGZIP() []byte {
 	return file_weft_proto_rawDescData
 }
 
-var file_weft_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_weft_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_weft_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_weft_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_weft_proto_goTypes = []any{
-	(Health)(0),                     // 0: weft.control.v1.Health
-	(StringMatch_Kind)(0),           // 1: weft.control.v1.StringMatch.Kind
-	(AuthorizationPolicy_Action)(0), // 2: weft.control.v1.AuthorizationPolicy.Action
-	(*SourceRef)(nil),               // 3: weft.control.v1.SourceRef
-	(*ServiceName)(nil),             // 4: weft.control.v1.ServiceName
-	(*StringMatch)(nil),             // 5: weft.control.v1.StringMatch
-	(*NamedMatch)(nil),              // 6: weft.control.v1.NamedMatch
-	(*Match)(nil),                   // 7: weft.control.v1.Match
-	(*HeaderField)(nil),             // 8: weft.control.v1.HeaderField
-	(*HeaderOps)(nil),               // 9: weft.control.v1.HeaderOps
-	(*Destination)(nil),             // 10: weft.control.v1.Destination
-	(*Redirect)(nil),                // 11: weft.control.v1.Redirect
-	(*DirectResponse)(nil),          // 12: weft.control.v1.DirectResponse
-	(*Rewrite)(nil),                 // 13: weft.control.v1.Rewrite
-	(*Retry)(nil),                   // 14: weft.control.v1.Retry
-	(*Rule)(nil),                    // 15: weft.control.v1.Rule
-	(*RouteTable)(nil),              // 16: weft.control.v1.RouteTable
-	(*Outlier)(nil),                 // 17: weft.control.v1.Outlier
-	(*TrafficPolicy)(nil),           // 18: weft.control.v1.TrafficPolicy
-	(*Subset)(nil),                  // 19: weft.control.v1.Subset
-	(*Service)(nil),                 // 20: weft.control.v1.Service
-	(*Endpoint)(nil),                // 21: weft.control.v1.Endpoint
-	(*Endpoints)(nil),               // 22: weft.control.v1.Endpoints
-	(*Gateway)(nil),                 // 23: weft.control.v1.Gateway
-	(*Values)(nil),                  // 24: weft.control.v1.Values
-	(*Prefixes)(nil),                // 25: weft.control.v1.Prefixes
-	(*SourceMatch)(nil),             // 26: weft.control.v1.SourceMatch
-	(*OperationMatch)(nil),          // 27: weft.control.v1.OperationMatch
-	(*Condition)(nil),               // 28: weft.control.v1.Condition
-	(*AuthorizationRule)(nil),       // 29: weft.control.v1.AuthorizationRule
-	(*AuthorizationPolicy)(nil),     // 30: weft.control.v1.AuthorizationPolicy
-	(*Authorization)(nil),           // 31: weft.control.v1.Authorization
-	(*Trust)(nil),                   // 32: weft.control.v1.Trust
-	(*Instance)(nil),                // 33: weft.control.v1.Instance
-	(*JoinRequest)(nil),             // 34: weft.control.v1.JoinRequest
-	(*JoinResponse)(nil),            // 35: weft.control.v1.JoinResponse
-	(*RenewRequest)(nil),            // 36: weft.control.v1.RenewRequest
-	(*RenewResponse)(nil),           // 37: weft.control.v1.RenewResponse
-	(*LeaseRequest)(nil),            // 38: weft.control.v1.LeaseRequest
-	(*LeaseRegister)(nil),           // 39: weft.control.v1.LeaseRegister
-	(*LeaseHeartbeat)(nil),          // 40: weft.control.v1.LeaseHeartbeat
-	(*LeaseDrain)(nil),              // 41: weft.control.v1.LeaseDrain
-	(*LeaseResponse)(nil),           // 42: weft.control.v1.LeaseResponse
-	nil,                             // 43: weft.control.v1.Subset.LabelsEntry
-	nil,                             // 44: weft.control.v1.Endpoint.LabelsEntry
-	nil,                             // 45: weft.control.v1.Instance.LabelsEntry
-	(*durationpb.Duration)(nil),     // 46: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 47: google.protobuf.Timestamp
+	(PathMode)(0),                   // 0: weft.control.v1.PathMode
+	(Health)(0),                     // 1: weft.control.v1.Health
+	(StringMatch_Kind)(0),           // 2: weft.control.v1.StringMatch.Kind
+	(AuthorizationPolicy_Action)(0), // 3: weft.control.v1.AuthorizationPolicy.Action
+	(*SourceRef)(nil),               // 4: weft.control.v1.SourceRef
+	(*ServiceName)(nil),             // 5: weft.control.v1.ServiceName
+	(*StringMatch)(nil),             // 6: weft.control.v1.StringMatch
+	(*NamedMatch)(nil),              // 7: weft.control.v1.NamedMatch
+	(*Match)(nil),                   // 8: weft.control.v1.Match
+	(*HeaderField)(nil),             // 9: weft.control.v1.HeaderField
+	(*HeaderOps)(nil),               // 10: weft.control.v1.HeaderOps
+	(*Destination)(nil),             // 11: weft.control.v1.Destination
+	(*Redirect)(nil),                // 12: weft.control.v1.Redirect
+	(*DirectResponse)(nil),          // 13: weft.control.v1.DirectResponse
+	(*Rewrite)(nil),                 // 14: weft.control.v1.Rewrite
+	(*Retry)(nil),                   // 15: weft.control.v1.Retry
+	(*Rule)(nil),                    // 16: weft.control.v1.Rule
+	(*RawRule)(nil),                 // 17: weft.control.v1.RawRule
+	(*RouteTable)(nil),              // 18: weft.control.v1.RouteTable
+	(*Outlier)(nil),                 // 19: weft.control.v1.Outlier
+	(*TrafficPolicy)(nil),           // 20: weft.control.v1.TrafficPolicy
+	(*Subset)(nil),                  // 21: weft.control.v1.Subset
+	(*Service)(nil),                 // 22: weft.control.v1.Service
+	(*Endpoint)(nil),                // 23: weft.control.v1.Endpoint
+	(*Endpoints)(nil),               // 24: weft.control.v1.Endpoints
+	(*Gateway)(nil),                 // 25: weft.control.v1.Gateway
+	(*GatewayTable)(nil),            // 26: weft.control.v1.GatewayTable
+	(*Values)(nil),                  // 27: weft.control.v1.Values
+	(*Prefixes)(nil),                // 28: weft.control.v1.Prefixes
+	(*SourceMatch)(nil),             // 29: weft.control.v1.SourceMatch
+	(*OperationMatch)(nil),          // 30: weft.control.v1.OperationMatch
+	(*Condition)(nil),               // 31: weft.control.v1.Condition
+	(*AuthorizationRule)(nil),       // 32: weft.control.v1.AuthorizationRule
+	(*AuthorizationPolicy)(nil),     // 33: weft.control.v1.AuthorizationPolicy
+	(*Authorization)(nil),           // 34: weft.control.v1.Authorization
+	(*Trust)(nil),                   // 35: weft.control.v1.Trust
+	(*Instance)(nil),                // 36: weft.control.v1.Instance
+	(*JoinRequest)(nil),             // 37: weft.control.v1.JoinRequest
+	(*JoinResponse)(nil),            // 38: weft.control.v1.JoinResponse
+	(*RenewRequest)(nil),            // 39: weft.control.v1.RenewRequest
+	(*RenewResponse)(nil),           // 40: weft.control.v1.RenewResponse
+	(*LeaseRequest)(nil),            // 41: weft.control.v1.LeaseRequest
+	(*LeaseRegister)(nil),           // 42: weft.control.v1.LeaseRegister
+	(*LeaseHeartbeat)(nil),          // 43: weft.control.v1.LeaseHeartbeat
+	(*LeaseDrain)(nil),              // 44: weft.control.v1.LeaseDrain
+	(*LeaseResponse)(nil),           // 45: weft.control.v1.LeaseResponse
+	nil,                             // 46: weft.control.v1.Subset.LabelsEntry
+	nil,                             // 47: weft.control.v1.Endpoint.LabelsEntry
+	nil,                             // 48: weft.control.v1.Instance.LabelsEntry
+	(*durationpb.Duration)(nil),     // 49: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 50: google.protobuf.Timestamp
 }
 var file_weft_proto_depIdxs = []int32{
-	1,  // 0: weft.control.v1.StringMatch.kind:type_name -> weft.control.v1.StringMatch.Kind
-	5,  // 1: weft.control.v1.NamedMatch.value:type_name -> weft.control.v1.StringMatch
-	5,  // 2: weft.control.v1.Match.path:type_name -> weft.control.v1.StringMatch
-	5,  // 3: weft.control.v1.Match.method:type_name -> weft.control.v1.StringMatch
-	5,  // 4: weft.control.v1.Match.scheme:type_name -> weft.control.v1.StringMatch
-	5,  // 5: weft.control.v1.Match.authority:type_name -> weft.control.v1.StringMatch
-	6,  // 6: weft.control.v1.Match.headers:type_name -> weft.control.v1.NamedMatch
-	6,  // 7: weft.control.v1.Match.query:type_name -> weft.control.v1.NamedMatch
-	8,  // 8: weft.control.v1.HeaderOps.set:type_name -> weft.control.v1.HeaderField
-	8,  // 9: weft.control.v1.HeaderOps.add:type_name -> weft.control.v1.HeaderField
-	4,  // 10: weft.control.v1.Destination.service:type_name -> weft.control.v1.ServiceName
-	9,  // 11: weft.control.v1.Destination.request:type_name -> weft.control.v1.HeaderOps
-	46, // 12: weft.control.v1.Retry.per_try_timeout:type_name -> google.protobuf.Duration
-	3,  // 13: weft.control.v1.Rule.source:type_name -> weft.control.v1.SourceRef
-	7,  // 14: weft.control.v1.Rule.matches:type_name -> weft.control.v1.Match
-	11, // 15: weft.control.v1.Rule.redirect:type_name -> weft.control.v1.Redirect
-	12, // 16: weft.control.v1.Rule.direct:type_name -> weft.control.v1.DirectResponse
-	10, // 17: weft.control.v1.Rule.destinations:type_name -> weft.control.v1.Destination
-	46, // 18: weft.control.v1.Rule.timeout:type_name -> google.protobuf.Duration
-	14, // 19: weft.control.v1.Rule.retry:type_name -> weft.control.v1.Retry
-	13, // 20: weft.control.v1.Rule.rewrite:type_name -> weft.control.v1.Rewrite
-	9,  // 21: weft.control.v1.Rule.request:type_name -> weft.control.v1.HeaderOps
-	9,  // 22: weft.control.v1.Rule.response:type_name -> weft.control.v1.HeaderOps
-	15, // 23: weft.control.v1.RouteTable.rules:type_name -> weft.control.v1.Rule
-	46, // 24: weft.control.v1.Outlier.interval:type_name -> google.protobuf.Duration
-	46, // 25: weft.control.v1.Outlier.base_ejection:type_name -> google.protobuf.Duration
-	46, // 26: weft.control.v1.Outlier.max_ejection:type_name -> google.protobuf.Duration
-	3,  // 27: weft.control.v1.TrafficPolicy.source:type_name -> weft.control.v1.SourceRef
-	46, // 28: weft.control.v1.TrafficPolicy.connect_timeout:type_name -> google.protobuf.Duration
-	46, // 29: weft.control.v1.TrafficPolicy.idle_timeout:type_name -> google.protobuf.Duration
-	17, // 30: weft.control.v1.TrafficPolicy.outlier:type_name -> weft.control.v1.Outlier
-	43, // 31: weft.control.v1.Subset.labels:type_name -> weft.control.v1.Subset.LabelsEntry
-	18, // 32: weft.control.v1.Subset.policy:type_name -> weft.control.v1.TrafficPolicy
-	4,  // 33: weft.control.v1.Service.name:type_name -> weft.control.v1.ServiceName
-	18, // 34: weft.control.v1.Service.policy:type_name -> weft.control.v1.TrafficPolicy
-	19, // 35: weft.control.v1.Service.subsets:type_name -> weft.control.v1.Subset
-	44, // 36: weft.control.v1.Endpoint.labels:type_name -> weft.control.v1.Endpoint.LabelsEntry
-	4,  // 37: weft.control.v1.Endpoints.service:type_name -> weft.control.v1.ServiceName
-	21, // 38: weft.control.v1.Endpoints.endpoints:type_name -> weft.control.v1.Endpoint
-	16, // 39: weft.control.v1.Gateway.tables:type_name -> weft.control.v1.RouteTable
-	5,  // 40: weft.control.v1.Values.any:type_name -> weft.control.v1.StringMatch
-	5,  // 41: weft.control.v1.Values.not:type_name -> weft.control.v1.StringMatch
-	24, // 42: weft.control.v1.SourceMatch.principals:type_name -> weft.control.v1.Values
-	24, // 43: weft.control.v1.SourceMatch.namespaces:type_name -> weft.control.v1.Values
-	25, // 44: weft.control.v1.SourceMatch.addresses:type_name -> weft.control.v1.Prefixes
-	24, // 45: weft.control.v1.OperationMatch.methods:type_name -> weft.control.v1.Values
-	24, // 46: weft.control.v1.OperationMatch.paths:type_name -> weft.control.v1.Values
-	24, // 47: weft.control.v1.OperationMatch.hosts:type_name -> weft.control.v1.Values
-	24, // 48: weft.control.v1.OperationMatch.ports:type_name -> weft.control.v1.Values
-	24, // 49: weft.control.v1.Condition.values:type_name -> weft.control.v1.Values
-	26, // 50: weft.control.v1.AuthorizationRule.from:type_name -> weft.control.v1.SourceMatch
-	27, // 51: weft.control.v1.AuthorizationRule.to:type_name -> weft.control.v1.OperationMatch
-	28, // 52: weft.control.v1.AuthorizationRule.when:type_name -> weft.control.v1.Condition
-	3,  // 53: weft.control.v1.AuthorizationPolicy.source:type_name -> weft.control.v1.SourceRef
-	2,  // 54: weft.control.v1.AuthorizationPolicy.action:type_name -> weft.control.v1.AuthorizationPolicy.Action
-	29, // 55: weft.control.v1.AuthorizationPolicy.rules:type_name -> weft.control.v1.AuthorizationRule
-	30, // 56: weft.control.v1.Authorization.policies:type_name -> weft.control.v1.AuthorizationPolicy
-	4,  // 57: weft.control.v1.Instance.service:type_name -> weft.control.v1.ServiceName
-	45, // 58: weft.control.v1.Instance.labels:type_name -> weft.control.v1.Instance.LabelsEntry
-	47, // 59: weft.control.v1.JoinResponse.not_after:type_name -> google.protobuf.Timestamp
-	47, // 60: weft.control.v1.RenewResponse.not_after:type_name -> google.protobuf.Timestamp
-	39, // 61: weft.control.v1.LeaseRequest.register:type_name -> weft.control.v1.LeaseRegister
-	40, // 62: weft.control.v1.LeaseRequest.heartbeat:type_name -> weft.control.v1.LeaseHeartbeat
-	41, // 63: weft.control.v1.LeaseRequest.drain:type_name -> weft.control.v1.LeaseDrain
-	33, // 64: weft.control.v1.LeaseRegister.instance:type_name -> weft.control.v1.Instance
-	46, // 65: weft.control.v1.LeaseRegister.ttl:type_name -> google.protobuf.Duration
-	40, // 66: weft.control.v1.LeaseRegister.health:type_name -> weft.control.v1.LeaseHeartbeat
-	0,  // 67: weft.control.v1.LeaseHeartbeat.health:type_name -> weft.control.v1.Health
-	46, // 68: weft.control.v1.LeaseResponse.ttl:type_name -> google.protobuf.Duration
-	34, // 69: weft.control.v1.Workload.Join:input_type -> weft.control.v1.JoinRequest
-	36, // 70: weft.control.v1.Workload.Renew:input_type -> weft.control.v1.RenewRequest
-	38, // 71: weft.control.v1.Workload.Lease:input_type -> weft.control.v1.LeaseRequest
-	35, // 72: weft.control.v1.Workload.Join:output_type -> weft.control.v1.JoinResponse
-	37, // 73: weft.control.v1.Workload.Renew:output_type -> weft.control.v1.RenewResponse
-	42, // 74: weft.control.v1.Workload.Lease:output_type -> weft.control.v1.LeaseResponse
-	72, // [72:75] is the sub-list for method output_type
-	69, // [69:72] is the sub-list for method input_type
-	69, // [69:69] is the sub-list for extension type_name
-	69, // [69:69] is the sub-list for extension extendee
-	0,  // [0:69] is the sub-list for field type_name
+	2,  // 0: weft.control.v1.StringMatch.kind:type_name -> weft.control.v1.StringMatch.Kind
+	6,  // 1: weft.control.v1.NamedMatch.value:type_name -> weft.control.v1.StringMatch
+	6,  // 2: weft.control.v1.Match.path:type_name -> weft.control.v1.StringMatch
+	6,  // 3: weft.control.v1.Match.method:type_name -> weft.control.v1.StringMatch
+	6,  // 4: weft.control.v1.Match.scheme:type_name -> weft.control.v1.StringMatch
+	6,  // 5: weft.control.v1.Match.authority:type_name -> weft.control.v1.StringMatch
+	7,  // 6: weft.control.v1.Match.headers:type_name -> weft.control.v1.NamedMatch
+	7,  // 7: weft.control.v1.Match.query:type_name -> weft.control.v1.NamedMatch
+	9,  // 8: weft.control.v1.HeaderOps.set:type_name -> weft.control.v1.HeaderField
+	9,  // 9: weft.control.v1.HeaderOps.add:type_name -> weft.control.v1.HeaderField
+	5,  // 10: weft.control.v1.Destination.service:type_name -> weft.control.v1.ServiceName
+	10, // 11: weft.control.v1.Destination.request:type_name -> weft.control.v1.HeaderOps
+	49, // 12: weft.control.v1.Retry.per_try_timeout:type_name -> google.protobuf.Duration
+	4,  // 13: weft.control.v1.Rule.source:type_name -> weft.control.v1.SourceRef
+	8,  // 14: weft.control.v1.Rule.matches:type_name -> weft.control.v1.Match
+	12, // 15: weft.control.v1.Rule.redirect:type_name -> weft.control.v1.Redirect
+	13, // 16: weft.control.v1.Rule.direct:type_name -> weft.control.v1.DirectResponse
+	11, // 17: weft.control.v1.Rule.destinations:type_name -> weft.control.v1.Destination
+	49, // 18: weft.control.v1.Rule.timeout:type_name -> google.protobuf.Duration
+	15, // 19: weft.control.v1.Rule.retry:type_name -> weft.control.v1.Retry
+	14, // 20: weft.control.v1.Rule.rewrite:type_name -> weft.control.v1.Rewrite
+	10, // 21: weft.control.v1.Rule.request:type_name -> weft.control.v1.HeaderOps
+	10, // 22: weft.control.v1.Rule.response:type_name -> weft.control.v1.HeaderOps
+	4,  // 23: weft.control.v1.RawRule.source:type_name -> weft.control.v1.SourceRef
+	11, // 24: weft.control.v1.RawRule.destinations:type_name -> weft.control.v1.Destination
+	16, // 25: weft.control.v1.RouteTable.rules:type_name -> weft.control.v1.Rule
+	17, // 26: weft.control.v1.RouteTable.tcp:type_name -> weft.control.v1.RawRule
+	17, // 27: weft.control.v1.RouteTable.tls:type_name -> weft.control.v1.RawRule
+	0,  // 28: weft.control.v1.RouteTable.paths:type_name -> weft.control.v1.PathMode
+	49, // 29: weft.control.v1.Outlier.interval:type_name -> google.protobuf.Duration
+	49, // 30: weft.control.v1.Outlier.base_ejection:type_name -> google.protobuf.Duration
+	49, // 31: weft.control.v1.Outlier.max_ejection:type_name -> google.protobuf.Duration
+	4,  // 32: weft.control.v1.TrafficPolicy.source:type_name -> weft.control.v1.SourceRef
+	49, // 33: weft.control.v1.TrafficPolicy.connect_timeout:type_name -> google.protobuf.Duration
+	49, // 34: weft.control.v1.TrafficPolicy.idle_timeout:type_name -> google.protobuf.Duration
+	19, // 35: weft.control.v1.TrafficPolicy.outlier:type_name -> weft.control.v1.Outlier
+	46, // 36: weft.control.v1.Subset.labels:type_name -> weft.control.v1.Subset.LabelsEntry
+	20, // 37: weft.control.v1.Subset.policy:type_name -> weft.control.v1.TrafficPolicy
+	5,  // 38: weft.control.v1.Service.name:type_name -> weft.control.v1.ServiceName
+	20, // 39: weft.control.v1.Service.policy:type_name -> weft.control.v1.TrafficPolicy
+	21, // 40: weft.control.v1.Service.subsets:type_name -> weft.control.v1.Subset
+	47, // 41: weft.control.v1.Endpoint.labels:type_name -> weft.control.v1.Endpoint.LabelsEntry
+	5,  // 42: weft.control.v1.Endpoints.service:type_name -> weft.control.v1.ServiceName
+	23, // 43: weft.control.v1.Endpoints.endpoints:type_name -> weft.control.v1.Endpoint
+	18, // 44: weft.control.v1.GatewayTable.table:type_name -> weft.control.v1.RouteTable
+	6,  // 45: weft.control.v1.Values.any:type_name -> weft.control.v1.StringMatch
+	6,  // 46: weft.control.v1.Values.not:type_name -> weft.control.v1.StringMatch
+	27, // 47: weft.control.v1.SourceMatch.principals:type_name -> weft.control.v1.Values
+	27, // 48: weft.control.v1.SourceMatch.namespaces:type_name -> weft.control.v1.Values
+	28, // 49: weft.control.v1.SourceMatch.addresses:type_name -> weft.control.v1.Prefixes
+	27, // 50: weft.control.v1.OperationMatch.methods:type_name -> weft.control.v1.Values
+	27, // 51: weft.control.v1.OperationMatch.paths:type_name -> weft.control.v1.Values
+	27, // 52: weft.control.v1.OperationMatch.hosts:type_name -> weft.control.v1.Values
+	27, // 53: weft.control.v1.OperationMatch.ports:type_name -> weft.control.v1.Values
+	27, // 54: weft.control.v1.Condition.values:type_name -> weft.control.v1.Values
+	29, // 55: weft.control.v1.AuthorizationRule.from:type_name -> weft.control.v1.SourceMatch
+	30, // 56: weft.control.v1.AuthorizationRule.to:type_name -> weft.control.v1.OperationMatch
+	31, // 57: weft.control.v1.AuthorizationRule.when:type_name -> weft.control.v1.Condition
+	4,  // 58: weft.control.v1.AuthorizationPolicy.source:type_name -> weft.control.v1.SourceRef
+	3,  // 59: weft.control.v1.AuthorizationPolicy.action:type_name -> weft.control.v1.AuthorizationPolicy.Action
+	32, // 60: weft.control.v1.AuthorizationPolicy.rules:type_name -> weft.control.v1.AuthorizationRule
+	33, // 61: weft.control.v1.Authorization.policies:type_name -> weft.control.v1.AuthorizationPolicy
+	0,  // 62: weft.control.v1.Authorization.paths:type_name -> weft.control.v1.PathMode
+	5,  // 63: weft.control.v1.Instance.service:type_name -> weft.control.v1.ServiceName
+	48, // 64: weft.control.v1.Instance.labels:type_name -> weft.control.v1.Instance.LabelsEntry
+	50, // 65: weft.control.v1.JoinResponse.not_after:type_name -> google.protobuf.Timestamp
+	50, // 66: weft.control.v1.RenewResponse.not_after:type_name -> google.protobuf.Timestamp
+	42, // 67: weft.control.v1.LeaseRequest.register:type_name -> weft.control.v1.LeaseRegister
+	43, // 68: weft.control.v1.LeaseRequest.heartbeat:type_name -> weft.control.v1.LeaseHeartbeat
+	44, // 69: weft.control.v1.LeaseRequest.drain:type_name -> weft.control.v1.LeaseDrain
+	36, // 70: weft.control.v1.LeaseRegister.instance:type_name -> weft.control.v1.Instance
+	49, // 71: weft.control.v1.LeaseRegister.ttl:type_name -> google.protobuf.Duration
+	43, // 72: weft.control.v1.LeaseRegister.health:type_name -> weft.control.v1.LeaseHeartbeat
+	1,  // 73: weft.control.v1.LeaseHeartbeat.health:type_name -> weft.control.v1.Health
+	49, // 74: weft.control.v1.LeaseResponse.ttl:type_name -> google.protobuf.Duration
+	37, // 75: weft.control.v1.Workload.Join:input_type -> weft.control.v1.JoinRequest
+	39, // 76: weft.control.v1.Workload.Renew:input_type -> weft.control.v1.RenewRequest
+	41, // 77: weft.control.v1.Workload.Lease:input_type -> weft.control.v1.LeaseRequest
+	38, // 78: weft.control.v1.Workload.Join:output_type -> weft.control.v1.JoinResponse
+	40, // 79: weft.control.v1.Workload.Renew:output_type -> weft.control.v1.RenewResponse
+	45, // 80: weft.control.v1.Workload.Lease:output_type -> weft.control.v1.LeaseResponse
+	78, // [78:81] is the sub-list for method output_type
+	75, // [75:78] is the sub-list for method input_type
+	75, // [75:75] is the sub-list for extension type_name
+	75, // [75:75] is the sub-list for extension extendee
+	0,  // [0:75] is the sub-list for field type_name
 }
 
 func init() { file_weft_proto_init() }
@@ -3272,7 +3539,7 @@ func file_weft_proto_init() {
 	if File_weft_proto != nil {
 		return
 	}
-	file_weft_proto_msgTypes[35].OneofWrappers = []any{
+	file_weft_proto_msgTypes[37].OneofWrappers = []any{
 		(*LeaseRequest_Register)(nil),
 		(*LeaseRequest_Heartbeat)(nil),
 		(*LeaseRequest_Drain)(nil),
@@ -3282,8 +3549,8 @@ func file_weft_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weft_proto_rawDesc), len(file_weft_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   43,
+			NumEnums:      4,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

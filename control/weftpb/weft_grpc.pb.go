@@ -14,11 +14,14 @@
 //   Service        "<namespace>/<name>"
 //   Endpoints      "<namespace>/<name>"
 //   Gateway        the gateway's name
+//   GatewayTable   "<the gateway's name>/<host>"; a subscription to "<the
+//                  gateway's name>/" is one to all of them, as they come and go
 //   Authorization  "self"
 //   Trust          "self"
 //
 // A resource that does not exist is answered in removed_resources; it is sent
-// when it appears. The messages mirror the nouns of package weft.
+// when it appears. A Gateway is sent after all its tables. The messages mirror
+// the nouns of package weft.
 
 package weftpb
 
