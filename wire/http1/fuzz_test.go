@@ -21,15 +21,16 @@ import (
 const mostSplit = 2 << 10
 
 // FuzzRequest holds the parser against net/http: what is accepted here must be
-// accepted there and mean the same. The reverse does not hold: net/http takes bare
-// LF, folded lines, "5, 5" as a length, sub-delims in Host and more, which are
-// refused here on purpose (see the tables in testdata).
+// accepted there and mean the same, also when it was written for the next hop. What
+// is refused here must be refused there, but for the reasons of stdTakesRequest.
 //
 // Where net/http refuses and this package does not: escapes in the path are left
 // to NormalizePath, and the names in Trailer are not read, for the field is dropped.
 func FuzzRequest(f *testing.F) {
-	for _, c := range readCases(f, "testdata/requests.txt") {
-		f.Add(c.wire)
+	for _, file := range []string{"testdata/requests.txt", "testdata/smuggling.txt"} {
+		for _, c := range readCases(f, file) {
+			f.Add(c.wire)
+		}
 	}
 	f.Add([]byte(typicalRequest))
 	f.Fuzz(func(t *testing.T, wire []byte) {
@@ -39,6 +40,7 @@ func FuzzRequest(f *testing.F) {
 			checkSplitRequest(t, wire)
 		}
 		if err != nil {
+			checkStdRefusesRequest(t, wire, err)
 			return
 		}
 		if n <= 0 || n > len(wire) || !bytes.HasSuffix(wire[:n], []byte("\r\n\r\n")) {
@@ -51,7 +53,7 @@ func FuzzRequest(f *testing.F) {
 
 func compareRequest(t *testing.T, r *Request, head []byte) {
 	t.Helper()
-	head = bytes.TrimLeft(head, "\r\n") // net/http's server does not, its clients never need it
+	head = withoutEmptyLines(head)
 	std, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(head)))
 	if err != nil {
 		if stdIsStricter(r) {
@@ -146,6 +148,7 @@ func checkRequestRoundTrip(t *testing.T, r *Request) {
 		t.Errorf("wrote %q", wire)
 	}
 	checkKept(t, &r.Head, &again.Head)
+	checkOneRequest(t, r, wire)
 }
 
 // checkKept checks that the fields that were kept in one head are the ones of the
@@ -188,6 +191,7 @@ func FuzzResponse(f *testing.F) {
 			checkSplitResponse(t, wire, method)
 		}
 		if err != nil {
+			checkStdRefusesResponse(t, wire, method, err)
 			return
 		}
 		if n <= 0 || n > len(wire) || !bytes.HasSuffix(wire[:n], []byte("\r\n\r\n")) {
@@ -240,6 +244,9 @@ func checkResponseRoundTrip(t *testing.T, r *Response, method string) {
 		t.Errorf("wrote %q", wire)
 	}
 	checkKept(t, &r.Head, &again.Head)
+	if method != "CONNECT" {
+		checkOneResponse(t, r, method, wire)
+	}
 }
 
 // FuzzChunks holds the decoder against net/http's: a body that is accepted here

@@ -29,7 +29,8 @@ func requestFacts(r *Request) map[string]string {
 func (r *Request) snapshot() string { return fmt.Sprintf("%q", requestFacts(r)) }
 
 func TestRequestCases(t *testing.T) {
-	for _, c := range readCases(t, "testdata/requests.txt") {
+	cases := append(readCases(t, "testdata/requests.txt"), readCases(t, "testdata/smuggling.txt")...)
+	for _, c := range cases {
 		t.Run(c.title, func(t *testing.T) {
 			var r Request
 			n, err := r.Parse(c.wire, nil)
