@@ -1,6 +1,8 @@
 package node
 
 import (
+	"crypto/tls"
+
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/ca"
 	"github.com/weftmesh/weft/proxy"
@@ -13,16 +15,16 @@ import (
 // stack after it: connection limits, retries within the budget, endpoint pick,
 // attempt.
 
-// gatewayChain: from outside into the mesh.
-func gatewayChain() *proxy.Listener {
-	return &proxy.Listener{Direction: proxy.Edge, Filters: []proxy.Filter{
+// gatewayChain: from outside into the mesh, in plain text when there is no config.
+func gatewayChain(config *tls.Config) *proxy.Listener {
+	return &proxy.Listener{Direction: proxy.Edge, TLS: config, Filters: []proxy.Filter{
 		edge.Filter{}, // first: nothing behind it may believe what a client says of itself
 	}}
 }
 
 // inboundChain: from other sidecars to the own application.
 func inboundChain(c *ca.Credentials, local string, policies func() *weft.Authorization) *proxy.Listener {
-	return &proxy.Listener{Direction: proxy.Inbound, TLS: c.ServerTLS(), Identify: ca.PeerIdentity, Local: local,
+	return &proxy.Listener{Direction: proxy.Inbound, TLS: c.ServerTLS(proxy.Protocols...), Identify: ca.PeerIdentity, Local: local,
 		Filters: []proxy.Filter{
 			&authz.Filter{Policies: policies}, // last before the application: a denied request costs it nothing
 		}}

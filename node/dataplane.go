@@ -2,34 +2,46 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/control/subscribe"
 	"github.com/weftmesh/weft/proxy"
+	"github.com/weftmesh/weft/telemetry/accesslog"
 	"github.com/weftmesh/weft/telemetry/metric"
 	"github.com/weftmesh/weft/telemetry/trace"
 )
 
 // ProxyConfig is what gateways and sidecars have in common.
 type ProxyConfig struct {
-	Control   string    // host:port of the server's control door
-	Token     string    // join token
-	Admin     string    // /metrics and /healthz; port 0 picks a free one
-	Sample    float64   // share of the traces that begin here that are kept, 0 to 1
-	AccessLog io.Writer // one JSON line an exchange; nil: none
+	Control   string        // host:port of the server's control door
+	Token     string        // join token
+	Admin     string        // /metrics and /healthz; port 0 picks a free one
+	Sample    float64       // share of the traces that begin here that are kept, 0 to 1
+	AccessLog io.Writer     // one JSON line an exchange; nil: none
+	Drain     time.Duration // how long exchanges in flight may still take at the end
+	Process   *Process      // nil: it cannot be replaced
 	Logger    *slog.Logger
 }
 
+// DefaultDrain is above what most requests take.
+const DefaultDrain = 30 * time.Second
+
 // dataPlane is a joined proxy with its telemetry.
 type dataPlane struct {
+	config  proxy.Config
 	logger  *slog.Logger
+	process *Process
+	drain   time.Duration
+	token   string
 	proxy   *proxy.Proxy
 	mesh    *subscribe.Client
 	metrics *metric.Registry
@@ -46,19 +58,29 @@ const joinTimeout = 30 * time.Second
 
 // join binds the admin port, joins the mesh and makes a proxy that follows it.
 func (d *dataPlane) join(ctx context.Context, c ProxyConfig, s subscribe.Config) error {
-	d.logger, d.metrics = c.Logger, metric.New(0)
+	d.logger, d.metrics, d.process, d.drain, d.token = c.Logger, metric.New(0), c.Process, c.Drain, c.Token
 	if d.logger == nil {
 		d.logger = slog.New(slog.DiscardHandler)
+	}
+	if d.process.Inherited() && d.token == "" {
+		var old proxyState
+		if err := d.process.chain.State(&old); err != nil {
+			return err
+		}
+		d.token = old.Token
 	}
 	if err := loopbackOnly("admin", c.Admin, "--admin"); err != nil {
 		return err
 	}
 	var err error
-	if d.admin, err = listen("admin", c.Admin, "--admin"); err != nil {
+	if d.admin, err = listen(d.process, "admin", c.Admin, "--admin"); err != nil {
 		return err
 	}
 	d.undo.add(closeQuietly(d.admin))
-	s.Server, s.Token, s.Logger = c.Control, c.Token, d.logger
+	if err := loopbackOnly("admin", d.admin.Addr().String(), "--admin"); err != nil {
+		return err // a supervisor's socket
+	}
+	s.Server, s.Token, s.Logger = c.Control, d.token, d.logger
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
 	if d.mesh, err = subscribe.Open(ctx, s); err != nil {
@@ -70,12 +92,13 @@ func (d *dataPlane) join(ctx context.Context, c ProxyConfig, s subscribe.Config)
 	d.export = &trace.Exporter{Recorder: spans, Send: d.mesh.Export,
 		Resource: trace.Resource{Service: self.Name, Namespace: self.Namespace, InstanceID: fmt.Sprint(os.Getpid()),
 			Attrs: []trace.Attr{{Key: "weft.role", Str: string(s.Role)}}}}
-	config := proxy.Config{Self: self, Source: need{d.mesh}, ClientTLS: d.mesh.Credentials().ClientTLS,
+	d.config = proxy.Config{Self: self, Source: need{d.mesh}, ClientTLS: d.mesh.Credentials().DialTLS,
 		Metrics: d.metrics, Spans: spans, Sample: trace.NewSampler(c.Sample), Logger: d.logger}
 	if c.AccessLog != nil {
-		config.AccessLog = slog.New(slog.NewJSONHandler(c.AccessLog, nil))
+		d.config.AccessLog = accesslog.New(c.AccessLog, func(err error) { d.logger.Error("the access log cannot be written", "error", err) })
+		d.undo.add(d.config.AccessLog.Close)
 	}
-	d.proxy = proxy.New(config)
+	d.proxy = proxy.New(d.config)
 	d.undo.add(func() error { d.proxy.Close(); return nil })
 	d.mesh.OnChange(d.proxy.Update)
 	d.figures()
@@ -104,34 +127,109 @@ func (d *dataPlane) figures() {
 	})
 }
 
-// parts adds what every proxy process runs beside its listeners.
+// parts adds what every proxy process runs beside its listeners. The last spans are
+// those of the last exchanges.
 func (d *dataPlane) parts(p *parts) {
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", metricsHandler(d.metrics, d.logger))
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "ok") })
 	p.add("admin", serveHTTP(d.admin, mux, d.logger))
-	p.add("spans", func(ctx context.Context) error { d.export.Run(ctx); return nil })
-	p.add("clock", watchClock(d.logger))
+	p.addLast("spans", func(ctx context.Context) error { d.export.Run(ctx); return nil })
+	p.addLast("clock", watchClock(d.logger))
 }
 
-// serve runs one listener until ctx ends; draining it is the proxy's business.
-func (d *dataPlane) serve(ln net.Listener, l *proxy.Listener) func(context.Context) error {
+// opening is a listening socket with what it is for.
+type opening struct {
+	socket   string // its name among the process's sockets
+	ln       net.Listener
+	listener *proxy.Listener
+}
+
+// settleTime is how long connections that were accepted at the last moment have to
+// send their first request, before a drain takes them for idle ones. A client that
+// has just connected would not understand to be sent away.
+const settleTime = 500 * time.Millisecond
+
+// serve runs all listeners of a proxy until ctx ends, and then drains the proxy: it
+// stops accepting, and what has begun may end. When another process has taken over
+// (errReplaced), that one has the sockets; else they are closed for good.
+func (d *dataPlane) serve(p *proxy.Proxy, openings ...opening) func(context.Context) error {
 	return func(ctx context.Context) error {
-		ended := make(chan error, 1)
-		go func() { ended <- d.proxy.Serve(ln, l) }()
-		select {
-		case err := <-ended:
-			return err
-		case <-ctx.Done():
-			patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
-			defer cancel()
-			if err := d.proxy.Drain(patience); err != nil {
-				d.logger.Warn("some exchanges did not end in time and are cut off", "after", drainTimeout.String())
-			}
-			return <-ended
+		ended := make(chan error, len(openings))
+		for _, o := range openings {
+			go func() { ended <- p.Serve(o.ln, o.listener) }()
 		}
+		var err error
+		open := len(openings)
+		select {
+		case err = <-ended:
+			open--
+		case <-ctx.Done():
+		}
+		for _, o := range openings {
+			if !errors.Is(context.Cause(ctx), errReplaced) {
+				d.process.link().Close(o.socket)
+			}
+			_ = o.ln.Close()
+		}
+		// All are awaited before the drain: it would turn away a connection that was
+		// accepted and is not served yet.
+		for range open {
+			err = errors.Join(err, <-ended)
+		}
+		d.settle(p)
+		patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.drain)
+		defer cancel()
+		if p.Drain(patience) != nil {
+			d.logger.Warn("some exchanges did not end in time and are cut off", "after", d.drain.String())
+		}
+		return err
 	}
 }
 
-// drainTimeout is how long exchanges in flight may still take at the end.
-const drainTimeout = 10 * time.Second
+// settle waits for settleTime, or until there is no connection.
+func (d *dataPlane) settle(p *proxy.Proxy) {
+	tick := time.NewTicker(settleTime / 50)
+	defer tick.Stop()
+	for range 50 {
+		if p.Connections() == 0 {
+			return
+		}
+		<-tick.C
+	}
+}
+
+// proxyState is what every proxy hands to the process that replaces it.
+type proxyState struct {
+	Token string   `json:"token"`           // the file it came from may be gone
+	Hosts []string `json:"hosts,omitempty"` // known ones: the next process shall know them, too
+	Told  bool     `json:"told,omitempty"`  // a gateway had its configuration
+}
+
+func (d *dataPlane) state() proxyState {
+	snapshot := d.mesh.Snapshot()
+	s := proxyState{Token: d.token, Told: snapshot.Gateway != nil}
+	for host, table := range snapshot.Hosts {
+		if table != nil {
+			s.Hosts = append(s.Hosts, host)
+		}
+	}
+	return s
+}
+
+// learnTimeout bounds the wait for configuration before a process begins to serve.
+const learnTimeout = 10 * time.Second
+
+// learn waits until this process knows as much as the one before it did.
+func (d *dataPlane) learn(ctx context.Context, old proxyState) {
+	patience, cancel := context.WithTimeout(ctx, learnTimeout)
+	defer cancel()
+	if old.Told {
+		d.mesh.Need(patience, "")
+	}
+	var all sync.WaitGroup
+	for _, host := range old.Hosts {
+		all.Go(func() { d.mesh.Need(patience, host) })
+	}
+	all.Wait()
+}

@@ -202,7 +202,11 @@ func (c *conn) takeX() *Exchange {
 const (
 	protocolHTTP1 = "http/1.1"
 	protocolHTTP2 = "h2"
+	protocolRaw   = "weft-tcp" // bytes for the application, whatever they are
 )
+
+// Protocols are what Inbound listeners speak inside of TLS, as ALPN names.
+var Protocols = []string{protocolHTTP2, protocolHTTP1, protocolRaw}
 
 // handshake learns who the peer is and what it will speak.
 func (c *conn) handshake() (protocol string, err error) {

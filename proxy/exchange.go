@@ -28,6 +28,8 @@ type Exchange struct {
 	request  weft.Request
 	auth     weft.AuthorizationRequest
 	path     []byte // scratch of our own for normalising paths
+	rawPath  []byte // as it came
+	pathMode weft.PathMode
 	view     *view
 	decision weft.Decision
 	plan     plan
@@ -252,18 +254,14 @@ func (x *Exchange) prepare() *Answer {
 	case http1.Asterisk:
 		h.Path = []byte("*")
 	default:
-		// The result is h.Path itself when it is normal already, so it must never
-		// become the scratch.
-		x.path = slices.Grow(x.path[:0], len(h.Path))
-		path, err := http1.NormalizePath(x.path, h.Path)
-		if err != nil {
-			return x.unserved(400, "bad_path", "the path cannot be normalised: "+err.Error())
-		}
-		h.Path = path
 	}
 	host := hostOnly(str(h.Authority))
 	if x.conn.l.Host != "" {
 		host = x.conn.l.Host
+	}
+	x.view = x.conn.p.view.Load()
+	if a := x.normalize(host); a != nil {
+		return a
 	}
 	x.request = weft.Request{Method: str(h.Method), Scheme: "http", Host: host, Path: str(h.Path),
 		Query: str(h.Query), Headers: x, Source: x.conn.peer}
@@ -277,6 +275,28 @@ func (x *Exchange) prepare() *Answer {
 	if h.Framing != http1.NoBody && string(h.Method) == "TRACE" {
 		return x.unserved(400, "trace_body", "TRACE cannot have a body")
 	}
+	return nil
+}
+
+// normalize brings the path to the form that everybody from here on sees: filters,
+// routing, the next hop.
+func (x *Exchange) normalize(host string) *Answer {
+	h, s := &x.head, x.view.snapshot
+	if h.Form == http1.Asterisk {
+		return nil
+	}
+	mode := s.Paths
+	if x.conn.l.Direction != Inbound {
+		mode = s.PathMode(host)
+	}
+	// The result is h.Path itself when it is normal already, so it must never
+	// become the scratch.
+	x.path = slices.Grow(x.path[:0], len(h.Path))
+	path, err := http1.PathMode(mode).Normalize(x.path, h.Path)
+	if err != nil {
+		return x.unserved(400, "bad_path", "the path cannot be normalised: "+err.Error())
+	}
+	x.rawPath, x.pathMode, h.Path = h.Path, mode, path
 	return nil
 }
 
@@ -344,13 +364,19 @@ const needPatience = 3 * time.Second
 // direct responses and dead ends.
 func (x *Exchange) route() *Answer {
 	p := x.conn.p
-	x.view = p.view.Load()
 	x.decision = x.view.snapshot.Route(&x.request, rand.Uint64())
 	if x.decision.Problem == weft.NotLoaded && p.source != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), needPatience)
 		p.source.Need(ctx, strings.Clone(x.request.Host))
 		cancel()
 		x.view = p.view.Load()
+		if x.view.snapshot.PathMode(x.request.Host) != x.pathMode {
+			x.head.Path = x.rawPath
+			if a := x.normalize(x.request.Host); a != nil {
+				return a
+			}
+			x.request.Path = str(x.head.Path)
+		}
 		x.decision = x.view.snapshot.Route(&x.request, rand.Uint64())
 	}
 	d := &x.decision

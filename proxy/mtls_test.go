@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -20,6 +19,7 @@ import (
 	"github.com/weftmesh/weft/ca"
 	"github.com/weftmesh/weft/proxy"
 	"github.com/weftmesh/weft/proxy/filter/authz"
+	"github.com/weftmesh/weft/telemetry/accesslog"
 	"github.com/weftmesh/weft/proxy/filter/edge"
 )
 
@@ -109,12 +109,17 @@ func serve(t *testing.T, p *proxy.Proxy, l *proxy.Listener) string {
 func sidecar(t *testing.T, a *ca.Authority, app string, access *log, policy *weft.AuthorizationPolicy) string {
 	t.Helper()
 	creds := credentials(t, a, "inventory-service")
-	p := proxy.New(proxy.Config{Self: weft.NewServiceName("", "inventory-service"), AccessLog: slog.New(slog.NewJSONHandler(access, nil))})
+	config := proxy.Config{Self: weft.NewServiceName("", "inventory-service")}
+	if access != nil {
+		config.AccessLog = accesslog.New(access, func(err error) { t.Error(err) })
+		t.Cleanup(func() { _ = config.AccessLog.Close() })
+	}
+	p := proxy.New(config)
 	var policies *weft.Authorization
 	if policy != nil {
 		policies = &weft.Authorization{Policies: []*weft.AuthorizationPolicy{policy}}
 	}
-	return serve(t, p, &proxy.Listener{Direction: proxy.Inbound, TLS: creds.ServerTLS(), Identify: ca.PeerIdentity,
+	return serve(t, p, &proxy.Listener{Direction: proxy.Inbound, TLS: creds.ServerTLS(proxy.Protocols...), Identify: ca.PeerIdentity,
 		Local: strings.TrimPrefix(app, "http://"), Filters: []proxy.Filter{&authz.Filter{Policies: func() *weft.Authorization { return policies }}}})
 }
 

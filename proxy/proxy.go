@@ -35,6 +35,7 @@ import (
 
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/proxy/mux"
+	"github.com/weftmesh/weft/telemetry/accesslog"
 	"github.com/weftmesh/weft/telemetry/metric"
 	"github.com/weftmesh/weft/telemetry/trace"
 )
@@ -53,9 +54,9 @@ type Config struct {
 	// ClientTLS is how to call an endpoint with an identity, offering protocols by ALPN.
 	ClientTLS func(peer weft.Identity, protocols ...string) *tls.Config
 	Metrics   *metric.Registry
-	Spans     *trace.Recorder // nil: no spans
-	Sample    trace.Sampler   // for traces that begin here
-	AccessLog *slog.Logger    // one line an exchange; nil: none
+	Spans     *trace.Recorder   // nil: no spans
+	Sample    trace.Sampler     // for traces that begin here
+	AccessLog *accesslog.Writer // one line an exchange; nil: none
 	Logger    *slog.Logger
 }
 
@@ -68,7 +69,7 @@ type Proxy struct {
 	metrics   *metric.Registry
 	spans     *trace.Recorder
 	sample    trace.Sampler
-	accessLog *slog.Logger
+	accessLog *accesslog.Writer
 	logger    *slog.Logger
 	refused   refusals
 	ejected   *metric.Counter

@@ -1,12 +1,12 @@
 package proxy
 
 import (
-	"context"
 	"log/slog"
 	"strconv"
 	"time"
 
 	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/telemetry/accesslog"
 	"github.com/weftmesh/weft/telemetry/metric"
 	"github.com/weftmesh/weft/telemetry/trace"
 )
@@ -42,6 +42,9 @@ func (x *Exchange) finish() {
 	r.Duration = time.Since(r.Start)
 	x.complete()
 	r.series.Observe(r.Status, r.Duration)
+	if r.GRPC {
+		c.p.metrics.GRPC(r.Direction.String(), r.Source, r.Destination).Observe(x.request.Path, r.GRPCStatus, r.Duration)
+	}
 	p := c.p
 	if p.spans != nil && x.traced && x.trace.Sampled() {
 		x.recordSpan()
@@ -115,42 +118,62 @@ func spanName(d Direction, destination string) string {
 	return destination
 }
 
+// log writes the exchange's line. Its keys are listed in the README.
 func (x *Exchange) log() {
 	r := &x.record
-	level := slog.LevelInfo
+	level, msg := slog.LevelInfo, statusText(r.Status)
 	if r.Status >= 500 || r.Status == 0 {
 		level = slog.LevelWarn
 	}
-	attrs := []slog.Attr{
-		slog.String("direction", r.Direction.String()),
-		slog.String("source", r.Source), slog.String("destination", r.Destination),
-		slog.String("method", x.request.Method), slog.String("host", x.request.Host), slog.String("path", x.request.Path),
-		slog.Int("status", r.Status), slog.Float64("duration_ms", float64(r.Duration.Microseconds())/1000),
-		slog.Int64("bytes_in", r.BytesIn), slog.Int64("bytes_out", r.BytesOut),
-		slog.String("peer", x.conn.peerText),
+	l := x.conn.p.accessLog.Begin(r.Start.Add(r.Duration), level, msg)
+	l.Str("direction", r.Direction.String())
+	l.Str("source", r.Source)
+	l.Str("destination", r.Destination)
+	l.Str("method", x.request.Method)
+	l.Str("host", x.request.Host)
+	l.Str("path", x.request.Path)
+	l.Int("status", int64(r.Status))
+	l.Float("duration_ms", float64(r.Duration.Microseconds())/1000)
+	l.Int("bytes_in", r.BytesIn)
+	l.Int("bytes_out", r.BytesOut)
+	l.Str("peer", x.conn.peerText)
+	if x.client != nil && x.client.http2() {
+		l.Str("protocol", protocolHTTP2)
 	}
 	if r.GRPC {
-		attrs = append(attrs, slog.Int("grpc_status", r.GRPCStatus))
+		l.Int("grpc_status", int64(r.GRPCStatus))
 	}
-	attrs = appendIf(attrs, "version", r.Version)
-	attrs = appendIf(attrs, "endpoint", r.Endpoint)
-	attrs = appendIf(attrs, "reason", r.Reason)
-	attrs = appendIf(attrs, "policy", r.Policy)
+	strIf(l, "version", r.Version)
+	strIf(l, "endpoint", r.Endpoint)
+	strIf(l, "reason", r.Reason)
+	strIf(l, "policy", r.Policy)
 	if r.Attempts > 1 {
-		attrs = append(attrs, slog.Int("attempts", r.Attempts))
+		l.Int("attempts", int64(r.Attempts))
 	}
 	if r.Rule != nil && r.Rule.Source.Kind != "" {
-		attrs = append(attrs, slog.String("rule", r.Rule.String()))
+		l.Str("rule", r.Rule.String())
 	}
 	if x.traced {
-		attrs = append(attrs, slog.String("trace_id", x.trace.TraceID.String()))
+		l.Hex("trace_id", x.trace.TraceID[:])
 	}
-	x.conn.p.accessLog.LogAttrs(context.Background(), level, strconv.Itoa(r.Status), attrs...)
+	l.End()
 }
 
-func appendIf(attrs []slog.Attr, key, value string) []slog.Attr {
-	if value == "" {
-		return attrs
+func strIf(l *accesslog.Line, key, value string) {
+	if value != "" {
+		l.Str(key, value)
 	}
-	return append(attrs, slog.String(key, value))
+}
+
+// statusText is the line's message. The usual ones are not made anew each time.
+func statusText(status int) string {
+	switch status {
+	case 200:
+		return "200"
+	case 404:
+		return "404"
+	case 503:
+		return "503"
+	}
+	return strconv.Itoa(status)
 }
