@@ -89,6 +89,7 @@ type Conn struct {
 	credit     int32   // received bytes of which the peer does not know that they were
 	current    *Stream // of the DATA that is being read; nil: nobody wants it
 	endsStream bool    // the DATA that is being read is the last
+	opened     bool    // by the SETTINGS that are being read: a window
 	early      int     // streams refused while the peer did not know our settings
 
 	// the head that is being read

@@ -55,7 +55,7 @@ const (
 	atFrame
 	inData
 	inBlock    // of HEADERS or CONTINUATION
-	inSettings // left modulo the length of a setting is the rest of one that was read
+	inSettings
 	inIgnored  // padding, or a frame that is skipped
 )
 
@@ -469,50 +469,48 @@ func (c *Conn) settings(f frame, e *Event) (int, *ConnError) {
 		return headerLen, c.charge(settingsFlood, 1)
 	}
 	c.greeted = true
-	c.state, c.left = inSettings, f.length
+	c.state, c.left, c.opened = inSettings, f.length, false
 	if f.length == 0 {
-		c.settingsEnd(e)
+		c.acknowledge()
+		c.ignore(0)
+		*e = Event{Kind: SettingsReceived}
 	}
 	// Each setting can make us touch all streams.
 	return headerLen, c.charge(settingsFlood, 1+int32(f.length/(16*settingLen)))
 }
 
-// settingsEnd acknowledges a SETTINGS frame that was applied.
-func (c *Conn) settingsEnd(e *Event) {
-	c.ignore(0)
+func (c *Conn) acknowledge() {
 	c.out = appendFrame(c.out, 0, frameSettings, flagAck, 0)
 	c.control += headerLen
-	*e = Event{Kind: SettingsReceived}
 }
 
-// settingBytes applies the settings that are here. When windows open, all but one
-// byte of the setting are consumed with the event, so that the end of the frame,
-// which has an event too, never comes without bytes.
+// settingBytes applies the settings that are here. The acknowledgement comes before
+// the event that makes the driver use the windows. When there is such an event, one
+// byte of the last setting is left for the other, SettingsReceived: none comes
+// without bytes.
 func (c *Conn) settingBytes(in []byte, e *Event) (n int, fatal *ConnError) {
-	for c.left > 0 {
-		if rest := c.left % settingLen; rest > 0 {
-			if n+rest > len(in) {
-				return n, nil
-			}
-			n, c.left = n+rest, c.left-rest
-			continue
-		}
-		if n+settingLen > len(in) {
+	for c.left >= settingLen {
+		if len(in)-n < settingLen {
 			return n, nil
 		}
-		id := binary.BigEndian.Uint16(in[n:])
-		opened, fatal := c.setting(id, binary.BigEndian.Uint32(in[n+2:]))
+		opened, fatal := c.setting(binary.BigEndian.Uint16(in[n:]), binary.BigEndian.Uint32(in[n+2:]))
 		if fatal != nil {
 			return n, fatal
 		}
-		if opened {
-			*e = Event{Kind: WindowOpened}
-			n, c.left = n+settingLen-1, c.left-settingLen+1
-			return n, nil
-		}
+		c.opened = c.opened || opened
 		n, c.left = n+settingLen, c.left-settingLen
+		if c.left == 0 {
+			c.acknowledge()
+			if c.opened {
+				c.left = 1
+				*e = Event{Kind: WindowOpened}
+				return n - 1, nil
+			}
+		}
 	}
-	c.settingsEnd(e)
+	n, c.left = n+c.left, 0
+	c.ignore(0)
+	*e = Event{Kind: SettingsReceived}
 	return n, nil
 }
 
