@@ -304,6 +304,7 @@ type RouteTable struct {
 	TCP   []RawRule // in the mesh, a service's ends with the service itself
 	TLS   []RawRule
 	Paths PathMode // of the host's requests
+	index *routeIndex
 }
 
 // NewRouteTable makes the table of a host that has rules for requests only.
@@ -315,8 +316,9 @@ func NewRouteTable(host string, rules []Rule) (*RouteTable, error) {
 	return t, nil
 }
 
-// Complete checks and completes the rules of a table before it is used. Of several
-// destinations, those of weight 0 get nothing; if all are 0 the table is refused.
+// Complete checks, completes and indexes the rules of a table before it is used. Of
+// several destinations, those of weight 0 get nothing; if all are 0 the table is
+// refused.
 func (t *RouteTable) Complete() error {
 	for i := range t.Rules {
 		r := &t.Rules[i]
@@ -336,6 +338,7 @@ func (t *RouteTable) Complete() error {
 			}
 		}
 	}
+	t.index = newRouteIndex(t.Rules)
 	return nil
 }
 
@@ -353,6 +356,17 @@ func (t *RouteTable) completeDestinations(rule string, of []Destination) (total 
 
 // Match returns the first rule that fits, or nil.
 func (t *RouteTable) Match(r *Request) *Rule {
+	if t.index != nil {
+		if i := t.index.match(t.Rules, r); i >= 0 {
+			return &t.Rules[i]
+		}
+		return nil
+	}
+	return t.walk(r)
+}
+
+// walk is Match without the index.
+func (t *RouteTable) walk(r *Request) *Rule {
 	for i := range t.Rules {
 		if t.Rules[i].matches(r) {
 			return &t.Rules[i]
