@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/proxy/mux"
+	"github.com/weftmesh/weft/proxy/relay"
 	"github.com/weftmesh/weft/telemetry/metric"
 	"github.com/weftmesh/weft/wire/http1"
 )
@@ -83,22 +85,25 @@ func (c *conn) serve() {
 			c.linger()
 		}
 	}()
-	protocol := ""
-	if c.l.TLS != nil {
-		var err error
-		if protocol, err = c.handshake(); err != nil {
-			c.p.refused.count("tls_handshake")
-			c.p.logger.Debug("handshake refused", "peer", c.peerText, "error", err)
-			return
-		}
-	} else if tcp, ok := c.sock.(*net.TCPConn); ok {
-		c.raw, _ = tcp.SyscallConn()
-		c.tryRead, c.inPlace = c.readWithoutWaiting, c.serveReady
-	}
-	if c.l.Direction == Inbound {
-		c.series = c.p.metrics.Requests("inbound", c.source, c.p.self.Name, "")
+	protocol, ok := c.open()
+	if !ok {
+		return
 	}
 	c.enter(phaseIdle, time.Now().UnixNano(), idleTimeout)
+	switch {
+	case protocol == protocolRaw:
+		c.serveRaw(weft.Decision{}, nil)
+		return
+	case c.l.Raw:
+		d, ok := c.p.view.Load().snapshot.RouteGatewayTCP(c.l.Port, rand.Uint64())
+		if !ok {
+			d.Problem = weft.NoRule
+		}
+		c.serveRaw(d, nil)
+		return
+	case c.l.Direction == Outbound && c.l.Host != "" && c.detect():
+		return
+	}
 	if protocol == "" { // plain text, or a peer without ALPN
 		speaks, err := c.speaksHTTP2()
 		if err != nil {
@@ -114,6 +119,58 @@ func (c *conn) serve() {
 		return
 	}
 	c.serveHTTP1()
+}
+
+// open makes the connection ready for the protocol inside: PROXY header, TLS. ok
+// is false when it is over already.
+func (c *conn) open() (protocol string, ok bool) {
+	if !c.acceptProxy() {
+		return "", false
+	}
+	if c.l.Direction == Edge && c.l.TLS != nil {
+		if c.passThrough() {
+			return "", false
+		}
+		c.unread()
+	}
+	if c.l.TLS != nil {
+		var err error
+		if protocol, err = c.handshake(); err != nil {
+			c.p.refused.count("tls_handshake")
+			c.p.logger.Debug("handshake refused", "peer", c.peerText, "error", err)
+			return "", false
+		}
+	} else if tcp, plain := c.sock.(*net.TCPConn); plain {
+		c.raw, _ = tcp.SyscallConn()
+		c.tryRead, c.inPlace = c.readWithoutWaiting, c.serveReady
+	}
+	if c.l.Direction == Inbound {
+		c.series = c.p.metrics.Requests("inbound", c.source, c.p.self.Name, "")
+	}
+	return protocol, true
+}
+
+// acceptProxy learns from a trusted load balancer whose connection this is.
+func (c *conn) acceptProxy() bool {
+	trusted := false
+	for _, prefix := range c.l.ProxyFrom {
+		trusted = trusted || prefix.Contains(c.peerAddr)
+	}
+	if !trusted {
+		return true
+	}
+	accepted, err := relay.AcceptProxy(c.sock, headTimeout)
+	if err != nil {
+		c.p.refused.count("proxy_header")
+		c.p.logger.Debug("no PROXY header", "peer", c.peerText, "error", err)
+		return false
+	}
+	c.sock = accepted
+	if ap, err := netip.ParseAddrPort(accepted.RemoteAddr().String()); err == nil {
+		c.peerAddr = ap.Addr().Unmap()
+		c.peerText = c.peerAddr.String()
+	}
+	return true
 }
 
 // serveHTTP1 serves one request after the other.

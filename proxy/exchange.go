@@ -11,6 +11,7 @@ import (
 	"unsafe"
 
 	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/proxy/relay"
 	"github.com/weftmesh/weft/telemetry/trace"
 	"github.com/weftmesh/weft/wire/http1"
 )
@@ -54,10 +55,11 @@ type Exchange struct {
 
 	parked atomic.Bool // waits for the upstream without having looked at its socket
 
-	mu      sync.Mutex // guards what follows
-	up      upstream   // nil between attempts
-	nudged  bool       // up's read deadline is past, only to make the goroutine look
-	expired bool       // somebody ended the exchange
+	mu      sync.Mutex   // guards what follows
+	up      upstream     // nil between attempts
+	relay   *relay.Relay // while bytes are relayed
+	nudged  bool         // up's read deadline is past, only to make the goroutine look
+	expired bool         // somebody ended the exchange
 }
 
 // takeExchange returns an exchange for the connection.
@@ -209,6 +211,9 @@ func (x *Exchange) interruptUpstream() {
 	x.expired = true
 	if x.up != nil {
 		x.up.interrupt()
+	}
+	if x.relay != nil {
+		x.relay.Interrupt()
 	}
 	x.mu.Unlock()
 }

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"crypto/tls"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -35,7 +36,15 @@ type Listener struct {
 	// LocalProtocol is what the application declares to speak; "" is HTTP/1, and
 	// HTTP/2 for gRPC.
 	LocalProtocol weft.Protocol
-	Filters       []Filter
+	// Port is the listener's port as routes name it, for Edge: TLS connections
+	// whose name a route passes on are relayed, all others are served.
+	Port uint16
+	// Raw says that an Edge listener carries bytes, routed by Port.
+	Raw bool
+	// ProxyFrom are the peers that say by a PROXY header whose connection they
+	// carry: load balancers. They have to, and nobody else may.
+	ProxyFrom []netip.Prefix
+	Filters   []Filter
 	// Identify reads the peer's identity from a finished handshake. Needed with TLS.
 	Identify func(*tls.ConnectionState) (weft.Identity, error)
 

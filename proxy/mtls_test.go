@@ -19,8 +19,8 @@ import (
 	"github.com/weftmesh/weft/ca"
 	"github.com/weftmesh/weft/proxy"
 	"github.com/weftmesh/weft/proxy/filter/authz"
-	"github.com/weftmesh/weft/telemetry/accesslog"
 	"github.com/weftmesh/weft/proxy/filter/edge"
+	"github.com/weftmesh/weft/telemetry/accesslog"
 )
 
 // memory keeps a mesh's root for one test.

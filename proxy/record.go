@@ -25,6 +25,7 @@ type Record struct {
 	Policy      string
 	GRPCStatus  int // with GRPC
 	GRPC        bool
+	Raw         bool // a connection whose bytes nobody looked at
 	Endpoint    string
 	Attempts    int
 	BytesIn     int64 // of the request's body
@@ -122,22 +123,29 @@ func spanName(d Direction, destination string) string {
 func (x *Exchange) log() {
 	r := &x.record
 	level, msg := slog.LevelInfo, statusText(r.Status)
-	if r.Status >= 500 || r.Status == 0 {
+	if r.Status >= 500 || r.Status == 0 && !r.Raw {
 		level = slog.LevelWarn
+	}
+	if r.Raw {
+		msg = "raw"
 	}
 	l := x.conn.p.accessLog.Begin(r.Start.Add(r.Duration), level, msg)
 	l.Str("direction", r.Direction.String())
 	l.Str("source", r.Source)
 	l.Str("destination", r.Destination)
-	l.Str("method", x.request.Method)
-	l.Str("host", x.request.Host)
-	l.Str("path", x.request.Path)
-	l.Int("status", int64(r.Status))
+	if r.Raw {
+		l.Str("protocol", "tcp")
+	} else {
+		l.Str("method", x.request.Method)
+		l.Str("host", x.request.Host)
+		l.Str("path", x.request.Path)
+		l.Int("status", int64(r.Status))
+	}
 	l.Float("duration_ms", float64(r.Duration.Microseconds())/1000)
 	l.Int("bytes_in", r.BytesIn)
 	l.Int("bytes_out", r.BytesOut)
 	l.Str("peer", x.conn.peerText)
-	if x.client != nil && x.client.http2() {
+	if !r.Raw && x.client.http2() {
 		l.Str("protocol", protocolHTTP2)
 	}
 	if r.GRPC {

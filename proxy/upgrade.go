@@ -4,11 +4,11 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"io"
-	"math"
 	"net"
 	"time"
 
 	"github.com/weftmesh/weft/proxy/mux"
+	"github.com/weftmesh/weft/proxy/relay"
 	"github.com/weftmesh/weft/wire/http1"
 )
 
@@ -60,33 +60,24 @@ func (x *Exchange) appendUpgrade(dst []byte) []byte {
 
 // tunnel passes the 101 on and then bytes both ways until both sides are done.
 func (x *Exchange) tunnel(pl *plan, u *link) {
-	c := x.conn
 	x.record.Status = 101
-	c.deadline.Store(math.MaxInt64) // from here on the relay looks after idleness
 	u.setDeadline(time.Time{})
 	client, err := x.accept(pl)
 	if err != nil {
 		x.record.Reason = "client_gone"
 		return
 	}
-	server := tunnelSide{Conn: u.sock, Already: u.in[u.r:u.w]}
-	done := make(chan struct{})
-	go func() {
-		x.record.BytesIn = tunnelCopy(server, client)
-		close(done)
-	}()
-	x.record.BytesOut = tunnelCopy(client, server)
-	<-done
+	x.join(client, relay.Side{Conn: u.sock, Already: u.in[u.r:u.w]}, tunnelIdle)
 	u.r, u.w = 0, 0
 }
 
 // accept tells the client that its protocol begins.
-func (x *Exchange) accept(pl *plan) (tunnelSide, error) {
+func (x *Exchange) accept(pl *plan) (relay.Side, error) {
 	r := &x.response
 	if x.client.http2() {
 		dropFields(&r.Head, "sec-websocket-accept")
 		x.lines = x.appendResponse(x.lines[:0], pl, true, false)
-		side := tunnelSide{Conn: &streamConn{Conn: x.conn.sock, st: x.h2.st}}
+		side := relay.Side{Conn: &streamConn{Conn: x.conn.sock, st: x.h2.st}}
 		x.record.Status = 200
 		return side, x.h2.st.SendResponse(200, x.lines, nil, false)
 	}
@@ -94,7 +85,7 @@ func (x *Exchange) accept(pl *plan) (tunnelSide, error) {
 	out = x.appendResponse(out, pl, true, false)
 	out = append(out, "Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"...)
 	_, err := x.conn.sock.Write(out)
-	return tunnelSide{Conn: x.conn.sock, Already: x.conn.in[x.conn.r:x.conn.w]}, err
+	return relay.Side{Conn: x.conn.sock, Already: x.conn.in[x.conn.r:x.conn.w]}, err
 }
 
 // streamConn is a stream as a connection: what a relay reads and writes.
@@ -145,22 +136,3 @@ func (s *streamConn) SetReadDeadline(t time.Time) error  { s.st.SetDeadline(t); 
 func (s *streamConn) SetWriteDeadline(t time.Time) error { s.st.SetDeadline(t); return nil }
 
 var _ io.ReadWriteCloser = (*streamConn)(nil)
-
-type tunnelSide struct {
-	Conn    net.Conn
-	Already []byte
-}
-
-func tunnelCopy(to, from tunnelSide) int64 {
-	n, err := to.Conn.Write(from.Already)
-	if err != nil {
-		return int64(n)
-	}
-	m, err := io.Copy(to.Conn, from.Conn)
-	if half, ok := to.Conn.(interface{ CloseWrite() error }); ok && err == nil {
-		_ = half.CloseWrite()
-	} else {
-		_ = to.Conn.Close()
-	}
-	return int64(n) + m
-}

@@ -1,0 +1,268 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math"
+	"math/rand/v2"
+	"net"
+	"time"
+
+	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/proxy/relay"
+	"github.com/weftmesh/weft/telemetry/metric"
+	"github.com/weftmesh/weft/wire/clienthello"
+)
+
+// Raw connections: bytes that nobody looks at. They come to a port that is
+// declared so or whose first bytes are not HTTP, by CONNECT, by a TLS name that is
+// to be passed on, and from another sidecar. From where they were recognised on
+// they are exchanges without a request: routed, balanced, limited and recorded as
+// those, and then relayed until both sides have ended.
+
+// serveRaw serves the connection as bytes. already was read from the client.
+func (c *conn) serveRaw(d weft.Decision, already []byte) {
+	x := c.p.takeExchange(c)
+	defer c.p.putExchange(x)
+	x.useHTTP1()
+	x.head.Reset()
+	x.begin()
+	x.whole = true
+	x.request = weft.Request{Host: c.l.Host, Scheme: "tcp", Source: c.peer}
+	x.view, x.decision = c.p.view.Load(), d
+	c.enter(phaseBusy, x.record.Start.UnixNano(), stallTimeout)
+	c.setBusy(x)
+	defer c.setBusy(nil)
+	if a := x.filterRaw(); a != nil {
+		x.refuseRaw(a)
+		return
+	}
+	if d.Problem != "" {
+		x.refuseRaw(problemAnswer(x, &d))
+		return
+	}
+	if c.l.Direction == Inbound {
+		x.plan = plan{cluster: c.l.local, group: c.l.local.set.Load().all, retry: &rawRetry}
+	} else {
+		cl := x.view.clusters[d.Service.Name]
+		x.record.Destination = d.Service.Name.Name
+		x.plan = plan{cluster: cl, group: cl.set.Load().group(d.Destination.Subset), dest: d.Destination, retry: &rawRetry}
+		if x.plan.group == nil {
+			x.refuseRaw(&Answer{Status: 503, Reason: string(weft.NoSubset)})
+			return
+		}
+	}
+	x.relayRaw(&x.plan, relay.Side{Conn: c.sock, Already: already})
+}
+
+// rawRetry: another endpoint may be tried for as long as none was connected to.
+var rawRetry = weft.Retry{Attempts: 2, On: weft.RetryConnectFailure}
+
+// filterRaw asks the listener's filters. They see an empty request of the peer.
+func (x *Exchange) filterRaw() *Answer {
+	x.auth = weft.AuthorizationRequest{Request: &x.request, PeerAddr: x.conn.peerAddr, Port: x.conn.l.port}
+	x.request.Headers = x
+	for _, f := range x.conn.l.Filters {
+		if a := f.Request(x); a != nil {
+			return a
+		}
+	}
+	return nil
+}
+
+// refuseRaw ends a raw connection that goes nowhere. There is no way to say why
+// but in the record; a reset is at least not taken for an answer.
+func (x *Exchange) refuseRaw(a *Answer) {
+	x.record.Status, x.record.Reason, x.record.Policy = a.Status, a.Reason, a.Policy
+	if tcp, ok := x.conn.sock.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0)
+	}
+	x.finishRaw()
+}
+
+// relayRaw connects to an endpoint and relays.
+func (x *Exchange) relayRaw(pl *plan, client relay.Side) {
+	if reason := pl.cluster.limit.acquire(pl.group.policy, false, pl.patience(x.record.Start)); reason != "" {
+		x.refuseRaw(&Answer{Status: 503, Reason: reason})
+		return
+	}
+	defer pl.cluster.limit.release()
+	sock, e, fault := x.dialRaw(pl)
+	if fault != nil {
+		x.refuseRaw(fault)
+		return
+	}
+	defer pl.cluster.open.Add(-1)
+	e.target.Begin()
+	defer e.target.End()
+	pl.group.succeeded(e)
+	x.join(client, relay.Side{Conn: sock}, rawIdle(pl.group.policy))
+	x.finishRaw()
+}
+
+// dialRaw opens a connection, to another endpoint when one cannot be reached.
+func (x *Exchange) dialRaw(pl *plan) (net.Conn, *endpoint, *Answer) {
+	var fault *Answer
+	now := x.record.Start
+	for n := 0; n <= pl.retry.Attempts; n++ {
+		e := x.pick(pl, n, now)
+		if e == nil {
+			return nil, nil, noEndpoint(pl)
+		}
+		x.tried[n%maxTried] = e
+		x.record.Attempts, x.record.Endpoint, x.record.Version = n+1, e.id, e.version
+		sock, _, err := x.conn.p.dial(e, pl.patience(now), protocolRaw)
+		if err == nil && e.identity != "" {
+			if protocol, _ := negotiated(sock); protocol != protocolRaw {
+				_ = sock.Close()
+				err = errNotRaw
+			}
+		}
+		if err == nil {
+			e.connected()
+			pl.cluster.open.Add(1)
+			return sock, e, nil
+		}
+		fault = x.unreachable(pl, e, err)
+		now = time.Now()
+	}
+	return nil, nil, fault
+}
+
+var errNotRaw = errors.New("the endpoint's sidecar does not take raw connections")
+
+// rawIdle is how long a raw connection may be silent.
+func rawIdle(p *weft.TrafficPolicy) time.Duration {
+	if p.IdleTimeout > 0 {
+		return p.IdleTimeout
+	}
+	return tunnelIdle
+}
+
+// join relays until both sides have ended, and notes what happened.
+func (x *Exchange) join(client, server relay.Side, idle time.Duration) {
+	x.conn.deadline.Store(math.MaxInt64) // from here on the relay looks after idleness
+	r := relay.New(client, server, relay.Config{Idle: idle})
+	x.mu.Lock()
+	x.relay = r
+	if x.expired {
+		r.Interrupt()
+	}
+	x.mu.Unlock()
+	result := r.Run()
+	x.mu.Lock()
+	x.relay = nil
+	x.mu.Unlock()
+	x.record.BytesIn, x.record.BytesOut = result.FromClient, result.FromServer
+	if result.Reason != relay.ClientClosed && result.Reason != relay.ServerClosed {
+		x.record.Reason = result.Reason
+	}
+}
+
+// finishRaw records a raw connection. It has no status and is no request: metrics
+// of its own count it.
+func (x *Exchange) finishRaw() {
+	r, p := &x.record, x.conn.p
+	r.Duration = time.Since(r.Start)
+	r.Raw = true
+	if r.Destination == "" {
+		r.Destination = "unknown"
+	}
+	if r.Direction == Inbound {
+		r.Source, r.Destination = x.conn.source, p.self.Name
+	} else {
+		r.Source = p.self.Name
+	}
+	labels := []metric.Label{{Name: "direction", Value: r.Direction.String()}, {Name: "source", Value: r.Source},
+		{Name: "destination", Value: r.Destination}}
+	p.metrics.Counter("weft_raw_bytes_in_total", "Bytes of raw connections from clients.", labels...).Add(uint64(r.BytesIn))
+	p.metrics.Counter("weft_raw_bytes_out_total", "Bytes of raw connections to clients.", labels...).Add(uint64(r.BytesOut))
+	p.metrics.Counter("weft_raw_connections_total", "Raw connections that have ended.",
+		append(labels, metric.Label{Name: "reason", Value: r.Reason})...).Add(1)
+	if p.accessLog != nil {
+		x.log()
+	}
+}
+
+// routeRaw finds where a raw connection to a host goes, fetching what the snapshot
+// lacks.
+func (p *Proxy) routeRaw(host string, port uint16) weft.Decision {
+	d := p.view.Load().snapshot.RouteTCP(host, port, rand.Uint64())
+	if d.Problem == weft.NotLoaded && p.source != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), needPatience)
+		p.source.Need(ctx, host)
+		cancel()
+		d = p.view.Load().snapshot.RouteTCP(host, port, rand.Uint64())
+	}
+	return d
+}
+
+// passThrough serves a TLS connection whose name is to be passed on as it is. done
+// is false when TLS ends here; what was read is then in c.in.
+func (c *conn) passThrough() (done bool) {
+	c.in = takeBuffer()
+	for {
+		hello, err := clienthello.Parse(c.in[:c.w])
+		if err == nil {
+			d, ok := c.p.view.Load().snapshot.RouteTLS(string(hello.ServerName()), c.l.Port, rand.Uint64())
+			if ok {
+				c.serveRaw(d, c.in[:c.w])
+			}
+			return ok
+		}
+		if !errors.Is(err, clienthello.ErrIncomplete) || c.w == len(c.in) {
+			return false // the handshake will say what is wrong with it
+		}
+		n, err := c.sock.Read(c.in[c.w:])
+		c.w += n
+		if n == 0 {
+			if err != io.EOF {
+				c.p.refused.count("tls_handshake")
+			}
+			return true
+		}
+	}
+}
+
+// prefixed is a connection of which something was read already.
+type prefixed struct {
+	net.Conn
+	rest []byte // copied: the buffer goes back
+}
+
+func (p *prefixed) Read(b []byte) (int, error) {
+	if len(p.rest) > 0 {
+		n := copy(b, p.rest)
+		p.rest = p.rest[n:]
+		return n, nil
+	}
+	return p.Conn.Read(b)
+}
+
+// unread puts what passThrough read before the connection's other bytes.
+func (c *conn) unread() {
+	c.sock = &prefixed{c.sock, append([]byte(nil), c.in[:c.w]...)}
+	c.in.free()
+	c.in, c.w = nil, 0
+}
+
+// detect serves the connection as bytes if its destination speaks no HTTP. It
+// returns false when HTTP is to be served.
+func (c *conn) detect() (done bool) {
+	d := c.p.routeRaw(c.l.Host, 0)
+	switch declared(&d) {
+	case weft.TCP, weft.TLS:
+		c.serveRaw(d, nil)
+		return true
+	}
+	return false
+}
+
+// declared is what the port of a destination is said to speak.
+func declared(d *weft.Decision) weft.Protocol {
+	if d.Service == nil || len(d.Service.Endpoints) == 0 {
+		return ""
+	}
+	return d.Service.Endpoints[0].Protocol
+}
