@@ -68,6 +68,7 @@ type Conn struct {
 	peerMost    uint32
 	peerConnect bool   // the server announced RFC 8441
 	pinged      uint64 // pings sent
+	ponged      uint64 // the newest of them that was answered
 
 	// streams
 	streams table

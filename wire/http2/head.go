@@ -64,6 +64,11 @@ func (c *Conn) continuation(f frame, in []byte, e *Event) (int, *ConnError) {
 
 // beginFragment begins the part of a head that one frame has.
 func (c *Conn) beginFragment(f frame, in []byte, size, pad int, e *Event) (int, *ConnError) {
+	// The bound is on what is encoded, before anybody knows what it says
+	// (CVE-2023-45288).
+	if len(c.block)+size > 2*c.config.HeadBytes {
+		return 0, c.fail(EnhanceYourCalm, "continuation_flood")
+	}
 	c.endHeaders = f.has(flagEndHeaders)
 	c.state, c.left, c.pad = inBlock, size, pad
 	return c.fragment(in, e)
@@ -75,10 +80,6 @@ func (c *Conn) fragment(in []byte, e *Event) (int, *ConnError) {
 	n := min(len(in), c.left)
 	block := in[:n]
 	if n < c.left || !c.endHeaders || len(c.block) > 0 {
-		// The bound is on what is encoded, before it is known what that says (CVE-2023-45288).
-		if len(c.block)+n > 2*c.config.HeadBytes {
-			return 0, c.fail(EnhanceYourCalm, "continuation_flood")
-		}
 		c.block = append(c.block, block...)
 		block = c.block
 	}

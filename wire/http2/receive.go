@@ -18,7 +18,7 @@ const (
 	WindowOpened          // a window that was empty has room: Stream's, or nil: maybe of all streams
 	SettingsReceived      // what Room and ExtendedConnect say is new
 	GoAwayReceived        // Open fails from now on
-	PongReceived          // the answer to the last Ping
+	PongReceived          // the answer to a Ping
 	// RequestRefused: a server has reset a stream of which the driver does not know,
 	// for it was malformed or one too many. For the metrics.
 	RequestRefused
@@ -54,9 +54,9 @@ const (
 	atPreface state = iota // left is how much of it is here
 	atFrame
 	inData
-	inBlock    // of HEADERS or CONTINUATION
+	inBlock // of HEADERS or CONTINUATION
 	inSettings
-	inIgnored  // padding, or a frame that is skipped
+	inIgnored // padding, or a frame that is skipped
 )
 
 // Receive consumes from in and reports at most one event. Kind None with n == 0 asks
@@ -372,7 +372,8 @@ func (c *Conn) ping(f frame, in []byte, e *Event) (int, *ConnError) {
 		c.out = appendFrame(c.out, pingLen, framePing, flagAck, 0)
 		c.out = append(c.out, in[headerLen:n]...)
 		c.control += n
-	} else if c.pinged > 0 && binary.BigEndian.Uint64(in[headerLen:]) == c.pinged {
+	} else if number := binary.BigEndian.Uint64(in[headerLen:]); number > c.ponged && number <= c.pinged {
+		c.ponged = number
 		*e = Event{Kind: PongReceived}
 		return n, nil
 	}
