@@ -107,7 +107,7 @@ sidecars with mTLS, routing, retries and traces.
 		}
 		add(group, commands...)
 	}
-	add(groupRun, a.demo(), a.server(), a.gateway(), a.run())
+	add(groupRun, a.demo(), a.server(), a.gateway(), a.run(), a.upgrade())
 	asking(groupLook, a.services(), a.instances(), a.explain(), a.traces(), a.status())
 	asking(groupChange, a.apply(), a.get(), a.delete())
 	root.AddCommand(a.version(), a.shop())

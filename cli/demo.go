@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path"
 	"path/filepath"
@@ -28,7 +29,7 @@ processes of their own, each beside its sidecar. What weft does for the shop is 
 examples/shop/resources; nothing of it is made for the demo.
 
 It prints what runs where and commands to try, and stops everything on Ctrl-C.
-Kill what you like meanwhile.`,
+Kill what you like meanwhile, or replace all processes with "weft upgrade".`,
 		Example: `  weft demo
   weft demo --http 127.0.0.1:9080`,
 		Args:              wantArgs(0, 0, "no arguments"),
@@ -36,11 +37,15 @@ Kill what you like meanwhile.`,
 	}
 	serverFlags(cmd, &server)
 	cmd.Flags().StringVar(&http, "http", http, "`address` of the gateway")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		c, err := a.shopDemo(server, http)
 		if err != nil {
 			return err
 		}
+		if c.Process, err = node.Begin(false, node.NewLogger(a.err, slog.LevelWarn)); err != nil {
+			return err
+		}
+		defer func() { c.Process.End(err) }()
 		return node.RunDemo(cmd.Context(), c)
 	}
 	return cmd

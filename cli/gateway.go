@@ -1,8 +1,6 @@
 package cli
 
 import (
-	"errors"
-
 	"github.com/spf13/cobra"
 
 	"github.com/weftmesh/weft/node"
@@ -17,22 +15,43 @@ func (a *app) gateway() *cobra.Command {
 serves the hosts and routes of the Gateway resource of its name, and of the
 VirtualServices that are bound to it.
 
-Ctrl-C drains it: no new connections, requests in flight end.`,
+With --https it takes TLS 1.2 and later, too, and speaks HTTP/2 to who prefers it.
+Of several certificates the one is shown that fits the name the client asks for, or
+the first. Files that change are loaded again.
+
+Ctrl-C or SIGTERM drains it: no new connections, requests in flight end, for --drain
+at most; a second one ends it at once. SIGUSR2 and "weft upgrade" replace it by a new
+process. SIGHUP does nothing: configuration is pushed.`,
 		Example: `  weft gateway
-  weft gateway --name edge --http 0.0.0.0:8080 --token-file /run/secrets/weft-token`,
+  weft gateway --name edge --http 0.0.0.0:8080 --token-file /run/secrets/weft-token
+  weft gateway --https 0.0.0.0:8443 --cert shop.pem --key shop.key`,
 		Args:              wantArgs(0, 0, "no arguments"),
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	f := cmd.Flags()
 	f.StringVar(&c.Name, "name", c.Name, "`name` of the Gateway resource to serve")
 	f.StringVar(&c.HTTP, "http", c.HTTP, "`address` where clients come; port 0 takes a free one")
+	f.StringVar(&c.HTTPS, "https", "", "`address` where clients come over TLS (default none); needs --cert and --key")
+	var certs, keys []string
+	f.StringArrayVar(&certs, "cert", nil, "PEM `file` of a certificate and those that it hangs on; may be repeated")
+	f.StringArrayVar(&keys, "key", nil, "PEM `file` of the key to the --cert at the same place, mode 0600; may be repeated")
+	keepPID := keepPIDFlag(cmd)
 	flags := addProxyFlags(cmd, &c.ProxyConfig)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
-		log, err := flags.fill(&c.ProxyConfig, a.err)
+		if len(certs) != len(keys) {
+			return usagef("%d --cert and %d --key: want a key to each certificate", len(certs), len(keys))
+		}
+		if (c.HTTPS == "") != (len(certs) == 0) {
+			return usagef("--https, --cert and --key belong together: want an address, and a certificate with its key")
+		}
+		for i := range certs {
+			c.Certificates = append(c.Certificates, node.CertificateFiles{Cert: certs[i], Key: keys[i]})
+		}
+		end, err := flags.begin(&c.ProxyConfig, *keepPID, a.err)
 		if err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, log.Close()) }()
+		defer end(&err)
 		g, err := node.NewGateway(cmd.Context(), c)
 		if err != nil {
 			return err
@@ -40,4 +59,9 @@ Ctrl-C drains it: no new connections, requests in flight end.`,
 		return g.Run(cmd.Context())
 	}
 	return cmd
+}
+
+// keepPIDFlag gives cmd the flag --keep-pid.
+func keepPIDFlag(cmd *cobra.Command) *bool {
+	return cmd.Flags().Bool("keep-pid", false, "stay as the parent of the new process after an upgrade, for a supervisor that watches one process")
 }

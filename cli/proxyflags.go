@@ -31,22 +31,44 @@ func addProxyFlags(cmd *cobra.Command, c *node.ProxyConfig) *proxyFlags {
 	f := cmd.Flags()
 	f.StringVar(&c.Control, "control", c.Control, "`address` of the server's control door")
 	f.StringVar(&c.Admin, "admin", c.Admin, "`address` of /metrics and /healthz; port 0 takes a free one")
+	f.DurationVar(&c.Drain, "drain", c.Drain, "how `long` requests in flight may still take at the end, or after an upgrade")
 	f.Float64Var(&c.Sample, "sample", c.Sample, "`share` of the traces that begin here that are kept, 0 to 1")
 	f.StringVar(&p.tokenFile, "token-file", "", "`file` with the join token (default $"+tokenEnv+", else "+node.TokenFile(node.DefaultServer.DataDir)+")")
 	f.StringVar(&p.accessLog, "access-log", "stderr", "`file` for one JSON line a request; \"stderr\", or \"off\"")
 	return p
 }
 
-// fill completes c by the flags. The caller closes what it returns.
-func (p *proxyFlags) fill(c *node.ProxyConfig, stderr io.Writer) (io.Closer, error) {
-	if c.Sample < 0 || c.Sample > 1 {
+// begin takes over from the process before, if there is one, and completes c by the
+// flags. end gives everything back, when the process has run or could not.
+func (p *proxyFlags) begin(c *node.ProxyConfig, keepPID bool, stderr io.Writer) (end func(*error), err error) {
+	switch {
+	case c.Sample < 0 || c.Sample > 1:
 		return nil, usagef("--sample %v: want a number from 0 to 1", c.Sample)
+	case c.Drain < 0:
+		return nil, usagef("--drain %v: want a time from 0s", c.Drain)
 	}
-	token, err := joinToken(p.tokenFile)
-	if err != nil {
+	c.Logger = node.NewLogger(stderr, *p.level)
+	if c.Process, err = node.Begin(keepPID, c.Logger); err != nil {
 		return nil, err
 	}
-	c.Token, c.Logger = token, node.NewLogger(stderr, *p.level)
+	log, err := p.fill(c, stderr)
+	if err != nil {
+		c.Process.End(err)
+		return nil, err
+	}
+	return func(err *error) {
+		c.Process.End(*err)
+		*err = errors.Join(*err, log.Close())
+	}, nil
+}
+
+// fill reads what the flags point to. The caller closes what it returns.
+func (p *proxyFlags) fill(c *node.ProxyConfig, stderr io.Writer) (io.Closer, error) {
+	token, err := joinToken(p.tokenFile)
+	if err != nil && !c.Process.Inherited() { // the process before hands over its own
+		return nil, err
+	}
+	c.Token = token
 	switch p.accessLog {
 	case "off":
 		return nothing{}, nil

@@ -19,7 +19,11 @@ certificate authority, the control plane, and the store of traces.
 Everything is kept in the data directory, also the join token that gateways and
 sidecars need (DIR/join-token). Every address may have port 0, which takes a free
 one; "weft status" and the "ready" line of the log tell which. The log goes to
-stderr, one JSON object a line. Ctrl-C stops the server.`,
+stderr, one JSON object a line.
+
+Ctrl-C or SIGTERM stops the server; a second one ends it at once. SIGUSR2 and "weft
+upgrade" replace it by a new process: clients wait a moment, proxies go on meanwhile.
+SIGHUP does nothing.`,
 		Example: `  weft server
   weft server --data /var/lib/weft --dns 127.0.0.1:53`,
 		Args:              wantArgs(0, 0, "no arguments"),
@@ -27,9 +31,14 @@ stderr, one JSON object a line. Ctrl-C stops the server.`,
 	}
 	serverFlags(cmd, &c)
 	cmd.Flags().StringVar(&c.Node, "node", "", "`name` of this machine in the catalogue (default its host name)")
+	keepPID := keepPIDFlag(cmd)
 	level := levelFlag(cmd)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		c.Logger = node.NewLogger(a.err, *level)
+		if c.Process, err = node.Begin(*keepPID, c.Logger); err != nil {
+			return err
+		}
+		defer func() { c.Process.End(err) }()
 		s, err := node.NewServer(cmd.Context(), c)
 		if err != nil {
 			return err

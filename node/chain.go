@@ -22,9 +22,10 @@ func gatewayChain(config *tls.Config) *proxy.Listener {
 	}}
 }
 
-// inboundChain: from other sidecars to the own application.
-func inboundChain(c *ca.Credentials, local string, policies func() *weft.Authorization) *proxy.Listener {
-	return &proxy.Listener{Direction: proxy.Inbound, TLS: c.ServerTLS(proxy.Protocols...), Identify: ca.PeerIdentity, Local: local,
+// inboundChain: from other sidecars to the own application, which listens at local.
+func inboundChain(c *ca.Credentials, local string, speaks weft.Protocol, policies func() *weft.Authorization) *proxy.Listener {
+	return &proxy.Listener{Direction: proxy.Inbound, TLS: c.ServerTLS(proxy.Protocols...), Identify: ca.PeerIdentity,
+		Local: local, LocalProtocol: speaks,
 		Filters: []proxy.Filter{
 			&authz.Filter{Policies: policies}, // last before the application: a denied request costs it nothing
 		}}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/client"
+	"github.com/weftmesh/weft/node/handover"
 )
 
 // DemoConfig of a Demo. A demo is an ordinary user of the product: it starts
@@ -32,8 +33,9 @@ type DemoConfig struct {
 	Resources []client.File // applied when the server is ready
 	// Try is what to print at the end: commands to try, for the server whose API
 	// and the gateway whose HTTP are at these addresses.
-	Try func(api, http string) string
-	Out io.Writer
+	Try     func(api, http string) string
+	Process *Process
+	Out     io.Writer
 }
 
 // DemoSidecar is one `weft run`.
@@ -93,7 +95,7 @@ func (d *Demo) start(ctx context.Context) (err error) {
 	if err := os.MkdirAll(filepath.Join(c.DataDir, "logs"), 0o700); err != nil {
 		return &weft.Error{Kind: weft.Invalid, Op: "start", Thing: "demo data directory", Err: err}
 	}
-	if d.server, err = d.launch("server", append([]string{"server"}, c.Server...), nil); err != nil {
+	if d.server, err = d.launch("server", append([]string{"server", "--keep-pid"}, c.Server...), nil); err != nil {
 		return err
 	}
 	if err := d.server.await(ctx); err != nil {
@@ -124,7 +126,7 @@ func (d *Demo) startProxies() error {
 	env := []string{"WEFT_TOKEN=" + strings.TrimSpace(string(token)),
 		"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + d.server.fact("otlp-http")}
 	join := []string{"--control", d.server.fact("control")}
-	gateway, err := d.launch("gateway", slices.Concat([]string{"gateway"}, join, c.Gateway), env)
+	gateway, err := d.launch("gateway", slices.Concat([]string{"gateway", "--keep-pid"}, join, c.Gateway), env)
 	if err != nil {
 		return err
 	}
@@ -285,14 +287,41 @@ func (d *Demo) wait(ctx context.Context) {
 			}
 		}()
 	}
+	var requests chan request
+	if d.config.Process != nil {
+		requests = d.config.Process.requests
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case r := <-requests:
+			r.reply <- d.upgrade(ctx)
 		case p := <-ended:
 			fmt.Fprintf(d.config.Out, "%s (pid %d) ended: %s\n", p.name, p.pid, p.cmd.ProcessState)
 		}
 	}
+}
+
+// upgrade replaces all processes of the demo, one after the other. They keep their
+// process ids; the demo itself only watches them, and stays as it is.
+func (d *Demo) upgrade(ctx context.Context) handover.Reply {
+	var said []string
+	for _, p := range append([]*demoProcess{d.server}, d.others...) {
+		select {
+		case <-p.exited():
+			continue // somebody has killed it
+		default:
+		}
+		what, err := Upgrade(ctx, p.pid)
+		if err != nil {
+			fmt.Fprintf(d.config.Out, "%s: %s\n", p.name, err)
+			return handover.Reply{Error: strings.Join(append(said, p.name+": "+err.Error()), "\n")}
+		}
+		said = append(said, p.name+": "+what)
+		fmt.Fprintf(d.config.Out, "%s: %s\n", p.name, what)
+	}
+	return handover.Reply{Said: strings.Join(said, "\n")}
 }
 
 // stop ends the gateway, then the sidecars together, then the server.

@@ -17,6 +17,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -27,7 +28,7 @@ import (
 // parts run together: when one ends, or the context does, all are told to end.
 // The zero value is empty and ready.
 type parts struct {
-	list []part
+	list, last []part
 }
 
 type part struct {
@@ -40,27 +41,57 @@ func (p *parts) add(name string, run func(context.Context) error) {
 	p.list = append(p.list, part{name, run})
 }
 
+// addLast adds a part that serves the others: it is told to end when they have.
+func (p *parts) addLast(name string, run func(context.Context) error) {
+	p.last = append(p.last, part{name, run})
+}
+
 // run returns when every part has returned, with the error of the part that ended
-// first; nil when that was because ctx ended.
+// first; nil when that was because ctx ended. The cause of the end of the parts'
+// context is that error, or the cause of ctx.
 func (p *parts) run(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
+	first, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	var wait sync.WaitGroup
-	for _, part := range p.list {
-		wait.Go(func() {
-			err := part.run(ctx)
-			if err != nil && !errors.Is(err, context.Canceled) {
-				cancel(fmt.Errorf("%s: %w", part.name, err))
-				return
-			}
-			cancel(nil)
-		})
+	last, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	var waitFirst, waitLast sync.WaitGroup
+	launch := func(wait *sync.WaitGroup, ctx context.Context, list []part) {
+		for _, part := range list {
+			wait.Go(func() {
+				err := part.run(ctx)
+				if err != nil && !errors.Is(err, context.Canceled) {
+					cancel(fmt.Errorf("%s: %w", part.name, err))
+					return
+				}
+				cancel(nil)
+			})
+		}
 	}
-	wait.Wait()
-	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+	launch(&waitLast, last, p.last)
+	launch(&waitFirst, first, p.list)
+	waitFirst.Wait()
+	end()
+	waitLast.Wait()
+	if cause := context.Cause(first); !errors.Is(cause, context.Canceled) {
 		return cause
 	}
 	return nil
+}
+
+// start runs the parts in the background.
+func (p *parts) start(ctx context.Context) *running {
+	r := &running{done: make(chan struct{})}
+	go func() {
+		defer close(r.done)
+		r.err = p.run(ctx)
+	}()
+	return r
+}
+
+// running are parts that were started. Whoever ends their context waits for done.
+type running struct {
+	done chan struct{}
+	err  error // of run; set before done is closed
 }
 
 // closers are undone in reverse order of their making.
@@ -77,13 +108,20 @@ func (c *closers) close() error {
 	return errors.Join(errs...)
 }
 
-// listen binds a door. flag is the command line flag that moves it.
-func listen(what, address, flag string) (net.Listener, error) {
-	ln, err := net.Listen("tcp", address)
+// listen binds a door, or takes the socket over from the process before. flag is
+// the command line flag that moves it, and without its dashes the socket's name.
+func listen(p *Process, what, address, flag string) (net.Listener, error) {
+	ln, err := p.link().Listen(socketName(flag), address)
 	if err != nil {
 		return nil, bindError(what, address, flag, err)
 	}
 	return ln, nil
+}
+
+// socketName is what a socket is called on its way from process to process:
+// "https" of --https, "upstream:user-service" of --upstream user-service.
+func socketName(flag string) string {
+	return strings.ReplaceAll(strings.TrimPrefix(flag, "--"), " ", ":")
 }
 
 func bindError(what, address, flag string, err error) error {
@@ -119,21 +157,28 @@ func loopbackOnly(what, address, flag string) error {
 	return weft.Errorf(weft.Denied, "start", what, "%s %s would offer it to the network without TLS and tokens, which this version does not have for it; bind it to 127.0.0.1 (the control port is protected and may be bound to any address)", flag, address)
 }
 
-// serveHTTP runs an HTTP server until ctx ends; requests that block (watches) end
-// with it.
+// quickRequests is how long requests of an HTTP server may still take at its end
+// before those that block (watches) are told to answer.
+const quickRequests = 100 * time.Millisecond
+
+// serveHTTP runs an HTTP server until ctx ends. It then finishes what it has begun:
+// a short request takes its time, one that blocks answers what it has.
 func serveHTTP(ln net.Listener, h http.Handler, logger *slog.Logger) func(context.Context) error {
 	return func(ctx context.Context) error {
+		requests, endRequests := context.WithCancel(context.WithoutCancel(ctx))
+		defer endRequests()
 		s := &http.Server{
 			Handler:           h,
 			ReadHeaderTimeout: 10 * time.Second,
 			IdleTimeout:       2 * time.Minute,
 			MaxHeaderBytes:    64 << 10,
-			BaseContext:       func(net.Listener) context.Context { return ctx },
+			BaseContext:       func(net.Listener) context.Context { return requests },
 			ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
 		}
 		stopped := make(chan struct{})
 		unhook := context.AfterFunc(ctx, func() {
 			defer close(stopped)
+			defer time.AfterFunc(quickRequests, endRequests).Stop()
 			patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 			defer cancel()
 			if s.Shutdown(patience) != nil {

@@ -60,7 +60,7 @@ func TestTakenPortSaysWhatToDo(t *testing.T) {
 	}
 	defer taken.Close()
 	_, port, _ := net.SplitHostPort(taken.Addr().String())
-	_, err = listen("Consul API", taken.Addr().String(), "--consul")
+	_, err = listen(nil, "Consul API", taken.Addr().String(), "--consul")
 	for _, want := range []string{"Consul API", "port " + port + " is taken", "--consul"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v lacks %q", err, want)

@@ -20,6 +20,7 @@ import (
 	"github.com/weftmesh/weft/ca"
 	"github.com/weftmesh/weft/client"
 	"github.com/weftmesh/weft/control"
+	"github.com/weftmesh/weft/node/handover"
 	"github.com/weftmesh/weft/registry"
 	"github.com/weftmesh/weft/registry/consul"
 	"github.com/weftmesh/weft/registry/dns"
@@ -38,6 +39,7 @@ type ServerConfig struct {
 	OTLPHTTP string
 	OTLPGRPC string
 	Node     string // name of this machine in the catalogue; the host's name when empty
+	Process  *Process
 	Logger   *slog.Logger
 }
 
@@ -50,7 +52,9 @@ var DefaultServer = ServerConfig{
 // Server is registry, DNS, certificate authority, control and telemetry in one
 // process, on one data directory.
 type Server struct {
+	config    ServerConfig
 	logger    *slog.Logger
+	process   *Process
 	doors     doors
 	token     string
 	store     *store.Store
@@ -68,10 +72,10 @@ type doors struct {
 	dnsPackets                                    net.PacketConn
 }
 
-// NewServer binds every port and opens the data directory. When anything is wrong
-// nothing is left open.
+// NewServer binds every port and opens the data directory, when the process before
+// has closed it. When anything is wrong nothing is left open.
 func NewServer(ctx context.Context, c ServerConfig) (_ *Server, err error) {
-	s := &Server{logger: c.Logger, metrics: metric.New(0), started: time.Now()}
+	s := &Server{config: c, logger: c.Logger, process: c.Process, metrics: metric.New(0), started: time.Now()}
 	if s.logger == nil {
 		s.logger = slog.New(slog.DiscardHandler)
 	}
@@ -81,6 +85,12 @@ func NewServer(ctx context.Context, c ServerConfig) (_ *Server, err error) {
 		}
 	}()
 	if err := s.bind(c); err != nil {
+		return nil, err
+	}
+	if err := c.Process.onlyUses("api", "consul", "dns", dnsPackets, "control", "otlp-http", "otlp-grpc"); err != nil {
+		return nil, err
+	}
+	if err := c.Process.link().Ready(ctx); err != nil {
 		return nil, err
 	}
 	if err := s.open(ctx, c); err != nil {
@@ -108,14 +118,17 @@ func (s *Server) bind(c ServerConfig) error {
 				return err
 			}
 		}
-		ln, err := listen(d.what, d.address, d.flag)
+		ln, err := listen(c.Process, d.what, d.address, d.flag)
 		if err != nil {
 			return err
 		}
 		*d.ln = ln
 		s.undo.add(closeQuietly(ln))
+		if err := loopbackOnly(d.what, ln.Addr().String(), d.flag); err != nil && !d.protected {
+			return err // a supervisor's socket
+		}
 	}
-	packets, err := net.ListenPacket("udp", s.doors.dns.Addr().String())
+	packets, err := c.Process.link().ListenPacket(dnsPackets, s.doors.dns.Addr().String())
 	if err != nil {
 		return bindError("DNS (UDP)", s.doors.dns.Addr().String(), "--dns", err)
 	}
@@ -123,6 +136,9 @@ func (s *Server) bind(c ServerConfig) error {
 	s.undo.add(func() error { _ = packets.Close(); return nil })
 	return nil
 }
+
+// dnsPackets is the name of the UDP socket of --dns.
+const dnsPackets = "dns-packets"
 
 // closeQuietly closes a listener that its server may have closed already.
 func closeQuietly(ln net.Listener) func() error {
@@ -231,9 +247,69 @@ func (s *Server) Listeners() []client.Listener {
 	}
 }
 
-// Run serves until ctx ends, then closes everything. The state is safe at any
-// moment: nothing is answered before it is on disk.
-func (s *Server) Run(ctx context.Context) error {
+// Run serves until ctx ends, then closes everything; or until another process has
+// taken over. The state is safe at any moment: nothing is answered before it is on
+// disk.
+//
+// Only one process can have the state open. So the other one is started first and
+// made ready, then this one ends what it has begun and closes the state, and the
+// other one opens it. Meanwhile connections wait in the queues of the sockets, which
+// stay open; proxies, which lose their streams, come back by themselves, to the same
+// queue. When the other one cannot open the state, this one does so again.
+func (s *Server) Run(ctx context.Context) (err error) {
+	outer := ctx
+	ctx, over := s.process.tenure(ctx)
+	defer over()
+	defer func() { s.process.bye(0, err) }()
+	for {
+		next, r, ended, err := s.serve(ctx)
+		if next == nil {
+			return err
+		}
+		if err == nil {
+			err = s.process.give(ctx, next)
+		} else {
+			next.Abort()
+		}
+		if err == nil {
+			s.process.replaced(next, r)
+			code, err := s.process.outlive(outer, next, nil, ended, func() error { return nil })
+			return exitError(code, err)
+		}
+		s.process.refused(ctx, err, r)
+		if ctx.Err() != nil {
+			return nil
+		}
+		again, err := NewServer(ctx, s.config)
+		if err != nil {
+			return err
+		}
+		*s = *again
+	}
+}
+
+// serve runs the server on its open state, and closes that. next is the process that
+// waits for it, if there is one.
+func (s *Server) serve(ctx context.Context) (next *handover.Next, r request, ended *running, err error) {
+	serving, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer end(nil)
+	running := s.parts().start(serving)
+	s.process.serving()
+	ready := []any{"role", "server", "pid", os.Getpid()}
+	for _, l := range s.Listeners() {
+		ready = append(ready, l.Name, l.Address)
+	}
+	s.logger.Info("ready", ready...)
+	next, r = s.process.successor(ctx, running, nil, s.process.stays(), func() any { return nil })
+	if next == nil {
+		s.process.link().Close() // nobody will accept from the queues
+	}
+	end(nil)
+	<-running.done
+	return next, r, running, errors.Join(running.err, s.undo.close())
+}
+
+func (s *Server) parts() *parts {
 	var p parts
 	faces := http.NewServeMux()
 	faces.Handle("/metrics", metricsHandler(s.metrics, s.logger))
@@ -248,12 +324,7 @@ func (s *Server) Run(ctx context.Context) error {
 	p.add("control", s.serveControl())
 	p.add("DNS", s.serveDNS())
 	p.add("clock", watchClock(s.logger))
-	ready := []any{"role", "server", "pid", os.Getpid()}
-	for _, l := range s.Listeners() {
-		ready = append(ready, l.Name, l.Address)
-	}
-	s.logger.Info("ready", ready...)
-	return errors.Join(p.run(ctx), s.undo.close())
+	return &p
 }
 
 // figures are the server's own metrics.
