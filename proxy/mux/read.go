@@ -1,0 +1,287 @@
+package mux
+
+import (
+	"fmt"
+	"io"
+	"syscall"
+
+	"github.com/weftmesh/weft/wire/http1"
+	"github.com/weftmesh/weft/wire/http2"
+)
+
+// reader is what the reading goroutine works with.
+type reader struct {
+	c         *Conn
+	try       func(fd uintptr) bool // readWithoutWaiting, made once
+	in        *buffer               // of a plain TCP socket: only while there are bytes
+	n         int
+	err       error
+	rest      [32]byte // the beginning of something that did not come whole
+	restN     int
+	discarded int             // bytes that came after the connection's end
+	wakes     []chan struct{} // whom to wake after the batch
+	begun     []*Stream       // whom to serve after the batch
+}
+
+// run reads until the socket gives no more, and then sees everything else end.
+func (c *Conn) run(already []byte) {
+	c.mu.Lock()
+	c.unlock() // the first SETTINGS
+	more := c.receive(already)
+	var err error
+	for more {
+		var in []byte
+		if in, err = c.reader.fill(); err != nil {
+			break
+		}
+		more = c.receive(in)
+	}
+	if err == io.EOF {
+		err = errEOF
+	} else {
+		err = fmt.Errorf("%w: %w", ErrGone, err)
+	}
+	c.abort(err)
+	if c.reader.in != nil {
+		c.reader.in.free()
+		c.reader.in = nil
+	}
+	c.mu.Lock()
+	for c.writing || c.serving > 0 {
+		c.ended.Wait()
+	}
+	for _, s := range c.free {
+		if s.timer != nil {
+			s.timer.Stop()
+		}
+	}
+	c.free = nil
+	c.dropMemory()
+	c.mu.Unlock()
+	close(c.done)
+}
+
+// fill waits for bytes and returns them behind those that are left. They are valid
+// until the next call.
+func (r *reader) fill() ([]byte, error) {
+	if r.c.raw != nil {
+		if err := r.c.raw.Read(r.try); err != nil {
+			return nil, err
+		}
+		if r.err != nil {
+			return nil, r.err
+		}
+	} else {
+		if r.in == nil {
+			r.in = takeBuffer()
+		}
+		if r.n, r.err = r.c.sock.Read(r.in.b[r.restN:]); r.n == 0 && r.err != nil {
+			return nil, r.err
+		}
+	}
+	if r.n == 0 && r.c.raw != nil {
+		return nil, io.EOF
+	}
+	n := copy(r.in.b[:], r.rest[:r.restN]) + r.n
+	r.restN = 0
+	return r.in.b[:n], nil
+}
+
+// readWithoutWaiting is called by the runtime's poller: false means "wait until
+// readable and call again". A connection that waits holds no buffer.
+func (r *reader) readWithoutWaiting(fd uintptr) bool {
+	if r.in == nil {
+		r.in = takeBuffer()
+	}
+	for {
+		n, err := syscall.Read(int(fd), r.in.b[r.restN:])
+		switch err {
+		case syscall.EINTR:
+			continue
+		case syscall.EAGAIN:
+			r.in.free()
+			r.in = nil
+			return false
+		}
+		r.n, r.err = n, err
+		return true
+	}
+}
+
+// receive processes what one read brought. It returns false when there is no use
+// in reading on.
+func (c *Conn) receive(in []byte) bool {
+	r := &c.reader
+	c.lock()
+	if c.err != nil { // lingering
+		c.mu.Unlock()
+		r.discarded += len(in)
+		return r.discarded < lingerBytes
+	}
+	c.batch = true
+	for len(in) > 0 && c.err == nil {
+		n, e, err := c.h2.Receive(in)
+		if err != nil {
+			c.broken(err.(*http2.ConnError))
+			break
+		}
+		if e.Kind != http2.None {
+			c.handle(&e)
+		} else if n == 0 {
+			r.restN = copy(r.rest[:], in)
+			break
+		}
+		in = in[n:]
+	}
+	c.pump()
+	c.batch = false
+	start := c.startWriter()
+	c.mu.Unlock()
+	r.dispatch()
+	if start {
+		go c.flush()
+	}
+	return true
+}
+
+// broken ends the connection for what the peer did. The GOAWAY is queued already.
+func (c *Conn) broken(err *http2.ConnError) {
+	c.refused(err.Reason)
+	c.fail(fmt.Errorf("%w: %w", ErrGone, err))
+}
+
+// handle applies one event.
+func (c *Conn) handle(e *http2.Event) {
+	switch e.Kind {
+	case http2.WindowOpened:
+		if e.Stream == nil {
+			c.parked.moveAll(&c.turns)
+		} else if s := e.Stream.Owner.(*Stream); s.list == &c.parked {
+			s.leave()
+			c.turns.push(s)
+		}
+		return
+	case http2.PongReceived:
+		if c.draining == notified && !c.client {
+			c.lastCall()
+		}
+		return
+	case http2.GoAwayReceived:
+		c.goneAway(e.LastID)
+		return
+	case http2.RequestRefused:
+		c.refused(e.Reason)
+		return
+	case http2.SettingsReceived:
+		return
+	}
+	if e.New {
+		c.begin(e)
+		return
+	}
+	s := e.Stream.Owner.(*Stream)
+	s.moved = c.clock
+	switch e.Kind {
+	case http2.HeadReceived:
+		c.head(s, e)
+	case http2.DataReceived:
+		s.in.put(e.Data)
+	case http2.TrailersReceived:
+		s.trailers, *e.Trailers = *e.Trailers, s.trailers
+		s.hasTrailers = true
+	case http2.StreamReset:
+		if e.Local {
+			c.refused(e.Reason)
+		}
+		s.refused = !e.Local && e.Code == http2.RefusedStream
+		s.lose(&ResetError{Code: e.Code, Remote: !e.Local})
+		return
+	}
+	s.ended = s.ended || e.End
+	s.wakeReader()
+}
+
+// begin takes in a request.
+func (c *Conn) begin(e *http2.Event) {
+	s := c.takeStream()
+	s.h = e.Stream
+	e.Stream.Owner = s
+	s.request, *e.Request = *e.Request, s.request
+	s.protocol = append(s.protocol[:0], e.Protocol...)
+	s.tooLarge, s.ended = e.TooLarge, e.End
+	c.serving++
+	c.reader.begun = append(c.reader.begun, s)
+}
+
+// head takes in a response.
+func (c *Conn) head(s *Stream, e *http2.Event) {
+	n := len(s.arrived)
+	if n == mostInterim {
+		c.refused("interim_flood")
+		c.h2.Reset(s.h, http2.EnhanceYourCalm)
+		s.lose(&ResetError{Code: http2.EnhanceYourCalm})
+		return
+	}
+	if n < cap(s.arrived) {
+		s.arrived = s.arrived[:n+1]
+	} else {
+		s.arrived = append(s.arrived, http1.Response{})
+	}
+	s.arrived[n], *e.Response = *e.Response, s.arrived[n]
+	s.tooLarge = e.TooLarge
+}
+
+// goneAway takes in a GOAWAY. Streams above last were not looked at by the server.
+func (c *Conn) goneAway(last uint32) {
+	if !c.client {
+		return // it ends the connection when it likes
+	}
+	if c.draining == staying {
+		c.draining = notified
+	}
+	for _, s := range c.active {
+		if s.h != nil && s.h.ID > last && s.err == nil && !s.ended {
+			s.refused = true
+			s.lose(&ResetError{Code: http2.RefusedStream, Remote: true})
+		}
+	}
+	c.endIfDrained()
+}
+
+// dispatch lets those run for whom something came.
+func (r *reader) dispatch() {
+	for i, w := range r.wakes {
+		w <- struct{}{}
+		r.wakes[i] = nil
+	}
+	r.wakes = r.wakes[:0]
+	for i, s := range r.begun {
+		r.begun[i] = nil
+		if r.c.config.Go != nil {
+			r.c.config.Go(serveStream, s)
+		} else {
+			go s.serve()
+		}
+	}
+	r.begun = r.begun[:0]
+}
+
+// serveStream runs a stream of a server and cleans up behind it.
+func serveStream(s *Stream) {
+	c := s.c
+	c.config.Serve(s)
+	c.lock()
+	defer c.unlock()
+	if _, said := s.h.Ended(); said {
+		c.h2.Reset(s.h, http2.NoError) // if the request goes on (RFC 9113 §8.1)
+	} else {
+		c.h2.Reset(s.h, http2.InternalError)
+	}
+	c.h2.Release(s.h)
+	c.dropStream(s)
+	c.serving--
+	if c.err != nil {
+		c.ended.Broadcast()
+	}
+	c.endIfDrained()
+}
