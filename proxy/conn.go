@@ -92,14 +92,14 @@ func (c *conn) serve() {
 	c.enter(phaseIdle, time.Now().UnixNano(), idleTimeout)
 	switch {
 	case protocol == protocolRaw:
-		c.serveRaw(weft.Decision{}, nil)
+		c.serveRaw(weft.Decision{}, nil, nil)
 		return
 	case c.l.Raw:
 		d, ok := c.p.view.Load().snapshot.RouteGatewayTCP(c.l.Port, rand.Uint64())
 		if !ok {
 			d.Problem = weft.NoRule
 		}
-		c.serveRaw(d, nil)
+		c.serveRaw(d, nil, nil)
 		return
 	case c.l.Direction == Outbound && c.l.Host != "" && c.detect():
 		return

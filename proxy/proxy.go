@@ -35,6 +35,7 @@ import (
 
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/proxy/mux"
+	"github.com/weftmesh/weft/proxy/relay"
 	"github.com/weftmesh/weft/telemetry/accesslog"
 	"github.com/weftmesh/weft/telemetry/metric"
 	"github.com/weftmesh/weft/telemetry/trace"
@@ -74,6 +75,7 @@ type Proxy struct {
 	refused   refusals
 	ejected   *metric.Counter
 	workers   mux.Workers
+	speaks    relay.Memory[string] // what hosts speak that do not declare it
 	stop      context.CancelFunc
 	sweeping  sync.WaitGroup
 

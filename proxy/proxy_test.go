@@ -28,6 +28,7 @@ type mesh struct {
 	addr  string
 	rule  weft.Rule // of service "shop"; change it before set
 	svc   weft.Service
+	raws  []weft.RawRule
 	seq   uint64
 }
 
@@ -55,13 +56,27 @@ func (m *mesh) endpoints(addresses ...string) {
 
 func (m *mesh) publish() {
 	m.t.Helper()
-	table, err := weft.NewRouteTable("shop", []weft.Rule{m.rule})
-	if err != nil {
-		m.t.Fatal(err)
-	}
+	table := m.table()
 	m.seq++
 	svc := m.svc
 	m.proxy.Update(&weft.Snapshot{Version: m.seq, Hosts: map[string]*weft.RouteTable{"shop": table},
+		Services: map[weft.ServiceName]*weft.Service{shop: &svc}})
+}
+
+func (m *mesh) table() *weft.RouteTable {
+	m.t.Helper()
+	table := &weft.RouteTable{Host: "shop", Rules: []weft.Rule{m.rule}, TCP: m.raws}
+	if err := table.Complete(); err != nil {
+		m.t.Fatal(err)
+	}
+	return table
+}
+
+// gateway publishes a gateway's snapshot.
+func (m *mesh) gateway(tables ...*weft.RouteTable) {
+	m.seq++
+	svc := m.svc
+	m.proxy.Update(&weft.Snapshot{Version: m.seq, Gateway: weft.NewGateway("edge", tables),
 		Services: map[weft.ServiceName]*weft.Service{shop: &svc}})
 }
 

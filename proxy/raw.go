@@ -21,8 +21,9 @@ import (
 // they are exchanges without a request: routed, balanced, limited and recorded as
 // those, and then relayed until both sides have ended.
 
-// serveRaw serves the connection as bytes. already was read from the client.
-func (c *conn) serveRaw(d weft.Decision, already []byte) {
+// serveRaw serves the connection as bytes. already was read from the client; early
+// is the connection to the endpoint if there is one.
+func (c *conn) serveRaw(d weft.Decision, already []byte, early *dialled) {
 	x := c.p.takeExchange(c)
 	defer c.p.putExchange(x)
 	x.useHTTP1()
@@ -35,6 +36,7 @@ func (c *conn) serveRaw(d weft.Decision, already []byte) {
 	c.setBusy(x)
 	defer c.setBusy(nil)
 	if a := x.filterRaw(); a != nil {
+		early.close()
 		x.refuseRaw(a)
 		return
 	}
@@ -53,7 +55,7 @@ func (c *conn) serveRaw(d weft.Decision, already []byte) {
 			return
 		}
 	}
-	x.relayRaw(&x.plan, relay.Side{Conn: c.sock, Already: already})
+	x.relayRaw(&x.plan, relay.Side{Conn: c.sock, Already: already}, early)
 }
 
 // rawRetry: another endpoint may be tried for as long as none was connected to.
@@ -81,28 +83,35 @@ func (x *Exchange) refuseRaw(a *Answer) {
 	x.finishRaw()
 }
 
-// relayRaw connects to an endpoint and relays.
-func (x *Exchange) relayRaw(pl *plan, client relay.Side) {
+// relayRaw connects to an endpoint, unless that was done early, and relays.
+func (x *Exchange) relayRaw(pl *plan, client relay.Side, early *dialled) {
 	if reason := pl.cluster.limit.acquire(pl.group.policy, false, pl.patience(x.record.Start)); reason != "" {
+		early.close()
 		x.refuseRaw(&Answer{Status: 503, Reason: reason})
 		return
 	}
 	defer pl.cluster.limit.release()
-	sock, e, fault := x.dialRaw(pl)
-	if fault != nil {
-		x.refuseRaw(fault)
-		return
+	if early == nil {
+		sock, e, fault := x.connectRaw(pl)
+		if fault != nil {
+			x.refuseRaw(fault)
+			return
+		}
+		early = &dialled{sock: sock, endpoint: e}
 	}
+	e := early.endpoint
+	x.record.Endpoint, x.record.Version = e.id, e.version
+	pl.cluster.open.Add(1)
 	defer pl.cluster.open.Add(-1)
 	e.target.Begin()
 	defer e.target.End()
 	pl.group.succeeded(e)
-	x.join(client, relay.Side{Conn: sock}, rawIdle(pl.group.policy))
+	x.join(client, relay.Side{Conn: early.sock, Already: early.already}, rawIdle(pl.group.policy))
 	x.finishRaw()
 }
 
-// dialRaw opens a connection, to another endpoint when one cannot be reached.
-func (x *Exchange) dialRaw(pl *plan) (net.Conn, *endpoint, *Answer) {
+// connectRaw opens a connection, to another endpoint when one cannot be reached.
+func (x *Exchange) connectRaw(pl *plan) (net.Conn, *endpoint, *Answer) {
 	var fault *Answer
 	now := x.record.Start
 	for n := 0; n <= pl.retry.Attempts; n++ {
@@ -112,22 +121,28 @@ func (x *Exchange) dialRaw(pl *plan) (net.Conn, *endpoint, *Answer) {
 		}
 		x.tried[n%maxTried] = e
 		x.record.Attempts, x.record.Endpoint, x.record.Version = n+1, e.id, e.version
-		sock, _, err := x.conn.p.dial(e, pl.patience(now), protocolRaw)
-		if err == nil && e.identity != "" {
-			if protocol, _ := negotiated(sock); protocol != protocolRaw {
-				_ = sock.Close()
-				err = errNotRaw
-			}
-		}
+		sock, err := x.conn.p.dialRaw(e, pl.patience(now))
 		if err == nil {
 			e.connected()
-			pl.cluster.open.Add(1)
 			return sock, e, nil
 		}
 		fault = x.unreachable(pl, e, err)
 		now = time.Now()
 	}
 	return nil, nil, fault
+}
+
+// dialRaw opens a connection for bytes.
+func (p *Proxy) dialRaw(e *endpoint, timeout time.Duration) (net.Conn, error) {
+	sock, _, err := p.dial(e, timeout, protocolRaw)
+	if err != nil {
+		return nil, err
+	}
+	if protocol, secured := negotiated(sock); secured && protocol != protocolRaw {
+		_ = sock.Close()
+		return nil, errNotRaw
+	}
+	return sock, nil
 }
 
 var errNotRaw = errors.New("the endpoint's sidecar does not take raw connections")
@@ -207,7 +222,7 @@ func (c *conn) passThrough() (done bool) {
 		if err == nil {
 			d, ok := c.p.view.Load().snapshot.RouteTLS(string(hello.ServerName()), c.l.Port, rand.Uint64())
 			if ok {
-				c.serveRaw(d, c.in[:c.w])
+				c.serveRaw(d, c.in[:c.w], nil)
 			}
 			return ok
 		}
@@ -247,17 +262,124 @@ func (c *conn) unread() {
 	c.in, c.w = nil, 0
 }
 
-// detect serves the connection as bytes if its destination speaks no HTTP. It
-// returns false when HTTP is to be served.
+// detect serves the connection as bytes if its destination speaks no HTTP, by
+// declaration or by what is heard first. It returns false when HTTP is to be
+// served; what was read is then in c.in.
 func (c *conn) detect() (done bool) {
 	d := c.p.routeRaw(c.l.Host, 0)
 	switch declared(&d) {
 	case weft.TCP, weft.TLS:
-		c.serveRaw(d, nil)
+		c.serveRaw(d, nil, nil)
+		return true
+	case weft.HTTP, weft.HTTP2, weft.GRPC:
+		return false
+	}
+	kind, known := c.p.speaks.Recall(c.l.Host, time.Now())
+	switch {
+	case known && kind == relay.ServerFirst:
+		c.serveRaw(d, nil, nil)
+		return true
+	case known || d.Problem != "":
+		return c.sniff(d)
+	}
+	return c.listen(d)
+}
+
+// sniff decides by the client's first bytes, where the client is known to speak
+// first.
+func (c *conn) sniff(d weft.Decision) (done bool) {
+	for {
+		if err := c.fill(); err != nil {
+			c.headFailed(err)
+			return true
+		}
+		kind, more := relay.Sniff(c.in[:c.w])
+		switch {
+		case more && c.w < len(c.in):
+			if c.phase.Load() == phaseIdle {
+				c.enter(phaseHead, c.p.clock.Load(), headTimeout)
+			}
+		case kind == relay.HTTP1, kind == relay.HTTP2:
+			return false
+		default:
+			c.serveRaw(d, c.in[:c.w], nil)
+			return true
+		}
+	}
+}
+
+// dialled is a connection that was opened before anybody knew what it is for.
+type dialled struct {
+	sock     net.Conn
+	endpoint *endpoint
+	already  []byte // said by the server
+}
+
+func (d *dialled) close() {
+	if d != nil {
+		_ = d.sock.Close()
+	}
+}
+
+// listen waits for both sides: the first speaker decides, and is remembered.
+func (c *conn) listen(d weft.Decision) (done bool) {
+	var early dialled
+	dial := func(ctx context.Context) (sock net.Conn, err error) {
+		early, err = c.dialEarly(ctx, &d)
+		return early.sock, err
+	}
+	c.in = takeBuffer()
+	v, err := relay.Detector{}.Detect(context.Background(), c.sock, c.in[:0], dial)
+	if err != nil {
+		c.p.logger.Debug("nobody could say what is spoken", "host", c.l.Host, "peer", c.peerText, "error", err)
 		return true
 	}
-	return false
+	if v.Sure {
+		c.p.speaks.Learn(c.l.Host, v.Kind, time.Now())
+	}
+	c.w = len(v.FromClient)
+	switch v.Kind {
+	case relay.HTTP1, relay.HTTP2, relay.Unknown:
+		if v.Server != nil {
+			_ = v.Server.Close()
+		}
+		return false
+	}
+	if v.Server == nil {
+		c.serveRaw(d, v.FromClient, nil)
+		return true
+	}
+	early.already = v.FromServer
+	c.serveRaw(d, v.FromClient, &early)
+	return true
 }
+
+// dialEarly opens a connection to one endpoint of the destination, without a
+// second try: it is only to hear whether the server speaks.
+func (c *conn) dialEarly(ctx context.Context, d *weft.Decision) (dialled, error) {
+	cl := c.p.view.Load().clusters[d.Service.Name]
+	g := cl.set.Load().group(d.Destination.Subset)
+	if g == nil {
+		return dialled{}, errNowhere
+	}
+	now := time.Now()
+	e := g.pick(rand.Uint64(), now, nil)
+	if e == nil {
+		return dialled{}, errNowhere
+	}
+	patience := defaultConnectTimeout
+	if end, ok := ctx.Deadline(); ok {
+		patience = min(patience, end.Sub(now))
+	}
+	sock, err := c.p.dialRaw(e, patience)
+	if err != nil {
+		e.connectFailed(time.Now())
+		return dialled{}, err
+	}
+	return dialled{sock: sock, endpoint: e}, nil
+}
+
+var errNowhere = errors.New("no endpoint is in service")
 
 // declared is what the port of a destination is said to speak.
 func declared(d *weft.Decision) weft.Protocol {
