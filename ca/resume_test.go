@@ -200,7 +200,8 @@ func TestProtocolIsAgreedOnResumedConnectionsToo(t *testing.T) {
 
 func TestDialTLSGivesTheSameConfiguration(t *testing.T) {
 	c := newMesh(t).user
-	if c.DialTLS(orderID, "h2", "http/1.1") != c.DialTLS(orderID, "h2", "http/1.1") || c.DialTLS(orderID) != c.ClientTLS(orderID) {
+	first := c.DialTLS(orderID, "h2", "http/1.1")
+	if c.DialTLS(orderID, "h2", "http/1.1") != first || c.DialTLS(orderID) != c.ClientTLS(orderID) {
 		t.Error("the same arguments give another configuration")
 	}
 	if c.DialTLS(orderID, "h2") == c.DialTLS(orderID, "http/1.1") || c.DialTLS(orderID) == c.DialTLS(userID) {
