@@ -255,7 +255,9 @@ func (x *Exchange) prepare() *Answer {
 	}
 	switch h.Form {
 	case http1.Authority:
-		return x.unserved(501, "connect", "CONNECT is not supported")
+		if x.conn.l.Direction != Outbound || x.conn.l.Host != "" || x.client.http2() {
+			return x.unserved(501, "connect", "CONNECT is only for the application's own proxy")
+		}
 	case http1.Asterisk:
 		h.Path = []byte("*")
 	default:
@@ -287,7 +289,7 @@ func (x *Exchange) prepare() *Answer {
 // routing, the next hop.
 func (x *Exchange) normalize(host string) *Answer {
 	h, s := &x.head, x.view.snapshot
-	if h.Form == http1.Asterisk {
+	if h.Form == http1.Asterisk || h.Form == http1.Authority {
 		return nil
 	}
 	mode := s.Paths
@@ -355,6 +357,10 @@ func (x *Exchange) run() (keep bool) {
 	if c.l.Direction == Inbound {
 		return x.forwardLocal()
 	}
+	if x.head.Form == http1.Authority {
+		x.serveConnect()
+		return false
+	}
 	if a := x.route(); a != nil {
 		return x.answer(a)
 	}
@@ -407,7 +413,7 @@ func (x *Exchange) route() *Answer {
 // client asked its forward proxy for. Names that can only be services are not.
 func (x *Exchange) leavesMesh() bool {
 	h := x.request.Host
-	return x.conn.l.Direction == Outbound && x.conn.l.Host == "" && x.head.Form == http1.Absolute &&
+	return x.conn.l.Direction == Outbound && x.conn.l.Host == "" && (x.head.Form == http1.Absolute || x.head.Form == http1.Authority) &&
 		(strings.Contains(h, ".") || h == "localhost") &&
 		!strings.HasSuffix(h, "."+weft.ClusterDomain) && !strings.HasSuffix(h, ".consul") && !strings.HasSuffix(h, ".svc")
 }

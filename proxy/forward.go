@@ -70,6 +70,17 @@ const maxExternal = 1000
 // forwardExternal sends a forward-proxy request to a host outside the mesh, as it
 // would have gone without us.
 func (x *Exchange) forwardExternal() (keep bool) {
+	cl := x.externalCluster()
+	if cl == nil {
+		return x.answer(&Answer{Status: 503, Reason: "too_many_hosts", Text: "too many hosts outside the mesh are in use"})
+	}
+	x.plan = plan{cluster: cl, group: cl.set.Load().all, retry: &weft.DefaultRetry}
+	return x.forward(&x.plan)
+}
+
+// externalCluster is the host outside the mesh that the request is for; nil when
+// there are too many.
+func (x *Exchange) externalCluster() *cluster {
 	p := x.conn.p
 	address := strings.ToLower(string(x.head.Authority))
 	if _, _, err := net.SplitHostPort(address); err != nil {
@@ -85,11 +96,7 @@ func (x *Exchange) forwardExternal() (keep bool) {
 	}
 	p.mu.Unlock()
 	x.record.Destination = "external"
-	if full {
-		return x.answer(&Answer{Status: 503, Reason: "too_many_hosts", Text: "too many hosts outside the mesh are in use"})
-	}
-	x.plan = plan{cluster: cl, group: cl.set.Load().all, retry: &weft.DefaultRetry}
-	return x.forward(&x.plan)
+	return cl
 }
 
 // outcome of one attempt.

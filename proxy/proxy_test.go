@@ -72,6 +72,14 @@ func (m *mesh) table() *weft.RouteTable {
 	return table
 }
 
+// known publishes that a host was asked for and does not exist.
+func (m *mesh) known(host string) {
+	m.seq++
+	svc := m.svc
+	m.proxy.Update(&weft.Snapshot{Version: m.seq, Hosts: map[string]*weft.RouteTable{"shop": m.table(), host: nil},
+		Services: map[weft.ServiceName]*weft.Service{shop: &svc}})
+}
+
 // gateway publishes a gateway's snapshot.
 func (m *mesh) gateway(tables ...*weft.RouteTable) {
 	m.seq++

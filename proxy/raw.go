@@ -7,6 +7,8 @@ import (
 	"math"
 	"math/rand/v2"
 	"net"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/weftmesh/weft"
@@ -387,4 +389,66 @@ func declared(d *weft.Decision) weft.Protocol {
 		return ""
 	}
 	return d.Service.Endpoints[0].Protocol
+}
+
+// serveConnect opens a tunnel for the application: CONNECT host:port. Services are
+// called as raw traffic is, with mTLS between sidecars; other hosts as they would
+// have been called without us.
+func (x *Exchange) serveConnect() {
+	host, portText, _ := net.SplitHostPort(string(x.head.Authority))
+	port, _ := strconv.ParseUint(portText, 10, 16)
+	x.request.Host = strings.ToLower(host)
+	d := x.conn.p.routeRaw(x.request.Host, uint16(port))
+	x.view, x.decision = x.conn.p.view.Load(), d
+	pl := &x.plan
+	switch {
+	case d.Problem == weft.NoHost && x.leavesMesh():
+		cl := x.externalCluster()
+		if cl == nil {
+			x.answer(&Answer{Status: 503, Reason: "too_many_hosts", Close: true, Text: "too many hosts outside the mesh are in use"})
+			return
+		}
+		*pl = plan{cluster: cl, group: cl.set.Load().all, retry: &rawRetry}
+	case d.Problem != "":
+		a := problemAnswer(x, &d)
+		a.Close = true
+		x.answer(a)
+		return
+	default:
+		cl := x.view.clusters[d.Service.Name]
+		x.record.Destination = d.Service.Name.Name
+		*pl = plan{cluster: cl, group: cl.set.Load().group(d.Destination.Subset), dest: d.Destination, retry: &rawRetry}
+	}
+	x.tunnelTo(pl)
+}
+
+// tunnelTo connects, says so to the client, and relays.
+func (x *Exchange) tunnelTo(pl *plan) {
+	if pl.group == nil {
+		x.answer(&Answer{Status: 503, Reason: string(weft.NoSubset), Close: true, Text: "the subset is not defined"})
+		return
+	}
+	if reason := pl.cluster.limit.acquire(pl.group.policy, false, pl.patience(x.record.Start)); reason != "" {
+		x.answer(&Answer{Status: 503, Reason: reason, Close: true, Text: "too many connections to " + pl.cluster.name})
+		return
+	}
+	defer pl.cluster.limit.release()
+	sock, e, fault := x.connectRaw(pl)
+	if fault != nil {
+		fault.Close = true
+		x.answer(fault)
+		return
+	}
+	pl.cluster.open.Add(1)
+	defer pl.cluster.open.Add(-1)
+	e.target.Begin()
+	defer e.target.End()
+	x.record.Status = 200
+	c := x.conn
+	if _, err := io.WriteString(c.sock, "HTTP/1.1 200 Connection established\r\n\r\n"); err != nil {
+		_ = sock.Close()
+		x.record.Reason = "client_gone"
+		return
+	}
+	x.join(relay.Side{Conn: c.sock, Already: c.in[c.r:c.w]}, relay.Side{Conn: sock}, rawIdle(pl.group.policy))
 }
