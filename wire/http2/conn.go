@@ -82,12 +82,11 @@ type Conn struct {
 
 	// receiving
 	state      state
-	left       int  // bytes of the payload, or of the part of it that is being read
-	pad        int  // bytes of padding behind that part
-	greeted    bool // the peer's first SETTINGS are here
-	acked      bool // the peer knows our SETTINGS
-	recvWindow int32
-	credit     int32   // received bytes of which the peer does not know that they were
+	left       int     // bytes of the payload, or of the part of it that is being read
+	pad        int     // bytes of padding behind that part
+	greeted    bool    // the peer's first SETTINGS are here
+	acked      bool    // the peer knows our SETTINGS
+	credit     int32   // received bytes of which the peer does not know that they were received
 	current    *Stream // of the DATA that is being read; nil: nobody wants it
 	endsStream bool    // the DATA that is being read is the last
 	opened     bool    // by the SETTINGS that are being read: a window
@@ -113,7 +112,6 @@ func New(config Config) *Conn {
 	c.peerWindow, c.sendWindow = windowInit, windowInit
 	c.peerFrame, c.peerMost = frameMost, peerStreams
 	c.cutoff = idMost
-	c.recvWindow = int32(c.config.ConnWindow)
 	c.state = atFrame
 	if c.config.Server {
 		c.state = atPreface

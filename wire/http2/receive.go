@@ -190,9 +190,7 @@ func (c *Conn) data(f frame, in []byte, e *Event) (int, *ConnError) {
 	if c.idle(f.stream) {
 		return 0, c.fail(ProtocolError, "idle_stream")
 	}
-	if fatal = c.received(f.length); fatal != nil {
-		return 0, fatal
-	}
+	c.received(f.length)
 	s := c.streams.find(f.stream)
 	if s == nil {
 		c.ignore(size + pad)
@@ -259,7 +257,6 @@ func (c *Conn) dataBytes(in []byte, e *Event) int {
 	s := c.current
 	last := c.left == 0
 	if last {
-		c.current = nil
 		c.ignore(c.pad)
 	}
 	if s == nil {

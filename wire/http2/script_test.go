@@ -304,6 +304,9 @@ func (r *runner) settingsFrame(words []string) []byte {
 			return r.frame(x.FrameSettings, flagAck, 0, payload)
 		}
 		id, value, _ := strings.Cut(w, "=")
+		if id == "1" {
+			r.parser.ReadMetaHeaders.SetMaxDynamicTableSize(uint32(r.number(value)))
+		}
 		payload = append(payload, 0, byte(r.number(id)))
 		payload = append(payload, be32(r.number(value))...)
 	}
