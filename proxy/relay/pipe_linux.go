@@ -1,0 +1,76 @@
+package relay
+
+import (
+	"sync"
+	"syscall"
+)
+
+// A pipe is how the kernel moves bytes from one socket to another: splice(2) works
+// between a pipe and anything else. Each is two descriptors.
+type pipe struct{ r, w int }
+
+const (
+	pipeSize = 256 << 10
+
+	spliceMove     = 1
+	spliceNonblock = 2
+	setPipeSize    = 1031 // F_SETPIPE_SZ
+
+	// mostPipes bounds those in use by the whole process; lanes beyond it copy.
+	mostPipes = 256
+	// idlePipes stay open for the next who needs one.
+	idlePipes = 16
+)
+
+var pipes struct {
+	mu   sync.Mutex
+	idle []*pipe
+	open int
+}
+
+// takePipe returns an empty pipe, or nil when there are enough.
+func takePipe() *pipe {
+	pipes.mu.Lock()
+	defer pipes.mu.Unlock()
+	if n := len(pipes.idle); n > 0 {
+		p := pipes.idle[n-1]
+		pipes.idle = pipes.idle[:n-1]
+		return p
+	}
+	if pipes.open == mostPipes {
+		return nil
+	}
+	var fds [2]int
+	if err := syscall.Pipe2(fds[:], syscall.O_CLOEXEC|syscall.O_NONBLOCK); err != nil {
+		return nil
+	}
+	// Over the user's limit of pipe memory, the pipe stays as small as it is.
+	_, _, _ = syscall.Syscall(syscall.SYS_FCNTL, uintptr(fds[1]), setPipeSize, pipeSize)
+	pipes.open++
+	return &pipe{r: fds[0], w: fds[1]}
+}
+
+// free gives p back; one that is not empty is closed.
+func (p *pipe) free(empty bool) {
+	pipes.mu.Lock()
+	defer pipes.mu.Unlock()
+	if empty && len(pipes.idle) < idlePipes {
+		pipes.idle = append(pipes.idle, p)
+		return
+	}
+	_ = syscall.Close(p.r)
+	_ = syscall.Close(p.w)
+	pipes.open--
+}
+
+// fill moves what waits in a socket into the empty pipe.
+func (p *pipe) fill(fd uintptr) (int, error) {
+	n, err := syscall.Splice(int(fd), nil, p.w, nil, pipeSize, spliceMove|spliceNonblock)
+	return int(n), err
+}
+
+// drain moves up to n bytes from the pipe to a socket.
+func (p *pipe) drain(fd uintptr, n int) (int, error) {
+	done, err := syscall.Splice(p.r, nil, int(fd), nil, n, spliceMove|spliceNonblock)
+	return int(done), err
+}
