@@ -13,9 +13,9 @@ import (
 
 // check waits until the system does its job, and for a pair that its inner door
 // does not serve those who have no certificate.
-func (s *system) check(ctx context.Context) error {
+func (s *system) check(ctx context.Context, j job) error {
 	last := s.proxies[len(s.proxies)-1]
-	if err := last.eventually(ctx, func() error { return answers(ctx, s.address) }); err != nil {
+	if err := last.eventually(ctx, func() error { return j.answers(ctx, s.address) }); err != nil {
 		return err
 	}
 	if s.mtls == "" {
@@ -34,13 +34,16 @@ func (s *system) check(ctx context.Context) error {
 
 // answers asks once and expects the backend's answer, whole.
 func answers(ctx context.Context, address string) error {
+	return answersWith(ctx, &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}, address)
+}
+
+func answersWith(ctx context.Context, client *http.Client, address string) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+path, nil)
 	if err != nil {
 		return err
 	}
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Do(req)
 	if err != nil {
 		return err
@@ -52,6 +55,30 @@ func answers(ctx context.Context, address string) error {
 	}
 	if resp.StatusCode != http.StatusOK || string(got) != body {
 		return fmt.Errorf("%s answers %s %q, want 200 and the backend's 100 bytes", address, resp.Status, got)
+	}
+	return nil
+}
+
+// answersBytes asks once and expects so many bytes.
+func answersBytes(ctx context.Context, address string, size int64) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+path, nil)
+	if err != nil {
+		return err
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	n, err := io.Copy(io.Discard, resp.Body)
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK || n != size {
+		return fmt.Errorf("%s answers %s with %d bytes, want 200 and %d", address, resp.Status, n, size)
 	}
 	return nil
 }

@@ -15,6 +15,10 @@ type lane struct {
 	name  string
 	title string
 	peers []peer
+
+	job     job   // what the load asks for and the backend answers
+	table   table // how the results are shown
+	measure func(l lane, ctx context.Context, r *rig, peers []peer, o options) ([]row, error)
 }
 
 // peer is one way to do a lane's job.
@@ -32,11 +36,20 @@ type system struct {
 }
 
 func lanes() []lane {
+	hop := []peer{{"haproxy", "haproxy", startHAProxy}, {"nginx", "nginx", startNginx}, {"weft", "", startWeft}}
 	return []lane{
-		{"hop", "HTTP/1 hop", []peer{
-			{"haproxy", "haproxy", startHAProxy}, {"nginx", "nginx", startNginx}, {"weft", "", startWeft}}},
+		{"hop", "HTTP/1 hop", hop, small, requestsTable, lane.turns},
+		{"half", "HTTP/1 hop at half load", hop, small, requestsTable, lane.halfTurns},
 		{"pair", "mTLS pair", []peer{
-			{"haproxy", "haproxy", startHAProxyPair}, {"weft", "", startWeftPair}}},
+			{"haproxy", "haproxy", startHAProxyPair}, {"weft", "", startWeftPair}}, small, requestsTable, lane.turns},
+		{"h2", "HTTP/2 hop", []peer{
+			{"haproxy", "haproxy", startHAProxyH2}, {"nghttpx", "nghttpx", startNghttpx}, {"weft", "", startWeftH2}}, smallH2, requestsTable, lane.turns},
+		{"grpc", "gRPC pair", []peer{
+			{"haproxy", "haproxy", startHAProxyH2Pair}, {"nghttpx", "nghttpx", startNghttpxPair}, {"weft", "", startWeftGRPCPair}}, unary, requestsTable, lane.turns},
+		{"1mb", "1 MB bodies", hop, large(1<<20, 16), bodiesTable, lane.turns},
+		{"100mb", "100 MB bodies", hop, large(100<<20, 4), bodiesTable, lane.turns},
+		{"idle", "10,000 idle connections", hop, small.told("each has been served once"), idleTable, lane.idle},
+		{"routes", "5,000 routes", []peer{{"weft", "", startWeft}}, small.told(fmt.Sprintf("%d hosts with %d rules each; %d changes under load", routedHosts, rulesEach, changes)), routesTable, lane.routes},
 	}
 }
 
@@ -70,36 +83,78 @@ type row struct {
 	p99    time.Duration
 	rss    int64
 	anon   int64   // of rss
+	peak   int64   // the most that rss was since the proxies started
 	others float64 // share of the proxies' core that others took; the worst round
+	each   int64   // bytes of anon for each connection or route
 }
 
 // warmUp is not measured: it fills pools, shakes hands and lets a runtime's heap
 // find its size.
 const warmUp = 1 // second
 
-// measure starts all peers of a lane and takes rounds of turns. Who has no turn is
-// idle: its connections are closed.
-func (l lane) measure(ctx context.Context, r *rig, peers []peer, o options) ([]row, error) {
-	backend, err := r.startBackend(ctx)
+// start starts the backend and all peers of a lane, and checks what they answer.
+func (l lane) start(ctx context.Context, r *rig, peers []peer) ([]*system, error) {
+	backend, err := l.job.backend(r, ctx)
 	if err != nil {
 		return nil, err
 	}
 	systems := make([]*system, len(peers))
 	for i, p := range peers {
 		if systems[i], err = p.start(ctx, r, backend); err == nil {
-			err = systems[i].check(ctx)
+			err = systems[i].check(ctx, l.job)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", p.name, err)
 		}
 	}
+	return systems, nil
+}
+
+// turns has every peer loaded as much as it bears, in rounds. Who has no turn is
+// idle: its connections are closed.
+func (l lane) turns(ctx context.Context, r *rig, peers []peer, o options) ([]row, error) {
+	systems, err := l.start(ctx, r, peers)
+	if err != nil {
+		return nil, err
+	}
+	return l.rounds(ctx, r, peers, systems, o, l.job.load)
+}
+
+// halfTurns first finds how much the weakest of the peers bears, and then gives
+// half of that to each, at a constant rate, whether it answers in time or not.
+func (l lane) halfTurns(ctx context.Context, r *rig, peers []peer, o options) ([]row, error) {
+	systems, err := l.start(ctx, r, peers)
+	if err != nil {
+		return nil, err
+	}
+	rate := 0.0
+	for i, p := range peers {
+		found, err := l.job.load(r, ctx, systems[i].address, warmUp)
+		if err == nil {
+			found, err = l.job.load(r, ctx, systems[i].address, o.seconds)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", p.name, err)
+		}
+		if rate == 0 || found.rate < rate {
+			rate = found.rate
+		}
+	}
+	rate /= 2
+	return l.rounds(ctx, r, peers, systems, o, func(r *rig, ctx context.Context, address string, seconds int) (load, error) {
+		return r.loadAt(ctx, rate, address, seconds)
+	})
+}
+
+// rounds takes the peers in turn, again and again.
+func (l lane) rounds(ctx context.Context, r *rig, peers []peer, systems []*system, o options, give loader) ([]row, error) {
 	rounds := make([][]row, len(peers))
 	for n := range o.rounds {
 		for i, p := range peers {
-			if _, err := r.load(ctx, systems[i].address, warmUp); err != nil {
+			if _, err := give(r, ctx, systems[i].address, warmUp); err != nil {
 				return nil, fmt.Errorf("%s: %w", p.name, err)
 			}
-			one, err := r.turn(ctx, systems[i], o.seconds)
+			one, err := r.turn(ctx, systems[i], give, o.seconds)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", p.name, err)
 			}
@@ -115,7 +170,7 @@ func (l lane) measure(ctx context.Context, r *rig, peers []peer, o options) ([]r
 }
 
 // turn measures a system once.
-func (r *rig) turn(ctx context.Context, s *system, seconds int) (row, error) {
+func (r *rig) turn(ctx context.Context, s *system, give loader, seconds int) (row, error) {
 	began := time.Now()
 	core, err := busy(r.cores.proxy)
 	if err != nil {
@@ -125,7 +180,7 @@ func (r *rig) turn(ctx context.Context, s *system, seconds int) (row, error) {
 	if err != nil {
 		return row{}, err
 	}
-	l, err := r.load(ctx, s.address, seconds)
+	l, err := give(r, ctx, s.address, seconds)
 	if err != nil {
 		return row{}, err
 	}
@@ -139,7 +194,7 @@ func (r *rig) turn(ctx context.Context, s *system, seconds int) (row, error) {
 	}
 	cpu := after.cpu - before.cpu
 	return row{
-		cpu: cpu / time.Duration(l.requests), rate: l.rate, p50: l.p50, p99: l.p99, rss: after.rss, anon: after.anon,
+		cpu: cpu / time.Duration(l.requests), rate: l.rate, p50: l.p50, p99: l.p99, rss: after.rss, anon: after.anon, peak: after.peak,
 		others: max(0, float64(coreAfter-core-cpu)/float64(time.Since(began))),
 	}, nil
 }
@@ -153,6 +208,8 @@ func summary(peer string, rounds []row) row {
 		p99:    median(rounds, func(r row) time.Duration { return r.p99 }),
 		rss:    median(rounds, func(r row) int64 { return r.rss }),
 		anon:   median(rounds, func(r row) int64 { return r.anon }),
+		peak:   median(rounds, func(r row) int64 { return r.peak }),
+		each:   median(rounds, func(r row) int64 { return r.each }),
 		others: slices.MaxFunc(rounds, func(a, b row) int { return cmp.Compare(a.others, b.others) }).others,
 	}
 }

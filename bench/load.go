@@ -22,8 +22,13 @@ type load struct {
 	p50, p99 time.Duration
 }
 
-// load asks address for some seconds, with wrk where it is installed.
+// load asks address for some seconds.
 func (r *rig) load(ctx context.Context, address string, seconds int) (load, error) {
+	return r.wrk(ctx, address, connections, seconds)
+}
+
+// wrk asks with wrk where it is installed; more are arguments that only wrk knows.
+func (r *rig) wrk(ctx context.Context, address string, clients, seconds int, more ...string) (load, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(seconds)*time.Second+startTimeout)
 	defer cancel()
 	program, args := "wrk", []string{"-t1", "--latency"}
@@ -34,7 +39,7 @@ func (r *rig) load(ctx context.Context, address string, seconds int) (load, erro
 		}
 		program, args = self, []string{"load"}
 	}
-	args = append(args, fmt.Sprintf("-c%d", connections), fmt.Sprintf("-d%d", seconds), "http://"+address+path)
+	args = append(append(args, more...), fmt.Sprintf("-c%d", clients), fmt.Sprintf("-d%d", seconds), "http://"+address+path)
 	text, err := r.output(ctx, r.cores.load, "load", program, args...)
 	if err != nil {
 		return load{}, err
@@ -45,8 +50,8 @@ func (r *rig) load(ctx context.Context, address string, seconds int) (load, erro
 var (
 	wrkRequests = regexp.MustCompile(`(?m)^ +(\d+) requests in `)
 	wrkRate     = regexp.MustCompile(`(?m)^Requests/sec: +([\d.]+)$`)
-	wrkP50      = regexp.MustCompile(`(?m)^ +50% +([\d.]+[a-z]+)$`)
-	wrkP99      = regexp.MustCompile(`(?m)^ +99% +([\d.]+[a-z]+)$`)
+	wrkP50      = regexp.MustCompile(`(?m)^ +50% +([\d.]+[a-z]+) *$`)
+	wrkP99      = regexp.MustCompile(`(?m)^ +99% +([\d.]+[a-z]+) *$`)
 	wrkFailed   = regexp.MustCompile(`(?m)^ +(Socket errors: .*|Non-2xx or 3xx responses: .*)$`)
 )
 

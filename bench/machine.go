@@ -14,7 +14,8 @@ import (
 // describeMachine says where the numbers come from, a line a fact.
 func describeMachine(ctx context.Context, weft string) []string {
 	lines := []string{fmt.Sprintf("%d cores, %s, Linux %s %s", runtime.NumCPU(), cpuModel(), kernel(), runtime.GOARCH)}
-	versions := []string{version(ctx, weft, "version") + commit(ctx) + ", " + runtime.Version(), version(ctx, "haproxy", "-v"), version(ctx, "nginx", "-v"), version(ctx, "wrk", "-v")}
+	versions := []string{version(ctx, weft, "version") + commit(ctx) + ", " + runtime.Version(), version(ctx, "haproxy", "-v"), version(ctx, "nginx", "-v"), version(ctx, "nghttpx", "--version"),
+		version(ctx, "wrk", "-v"), version(ctx, "h2load", "--version")}
 	lines = append(lines, strings.Join(versions, "; "))
 	if !installed("nginx") {
 		lines = append(lines, "the backend is bench's own: nginx is not installed")

@@ -1,7 +1,7 @@
 // Command bench measures weft beside the proxies that people would run instead,
 // in one run on one machine, and prints what a request costs each of them.
 //
-//	go run ./bench                  # every lane, about two minutes
+//	go run ./bench                  # every lane, about eight minutes
 //	go run ./bench -markdown        # the same, to paste into README.md
 //	go run ./bench -run pair/weft -seconds 60
 //
@@ -100,7 +100,7 @@ func run(ctx context.Context, o options) (err error) {
 			continue
 		}
 		r := &rig{dir: filepath.Join(dir, l.name), weft: weft, cores: cores}
-		rows, err := l.measure(ctx, r, peers, o)
+		rows, err := l.measure(l, ctx, r, peers, o)
 		if err = errors.Join(err, r.stop()); err != nil {
 			return fmt.Errorf("lane %s: %w", l.name, err)
 		}

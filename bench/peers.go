@@ -31,6 +31,12 @@ listen hop
 // one that Go's TLS chooses on machines with AES instructions, so that both pairs
 // encrypt alike.
 func startHAProxyPair(_ context.Context, r *rig, backend string) (*system, error) {
+	return r.startHAProxyPairWith(backend, "", "")
+}
+
+// startHAProxyPairWith has a protocol on the plain connections and one on those
+// with TLS; HTTP/1 needs no word.
+func (r *rig) startHAProxyPairWith(backend, plain, encrypted string) (*system, error) {
 	certs, err := writeCertificates(r)
 	if err != nil {
 		return nil, err
@@ -43,20 +49,20 @@ func startHAProxyPair(_ context.Context, r *rig, backend string) (*system, error
 	if err != nil {
 		return nil, err
 	}
-	const tls13 = "ssl-min-ver TLSv1.3 ssl-max-ver TLSv1.3 ciphersuites TLS_AES_128_GCM_SHA256"
+	tls13 := "ssl-min-ver TLSv1.3 ssl-max-ver TLSv1.3 ciphersuites TLS_AES_128_GCM_SHA256 " + encrypted
 	b, err := r.startHAProxyWith("haproxy-b", fmt.Sprintf(`
 listen b
 	bind 127.0.0.1:%d ssl crt %s ca-file %s verify required %s
-	server backend %s
-`, inner, certs.server, certs.ca, tls13, backend))
+	server backend %s %s
+`, inner, certs.server, certs.ca, tls13, backend, plain))
 	if err != nil {
 		return nil, err
 	}
 	a, err := r.startHAProxyWith("haproxy-a", fmt.Sprintf(`
 listen a
-	bind 127.0.0.1:%d
+	bind 127.0.0.1:%d %s
 	server b 127.0.0.1:%d ssl crt %s ca-file %s verify required verifyhost %s sni str(%s) %s
-`, outer, inner, certs.client, certs.ca, serverName, serverName, tls13))
+`, outer, plain, inner, certs.client, certs.ca, serverName, serverName, tls13))
 	if err != nil {
 		return nil, err
 	}
@@ -64,9 +70,12 @@ listen a
 }
 
 func (r *rig) startHAProxyWith(name, config string) (*process, error) {
+	// It wants two files for each connection that it may have, which not every
+	// machine gives, and needs them only if no two requests share an upstream's.
 	file, err := r.write(name+".cfg", `global
+	no strict-limits
 	nbthread 1
-	maxconn 1000
+	maxconn 10500
 defaults
 	mode http
 	timeout connect 5s
@@ -126,7 +135,8 @@ daemon off;
 worker_processes 1;
 pid nginx.pid;
 error_log stderr warn;
-events { worker_connections 1000; }
+worker_rlimit_nofile 12000;
+events { worker_connections 11000; }
 http {
 	access_log off;
 	keepalive_requests 1000000000;

@@ -16,23 +16,32 @@ import (
 	"time"
 )
 
-// runStandIn is this program in the place of one that is not installed: "backend"
-// for nginx, "load" for wrk. Both are costlier than what they stand for, so that a
-// lane has less load; CPU a request still compares.
+// runStandIn is this program as a child of itself: "rate" and "idle" are clients
+// that no installed program can play, "backend" stands for nginx and "load" for wrk
+// where those are not installed. Both are costlier than what they stand for, so
+// that a lane has less load; CPU a request still compares.
 func runStandIn(ctx context.Context, args []string) error {
 	switch args[0] {
 	case "backend":
 		if len(args) == 2 {
 			return serveBackend(ctx, args[1])
 		}
-	case "load":
-		f := flag.NewFlagSet("load", flag.ContinueOnError)
+	case "idle", "rate", "load":
+		f := flag.NewFlagSet(args[0], flag.ContinueOnError)
 		clients := f.Int("c", connections, "connections")
 		seconds := f.Int("d", 1, "seconds")
+		rate := f.Float64("r", 1000, "requests a second")
 		if err := f.Parse(separate(args[1:])); err != nil {
 			return err
 		}
-		return generate(ctx, os.Stdout, f.Arg(0), *clients, time.Duration(*seconds)*time.Second)
+		duration := time.Duration(*seconds) * time.Second
+		switch args[0] {
+		case "idle":
+			return holdIdle(ctx, os.Stdout, f.Arg(0), *clients)
+		case "rate":
+			return generateAt(ctx, os.Stdout, f.Arg(0), *clients, *rate, duration)
+		}
+		return generate(ctx, os.Stdout, f.Arg(0), *clients, duration)
 	}
 	return fmt.Errorf("unknown arguments %q", args)
 }

@@ -14,6 +14,7 @@ type usage struct {
 	cpu  time.Duration // user and system
 	rss  int64         // bytes
 	anon int64         // bytes of rss that are no file's: without the program itself
+	peak int64         // the most that rss has been; of several processes the sum
 }
 
 // tick is the unit of CPU time in /proc: USER_HZ, 100 a second on every
@@ -37,11 +38,12 @@ func usageOf(processes []*process) (usage, error) {
 		if descends(all, pid, processes) {
 			sum.cpu += all[pid].cpu
 			sum.rss += all[pid].rss
-			anon, err := anonymous(pid)
+			anon, peak, err := memory(pid)
 			if err != nil {
 				return usage{}, err
 			}
 			sum.anon += anon
+			sum.peak += peak
 		}
 	}
 	return sum, nil
@@ -97,20 +99,30 @@ func parseStat(text string) (procStat, error) {
 	return procStat{parent: int(n[0]), usage: usage{cpu: time.Duration(n[1]+n[2]) * tick, rss: n[3] * int64(os.Getpagesize())}}, nil
 }
 
-var rssAnon = regexp.MustCompile(`(?m)^RssAnon:\s+(\d+) kB$`)
+var (
+	rssAnon = regexp.MustCompile(`(?m)^RssAnon:\s+(\d+) kB$`)
+	vmHWM   = regexp.MustCompile(`(?m)^VmHWM:\s+(\d+) kB$`)
+)
 
-// anonymous is the part of a process's resident memory that no file is behind.
-func anonymous(pid int) (int64, error) {
+// memory is the part of a process's resident memory that no file is behind, and
+// the most that all of it has been.
+func memory(pid int) (anonymous, peak int64, err error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	m := rssAnon.FindSubmatch(text)
-	if m == nil {
-		return 0, fmt.Errorf("process %d: its status has no RssAnon", pid)
+	for what, into := range map[*regexp.Regexp]*int64{rssAnon: &anonymous, vmHWM: &peak} {
+		m := what.FindSubmatch(text)
+		if m == nil {
+			return 0, 0, fmt.Errorf("process %d: its status has no %s", pid, what)
+		}
+		kb, err := strconv.ParseInt(string(m[1]), 10, 64)
+		if err != nil {
+			return 0, 0, err
+		}
+		*into = kb << 10
 	}
-	kb, err := strconv.ParseInt(string(m[1]), 10, 64)
-	return kb << 10, err
+	return anonymous, peak, nil
 }
 
 // busy is how long a core has been working so far, for whomever; time that the

@@ -112,11 +112,20 @@ func (r *rig) startWeftGateway(ctx context.Context, s *weftServer) (*process, st
 // startWeft is the hop: a gateway before a plain instance that was registered
 // through the Consul API.
 func startWeft(ctx context.Context, r *rig, backend string) (*system, error) {
+	return r.startWeftHop(ctx, backend, "http")
+}
+
+// startWeftH2 is the HTTP/2 hop.
+func startWeftH2(ctx context.Context, r *rig, backend string) (*system, error) {
+	return r.startWeftHop(ctx, backend, "http2")
+}
+
+func (r *rig) startWeftHop(ctx context.Context, backend, protocol string) (*system, error) {
 	s, err := r.startWeftServer(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.register(ctx, backend); err != nil {
+	if err := s.register(ctx, backend, protocol); err != nil {
 		return nil, err
 	}
 	p, address, err := r.startWeftGateway(ctx, s)
@@ -126,8 +135,9 @@ func startWeft(ctx context.Context, r *rig, backend string) (*system, error) {
 	return &system{address: address, proxies: []*process{p}}, nil
 }
 
-// register says by the Consul API where the instance is.
-func (s *weftServer) register(ctx context.Context, backend string) error {
+// register says by the Consul API where the instance is and what it speaks, if that
+// has to be said.
+func (s *weftServer) register(ctx context.Context, backend, protocol string) error {
 	host, port, err := net.SplitHostPort(backend)
 	if err != nil {
 		return err
@@ -136,7 +146,8 @@ func (s *weftServer) register(ctx context.Context, backend string) error {
 	if err != nil {
 		return err
 	}
-	service, err := json.Marshal(map[string]any{"ID": "items-1", "Name": "items", "Address": host, "Port": number})
+	service, err := json.Marshal(map[string]any{"ID": "items-1", "Name": "items", "Address": host, "Port": number,
+		"Meta": map[string]string{"protocol": protocol}})
 	if err != nil {
 		return err
 	}
@@ -181,4 +192,39 @@ func startWeftPair(ctx context.Context, r *rig, backend string) (*system, error)
 		return nil, err
 	}
 	return &system{address: address, proxies: []*process{gateway, sidecar}, mtls: ready["inbound"]}, nil
+}
+
+// startWeftGRPCPair is two sidecars: the caller's, whose port stands for the
+// service, and over mutual TLS the service's.
+func startWeftGRPCPair(ctx context.Context, r *rig, backend string) (*system, error) {
+	s, err := r.startWeftServer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	_, port, err := net.SplitHostPort(backend)
+	if err != nil {
+		return nil, err
+	}
+	inner, err := r.start(r.cores.proxy, "weft-sidecar", r.weft, append([]string{"run", "--service", "items", "--port", port, "--protocol", "grpc"}, s.proxyFlags()...)...)
+	if err != nil {
+		return nil, err
+	}
+	ready, err := inner.ready(ctx)
+	if err != nil {
+		return nil, err
+	}
+	door, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	// The caller's application only has to be there: the backend is.
+	outer, err := r.start(r.cores.proxy, "weft-caller", r.weft, append([]string{"run", "--service", "caller", "--port", port,
+		"--upstream", fmt.Sprintf("items=%d", door)}, s.proxyFlags()...)...)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := outer.ready(ctx); err != nil {
+		return nil, err
+	}
+	return &system{address: fmt.Sprintf("127.0.0.1:%d", door), proxies: []*process{outer, inner}, mtls: ready["inbound"]}, nil
 }
