@@ -50,6 +50,7 @@ type conn struct {
 	// written by the goroutine, read by the sweeper
 	deadline atomic.Int64 // coarse, unix ns
 	phase    atomic.Uint32
+	client   patience
 	unsure   atomic.Bool // waits without having asked whether there is something to read
 
 	mu      sync.Mutex // guards what follows
@@ -328,6 +329,25 @@ func (c *conn) enter(phase uint32, now int64, patience time.Duration) {
 	c.phase.Store(phase)
 }
 
+// write sends to the client.
+func (c *conn) write(b []byte) (int, error) {
+	c.client.begin(c.p.clock.Load())
+	n, err := c.sock.Write(b)
+	c.client.end(c.p.clock.Load(), n)
+	return n, err
+}
+
+// read reads a body's bytes from the client.
+func (c *conn) read(b []byte) (int, error) {
+	c.client.begin(c.p.clock.Load())
+	n, err := c.sock.Read(b)
+	c.client.end(c.p.clock.Load(), n)
+	return n, err
+}
+
+// Write implements io.Writer for what writes in pieces.
+func (c *conn) Write(b []byte) (int, error) { return c.write(b) }
+
 // progress moves the present phase's deadline: bytes have moved.
 func (c *conn) progress() { c.deadline.Store(c.p.clock.Load() + int64(stallTimeout)) }
 
@@ -339,6 +359,11 @@ func (c *conn) expireIfDue(now int64) {
 	}
 	deadline := c.deadline.Load()
 	if now >= deadline {
+		c.interrupt()
+		return
+	}
+	if c.l.Direction == Edge && c.client.over(now, c.p.grace()) {
+		c.p.refused.count("slow_client")
 		c.interrupt()
 		return
 	}
@@ -519,6 +544,15 @@ func (c *conn) fill() error {
 	return err
 }
 
+// fillBody is fill for a body's bytes.
+func (c *conn) fillBody() error {
+	before := c.w
+	c.client.begin(c.p.clock.Load())
+	err := c.fill()
+	c.client.end(c.p.clock.Load(), c.w-before)
+	return err
+}
+
 // readWithoutWaiting is called by the runtime's poller: false means "wait until
 // readable and call again".
 func (c *conn) readWithoutWaiting(fd uintptr) bool {
@@ -547,6 +581,7 @@ func (c *conn) readWithoutWaiting(fd uintptr) bool {
 func (c *conn) exchange() (keep bool) {
 	x := c.x
 	x.begin()
+	c.client.reset()
 	c.enter(phaseBusy, x.record.Start.UnixNano(), stallTimeout)
 	c.setBusy(x)
 	keep = x.serve()

@@ -75,7 +75,7 @@ func (s *http1Client) load() error {
 	x.record.BytesIn = h.Length
 	if n <= len(c.in)-c.r { // it fits behind the head
 		for c.w-c.r < n {
-			if err := c.fill(); err != nil {
+			if err := c.fillBody(); err != nil {
 				return err
 			}
 			c.progress()
@@ -88,7 +88,7 @@ func (s *http1Client) load() error {
 	c.r = c.w
 	body := grown(x.kept, n)
 	for have := len(x.kept); have < n; {
-		k, err := c.sock.Read(body[have:])
+		k, err := c.read(body[have:])
 		have += k
 		if err != nil && have < n {
 			return err
@@ -124,7 +124,7 @@ func (s *http1Client) read() error {
 	if s.r < s.w {
 		return nil
 	}
-	n, err := s.x.conn.sock.Read(s.spill[:])
+	n, err := s.x.conn.read(s.spill[:])
 	s.r, s.w = 0, n
 	if n == 0 {
 		if err == io.EOF {
@@ -202,7 +202,7 @@ func (s *http1Client) inform() error {
 	r := &s.x.response
 	out := http1.AppendStatusLine(s.x.takeOut()[:0], r.Status, r.Reason)
 	out = append(r.AppendFields(out), "\r\n"...)
-	_, err := s.x.conn.sock.Write(out)
+	_, err := s.x.conn.write(out)
 	return err
 }
 
@@ -249,7 +249,7 @@ func (s *http1Client) write(data []byte, last bool) (err error) {
 		if s.out == nil {
 			s.out = s.x.takeOut()[:0]
 		}
-		if s.out, err = writeChunks(s.x.conn.sock, s.out, data); err == nil && last {
+		if s.out, err = writeChunks(s.x.conn, s.out, data); err == nil && last {
 			err = s.end(nil)
 		}
 		return err
@@ -264,7 +264,7 @@ func (s *http1Client) write(data []byte, last bool) (err error) {
 	if err := s.flush(); err != nil {
 		return err
 	}
-	_, err = s.x.conn.sock.Write(data)
+	_, err = s.x.conn.write(data)
 	return err
 }
 
@@ -274,7 +274,7 @@ func (s *http1Client) flush() error {
 	if len(s.out) == 0 {
 		return nil
 	}
-	_, err := s.x.conn.sock.Write(s.out)
+	_, err := s.x.conn.write(s.out)
 	s.out = nil
 	return err
 }
@@ -304,7 +304,7 @@ func (s *http1Client) answer(status int, last bool, lines, body []byte) (keep bo
 	if string(x.head.Method) != "HEAD" {
 		out = append(out, body...)
 	}
-	if _, err := x.conn.sock.Write(out); err != nil {
+	if _, err := x.conn.write(out); err != nil {
 		keep = false
 	}
 	return keep

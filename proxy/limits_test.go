@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weftmesh/weft/telemetry/metric"
 	"github.com/weftmesh/weft/telemetry/trace"
 )
 
@@ -153,5 +154,72 @@ func TestSteadyStateAllocatesNothing(t *testing.T) {
 	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 	if n := testing.AllocsPerRun(2000, once); n > 0 {
 		t.Errorf("%v allocations a request", n)
+	}
+}
+
+func TestSlowClientsRunOutOfPatience(t *testing.T) {
+	second := int64(time.Second)
+	for _, tc := range []struct {
+		name  string
+		play  func(w *patience)
+		now   int64
+		grace time.Duration
+		over  bool
+	}{
+		{"nobody waits", func(w *patience) { w.begin(second); w.end(100*second, 1) }, 200 * second, grace, false},
+		{"within grace", func(w *patience) { w.begin(second) }, 20 * second, grace, false},
+		{"nothing comes", func(w *patience) { w.begin(second) }, 22 * second, grace, true},
+		{"a byte now and then", func(w *patience) {
+			for i := int64(1); i <= 21; i++ {
+				w.begin(i * second)
+				w.end((i+1)*second, 1)
+			}
+			w.begin(22 * second)
+		}, 23 * second, grace, true},
+		{"slow but steady", func(w *patience) {
+			for i := int64(1); i <= 100; i++ {
+				w.begin(i * second)
+				w.end((i+1)*second, minRate)
+			}
+			w.begin(101 * second)
+		}, 110 * second, grace, false},
+		{"while memory is short", func(w *patience) { w.begin(second) }, 4 * second, hurriedGrace, true},
+		{"a slow application is not the client's fault", func(w *patience) { w.begin(second); w.end(second, 10); w.begin(300 * second) }, 301 * second, grace, false},
+	} {
+		var w patience
+		tc.play(&w)
+		if got := w.over(tc.now, tc.grace); got != tc.over {
+			t.Errorf("%s: over is %v", tc.name, got)
+		}
+	}
+}
+
+// A body that dribbles in at the edge is given up, and its slot at the application
+// with it.
+func TestDribblingBodyIsGivenUp(t *testing.T) {
+	up := server(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })
+	m := newMesh(t, up.URL)
+	m.gateway(m.table())
+	m.addr = m.listen(&Listener{Direction: Edge})
+	_, r := m.raw("POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: 100000\r\n\r\nx")
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); {
+		m.proxy.mu.Lock()
+		for c := range m.proxy.conns {
+			if c.client.since.Load() != 0 {
+				c.expireIfDue(c.client.since.Load() + int64(grace) + int64(time.Second))
+			}
+		}
+		m.proxy.mu.Unlock()
+		if m.proxy.Connections() == 0 {
+			break
+		}
+		<-time.After(time.Millisecond)
+	}
+	if b, _ := io.ReadAll(r); strings.Contains(string(b), " 200 ") {
+		t.Errorf("answered %q", b)
+	}
+	if n := m.proxy.metrics.Counter("weft_refused_total", "Requests refused before routing, by reason.",
+		metric.Label{Name: "reason", Value: "slow_client"}).Value(); n == 0 {
+		t.Error("nobody was counted as slow")
 	}
 }

@@ -301,6 +301,9 @@ func (p *Proxy) sweep(ctx context.Context) {
 	}
 }
 
+// grace is how long a client may keep an exchange waiting before its rate counts.
+func (p *Proxy) grace() time.Duration { return grace }
+
 // Connections is the number of open downstream connections.
 func (p *Proxy) Connections() int {
 	p.mu.Lock()
