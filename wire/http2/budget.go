@@ -25,7 +25,7 @@ type budget struct {
 	reason  string
 	most    int32
 	request int32 // refill by a stream that was answered to its end
-	data    int32 // refill by a DATA frame with content, received or sent
+	data    int32 // refill by a DATA frame with content, received or sent, and by each KiB sent
 }
 
 var budgets = [offences]budget{
@@ -84,5 +84,20 @@ func (c *Conn) Tick() {
 	c.ticks++
 	for o := range c.spent {
 		c.spent[o] -= (c.spent[o] + 3) / 4
+	}
+	if c.streams.n == 0 && c.held == 0 && c.blockStream == 0 && c.lastID == c.lastTicked {
+		c.rest()
+	}
+	c.lastTicked = c.lastID
+}
+
+// rest drops the memory that a connection without streams does not need: most
+// connections are idle most of the time. What the hpack tables hold stays, for the
+// peer has it too.
+func (c *Conn) rest() {
+	c.head, c.block, c.free = head{}, nil, nil
+	c.streams.slots = nil
+	if len(c.out) == 0 {
+		c.out = nil
 	}
 }

@@ -71,14 +71,15 @@ type Conn struct {
 	ponged      uint64 // the newest of them that was answered
 
 	// streams
-	streams table
-	held    int     // server: streams that were not released
-	free    *Stream // server: streams to be used again
-	lastID  uint32  // server: the newest of the client's; client: the newest of ours
-	cutoff  uint32  // streams above it are ignored: we have said so
-	reset   ring    // IDs that we have reset
-	ended   ring    // IDs that ended otherwise
-	leaving bool    // GOAWAY was sent or received: Open fails
+	streams    table
+	held       int     // server: streams that were not released
+	free       *Stream // server: streams to be used again
+	lastTicked uint32  // lastID at the last Tick
+	lastID     uint32  // server: the newest of the client's; client: the newest of ours
+	cutoff     uint32  // streams above it are ignored: we have said so
+	reset      ring    // IDs that we have reset
+	ended      ring    // IDs that ended otherwise
+	leaving    bool    // GOAWAY was sent or received: Open fails
 
 	// receiving
 	state      state

@@ -2,6 +2,7 @@ package http2
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -66,6 +67,7 @@ func drive(t *testing.T, server bool, piece int, b []byte) (events []string) {
 				t.Fatalf("used %d of %d", used, len(in))
 			}
 			if err != nil {
+				d.flush()
 				d.events = append(d.events, err.Error())
 				d.over()
 				return d.events
@@ -80,10 +82,11 @@ func drive(t *testing.T, server bool, piece int, b []byte) (events []string) {
 			in = in[used:]
 			d.bounds()
 		}
-		if len(in) > 23 {
+		if len(in) >= 17 {
 			t.Fatalf("%d bytes are not enough", len(in))
 		}
 	}
+	d.flush()
 	d.over()
 	return d.events
 }
@@ -93,7 +96,8 @@ type driver struct {
 	c      *Conn
 	live   []*Stream
 	events []string
-	data   []byte // of the event before
+	stream uint32 // of the DATA before; 0: none
+	data   []byte // that it had so far
 }
 
 func (d *driver) start() {
@@ -113,21 +117,19 @@ func (d *driver) start() {
 
 // event notes an event, and answers.
 func (d *driver) event(e *Event) {
-	text := eventText(e)
-	n := len(d.events)
-	switch {
-	case text == "":
-	case e.Kind != DataReceived:
-		d.data = nil
-		d.events = append(d.events, text)
-	case d.data != nil && strings.HasPrefix(d.events[n-1], strings.TrimSuffix(eventText(&Event{Kind: DataReceived, Stream: e.Stream}), `""`)):
-		// The same stream goes on: one event of it, however it was cut.
+	if e.Kind == DataReceived {
+		// As long as the same stream goes on it is one, however it was cut.
+		if d.stream != e.Stream.ID {
+			d.flush()
+		}
+		d.stream = e.Stream.ID
 		d.data = append(d.data, e.Data...)
-		whole := *e
-		whole.Data = d.data
-		d.events[n-1] = eventText(&whole)
-	default:
-		d.data = append([]byte{}, e.Data...)
+		if e.End {
+			d.flush()
+			d.events = append(d.events, "end")
+		}
+	} else if text := eventText(e); text != "" {
+		d.flush()
 		d.events = append(d.events, text)
 	}
 	if e.Kind == GoAwayReceived && !d.c.config.Server {
@@ -154,6 +156,14 @@ func (d *driver) event(e *Event) {
 	if s.Closed() {
 		d.live = slices.DeleteFunc(d.live, func(l *Stream) bool { return l == s })
 		d.c.Release(s)
+	}
+}
+
+// flush notes DATA that is over.
+func (d *driver) flush() {
+	if d.stream != 0 {
+		d.events = append(d.events, fmt.Sprintf("data %d %q", d.stream, d.data))
+		d.stream, d.data = 0, nil
 	}
 }
 

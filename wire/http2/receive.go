@@ -25,7 +25,7 @@ const (
 )
 
 // Event is one thing that was received. What it points to is valid until the next
-// Receive.
+// Receive or Tick.
 type Event struct {
 	Kind   Kind
 	Stream *Stream // nil: the connection
@@ -61,7 +61,7 @@ const (
 
 // Receive consumes from in and reports at most one event. Kind None with n == 0 asks
 // for more bytes: call again with the same bytes and others behind them. It needs
-// no more than 23 bytes in one piece, whatever the length of a frame. The error is
+// no more than 17 bytes in one piece, whatever the length of a frame. The error is
 // a *ConnError.
 func (c *Conn) Receive(in []byte) (n int, e Event, err error) {
 	if c.dead != nil {

@@ -577,6 +577,12 @@ func (r *runner) flood(what string, n int) {
 			r.feed(r.bytes(ping))
 			r.feed(r.bytes([]string{"WINDOW_UPDATE", "0", "7"}))
 			r.feed(r.bytes([]string{"WINDOW_UPDATE", "1", "7"}))
+		case "download":
+			r.c.SendData(r.streams[1], make([]byte, 16<<10), false)
+			for range 4 {
+				r.feed(r.bytes([]string{"WINDOW_UPDATE", "1", "4096"}))
+				r.feed(r.bytes([]string{"WINDOW_UPDATE", "0", "4096"}))
+			}
 		case "keepalive":
 			r.feed(r.bytes(ping))
 			r.c.Tick()

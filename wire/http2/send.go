@@ -87,7 +87,7 @@ func (c *Conn) SendData(s *Stream, p []byte, end bool) (n int) {
 		}
 		return 0
 	}
-	room := c.Sendable(s)
+	room, frames := c.Sendable(s), 0
 	for n < len(p) && room > 0 {
 		k := min(len(p)-n, room, c.peerFrame)
 		flags := uint8(0)
@@ -99,12 +99,13 @@ func (c *Conn) SendData(s *Stream, p []byte, end bool) (n int) {
 		c.out = append(c.out, p[n:n+k]...)
 		n += k
 		room -= k
+		frames++
 	}
 	s.send -= int32(n)
 	c.sendWindow -= int32(n)
 	// A peer that opens its window by the byte makes the work, it does not pay with it.
 	if n == len(p) || n >= usefulData {
-		c.worked(0, 1)
+		c.worked(0, int32(frames+n/usefulUnit))
 	}
 	if s.localEnded {
 		c.ends(s)
@@ -115,6 +116,10 @@ func (c *Conn) SendData(s *Stream, p []byte, end bool) (n int) {
 // usefulData is what a DATA frame carries at least when windows are not the
 // attack.
 const usefulData = 256
+
+// usefulUnit is what a reader may take at a time and open both windows behind:
+// net/http's does so for each 4 KiB.
+const usefulUnit = 1 << 10
 
 // beginBlock appends the header of a HEADERS frame and returns where it stands.
 func (c *Conn) beginBlock(s *Stream, end bool) (start int) {
