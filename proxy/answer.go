@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"strconv"
+	"time"
 
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/telemetry/metric"
@@ -20,6 +21,8 @@ type Answer struct {
 	// own proxies it makes a retry on another endpoint safe for any method.
 	Unsent   bool
 	Location string
+	// RetryAfter asks the client to wait; whole seconds, rounded up.
+	RetryAfter time.Duration
 }
 
 // Headers that weft's proxies say to each other. They are removed from whatever
@@ -41,6 +44,11 @@ func (x *Exchange) answer(a *Answer) (keep bool) {
 	lines := x.lines[:0]
 	if a.Location != "" {
 		lines = appendField(lines, "Location", a.Location)
+	}
+	if a.RetryAfter > 0 {
+		lines = append(lines, "Retry-After: "...)
+		lines = strconv.AppendInt(lines, int64((a.RetryAfter+time.Second-1)/time.Second), 10)
+		lines = append(lines, "\r\n"...)
 	}
 	if a.Reason != "" {
 		lines = appendField(lines, reasonHeader, a.Reason)

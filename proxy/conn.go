@@ -592,7 +592,7 @@ func (c *conn) exchange() (keep bool) {
 	x.h1.takeSpill()
 	c.release()
 	c.enter(phaseIdle, c.p.clock.Load(), idleTimeout)
-	return !c.p.draining.Load() || c.r < c.w
+	return !c.p.ends() || c.r < c.w
 }
 
 // release gives memory back between requests, keeping bytes of a next request

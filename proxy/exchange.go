@@ -171,10 +171,21 @@ func (x *Exchange) takeOut() []byte {
 // serve serves the request whose head is in x.head. It returns whether the
 // client's connection may carry another one.
 func (x *Exchange) serve() (keep bool) {
-	if a := x.prepare(); a != nil {
+	a := x.prepare()
+	load := x.conn.p.load
+	switch {
+	case a != nil:
 		keep = x.answer(a)
-	} else {
+	case load == nil:
 		keep = x.run()
+	default:
+		if ok, after := load.AdmitRequest(); ok {
+			keep = x.run()
+			load.ReleaseRequest()
+		} else {
+			x.conn.p.refused.count("overload_request")
+			keep = x.answer(&Answer{Status: 503, Reason: "overload", Text: "too much is going on", RetryAfter: after, Unsent: true})
+		}
 	}
 	x.finish()
 	return keep

@@ -213,7 +213,7 @@ func (s *http1Client) begin(pl *plan) (keep bool) {
 	// A client that waits for "100 Continue" and gets a final answer may or may
 	// not send its body: nobody knows where its next request would begin.
 	waits := x.head.ExpectContinue && !x.continued
-	keep = x.head.KeepAlive && s.framing != http1.UntilClose && !waits && !x.conn.p.draining.Load()
+	keep = x.head.KeepAlive && s.framing != http1.UntilClose && !waits && !x.conn.p.ends()
 	out := http1.AppendStatusLine(x.takeOut()[:0], r.Status, r.Reason)
 	out = x.appendResponse(out, pl, s.framing == http1.NoBody, s.framing == http1.Chunked)
 	if s.framing == http1.FixedLength || s.framing == http1.Chunked {
@@ -296,7 +296,7 @@ func (s *http1Client) abort(string) { _ = s.flush() }
 // answer implements client.
 func (s *http1Client) answer(status int, last bool, lines, body []byte) (keep bool) {
 	x := s.x
-	keep = !last && s.skipBody() && x.head.KeepAlive && !x.conn.p.draining.Load()
+	keep = !last && s.skipBody() && x.head.KeepAlive && !x.conn.p.ends()
 	out := http1.AppendStatusLine(x.takeOut()[:0], status, nil)
 	out = append(out, lines...)
 	out = http1.AppendFraming(out, http1.FixedLength, int64(len(body)))

@@ -35,6 +35,7 @@ import (
 
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/proxy/mux"
+	"github.com/weftmesh/weft/proxy/overload"
 	"github.com/weftmesh/weft/proxy/relay"
 	"github.com/weftmesh/weft/telemetry/accesslog"
 	"github.com/weftmesh/weft/telemetry/metric"
@@ -59,6 +60,9 @@ type Config struct {
 	Sample    trace.Sampler     // for traces that begin here
 	AccessLog *accesslog.Writer // one line an exchange; nil: none
 	Logger    *slog.Logger
+	// Load decides whether new work may begin. One monitor serves a process, whose
+	// owner closes it after the proxy; nil: everything may.
+	Load *overload.Monitor
 }
 
 // Proxy is one process's data plane. Create it by New and end it by Close.
@@ -72,6 +76,7 @@ type Proxy struct {
 	sample    trace.Sampler
 	accessLog *accesslog.Writer
 	logger    *slog.Logger
+	load      *overload.Monitor // nil: no limits
 	refused   refusals
 	ejected   *metric.Counter
 	workers   mux.Workers
@@ -106,7 +111,7 @@ type view struct {
 func New(c Config) *Proxy {
 	p := &Proxy{
 		self: c.Self, source: c.Source, clientTLS: c.ClientTLS, metrics: c.Metrics,
-		spans: c.Spans, sample: c.Sample, accessLog: c.AccessLog, logger: c.Logger,
+		spans: c.Spans, sample: c.Sample, accessLog: c.AccessLog, logger: c.Logger, load: c.Load,
 		listeners: map[net.Listener]struct{}{}, conns: map[*conn]struct{}{}, external: map[string]*cluster{},
 	}
 	if p.metrics == nil {
@@ -238,6 +243,10 @@ func (p *Proxy) Serve(ln net.Listener, l *Listener) error {
 			time.Sleep(50 * time.Millisecond)
 			continue
 		}
+		if p.load != nil && !p.load.AdmitConnection() {
+			p.turnAway(sock)
+			continue
+		}
 		p.start(sock, l)
 	}
 }
@@ -249,6 +258,7 @@ func (p *Proxy) start(sock net.Conn, l *Listener) {
 	defer p.mu.Unlock()
 	if p.draining.Load() {
 		_ = sock.Close()
+		p.left()
 		return
 	}
 	p.conns[c] = struct{}{}
@@ -259,6 +269,7 @@ func (p *Proxy) start(sock net.Conn, l *Listener) {
 			p.mu.Lock()
 			delete(p.conns, c)
 			p.mu.Unlock()
+			p.left()
 		}()
 		c.serve()
 	}()
@@ -302,7 +313,34 @@ func (p *Proxy) sweep(ctx context.Context) {
 }
 
 // grace is how long a client may keep an exchange waiting before its rate counts.
-func (p *Proxy) grace() time.Duration { return grace }
+func (p *Proxy) grace() time.Duration {
+	if p.short() {
+		return hurriedGrace
+	}
+	return grace
+}
+
+// short reports that memory is short: what can wait elsewhere should.
+func (p *Proxy) short() bool { return p.load != nil && p.load.Level() != overload.Calm }
+
+// turnAway refuses a connection as cheaply as can be: with a reset.
+func (p *Proxy) turnAway(sock net.Conn) {
+	p.refused.count("overload_connection")
+	if tcp, ok := sock.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0)
+	}
+	_ = sock.Close()
+}
+
+// left says that a connection is over.
+func (p *Proxy) left() {
+	if p.load != nil {
+		p.load.ReleaseConnection()
+	}
+}
+
+// ends reports that connections should not be kept after their exchange.
+func (p *Proxy) ends() bool { return p.draining.Load() || p.short() }
 
 // Connections is the number of open downstream connections.
 func (p *Proxy) Connections() int {

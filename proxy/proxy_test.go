@@ -36,7 +36,13 @@ var shop = weft.ServiceName{Namespace: "default", Name: "shop"}
 
 func newMesh(t *testing.T, upstreams ...string) *mesh {
 	t.Helper()
-	m := &mesh{t: t, proxy: New(Config{Self: weft.NewServiceName("", "caller"), Spans: trace.NewRecorder(64)})}
+	return newMeshOf(t, Config{}, upstreams...)
+}
+
+func newMeshOf(t *testing.T, c Config, upstreams ...string) *mesh {
+	t.Helper()
+	c.Self, c.Spans = weft.NewServiceName("", "caller"), trace.NewRecorder(64)
+	m := &mesh{t: t, proxy: New(c)}
 	t.Cleanup(m.proxy.Close)
 	m.rule = weft.Rule{Name: "http[0]", Destinations: []weft.Destination{{Service: shop}}, Retry: weft.DefaultRetry}
 	m.svc = weft.Service{Name: shop}
