@@ -30,7 +30,8 @@
 //
 //	mine, *e.Request = *e.Request, mine
 //
-// Content-Length is checked against DATA. A body of unknown length is Chunked.
+// Content-Length is checked against DATA. A body of unknown length is Chunked; what
+// follows a CONNECT, or its response, belongs to the tunnel and is no body.
 //
 // # Sending
 //

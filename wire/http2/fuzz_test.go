@@ -135,6 +135,9 @@ func (d *driver) event(e *Event) {
 	if e.Kind == GoAwayReceived && !d.c.config.Server {
 		d.live = slices.DeleteFunc(d.live, func(s *Stream) bool { return s.ID > e.LastID })
 	}
+	if e.Kind == SettingsReceived {
+		d.c.Tick()
+	}
 	s := e.Stream
 	if s == nil {
 		return

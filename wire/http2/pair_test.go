@@ -113,7 +113,7 @@ func BenchmarkExchange(b *testing.B) {
 // in pieces, and compares the flow control of both with a model that reads the
 // frames as golang.org/x/net does.
 func TestPairs(t *testing.T) {
-	seeds := uint64(150)
+	seeds := uint64(60)
 	if testing.Short() {
 		seeds = 20
 	}
