@@ -346,7 +346,10 @@ func (t *RouteTable) completeDestinations(rule string, of []Destination) (total 
 	for i := range of {
 		d := &of[i]
 		total += uint64(d.Weight)
-		d.host = d.Service.Host()
+		// One that is complete may be shared with a table in use: it is not written to.
+		if !d.Service.hasHost(d.host) {
+			d.host = d.Service.Host()
+		}
 	}
 	if len(of) > 1 && total == 0 {
 		return 0, Errorf(Invalid, "compile route", t.Host, "%s: the weights of its %d destinations are all zero", rule, len(of))

@@ -30,6 +30,16 @@ func (n ServiceName) Host() string {
 	return n.Name + "." + n.Namespace + ".svc." + ClusterDomain
 }
 
+// hasHost reports whether host is Host.
+func (n ServiceName) hasHost(host string) bool {
+	rest, ok := strings.CutPrefix(host, n.Name)
+	if !ok || rest == "" || rest[0] != '.' {
+		return false
+	}
+	rest, ok = strings.CutPrefix(rest[1:], n.Namespace)
+	return ok && rest == ".svc."+ClusterDomain
+}
+
 // ParseHost reads a host name (lower case, no port) as the name of a service,
 // seen from namespace. It knows "name", "name.namespace", "name.namespace.svc",
 // "name.namespace.svc.cluster.local" and "name.service.consul". A name of two

@@ -28,6 +28,18 @@ func TestParseHost(t *testing.T) {
 	}
 }
 
+func TestHasHost(t *testing.T) {
+	n := NewServiceName("shop", "order")
+	for host, want := range map[string]bool{
+		n.Host(): true, "": false, "order": false, "order.shop": false, "order.shop.svc.cluster.local.": false,
+		"order.shop2.svc.cluster.local": false, "orders.shop.svc.cluster.local": false, NewServiceName("shop.svc", "order").Host(): false,
+	} {
+		if got := n.hasHost(host); got != want {
+			t.Errorf("%q: %v", host, got)
+		}
+	}
+}
+
 func TestIdentity(t *testing.T) {
 	id := NewIdentity("cluster.local", "default", "order-service")
 	if id.TrustDomain() != "cluster.local" || id.Namespace() != "default" || id.ServiceAccount() != "order-service" ||

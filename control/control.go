@@ -76,6 +76,7 @@ type Control struct {
 	mu        sync.Mutex // guards what follows; never held during I/O
 	closed    bool
 	resources map[string]*resource.Resource // by store key; the map is replaced, not changed
+	written   map[string]*resource.Resource // by store key: what an Apply under way writes
 	compiled  int64                         // revision of resources
 	moved     chan struct{}                 // closed when compiled moves
 	index     uint64                        // newest revision of resources or registry that is compiled

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"google.golang.org/protobuf/proto"
 	networking "istio.io/api/networking/v1alpha3"
 
 	"github.com/weftmesh/weft"
@@ -69,7 +70,7 @@ func (c *Control) Apply(ctx context.Context, files []resource.File, o ApplyOptio
 	c.writing.Lock() // so that what is compared is what is replaced
 	defer c.writing.Unlock()
 	changes, txn, after := c.compare(parsed)
-	if bad := after.Conflicts(among(parsed)); len(bad) > 0 {
+	if bad := after.Conflicts(refs(parsed)); len(bad) > 0 {
 		problems = append(problems, bad...)
 		if !o.Partial {
 			return ApplyResult{}, &weft.Error{Kind: weft.Invalid, Op: "apply", Thing: counted(len(bad), "problem"), Err: problems}
@@ -83,12 +84,25 @@ func (c *Control) Apply(ctx context.Context, files []resource.File, o ApplyOptio
 	if o.DryRun || len(txn.Put) == 0 {
 		return result, nil
 	}
+	c.expect(parsed)
+	defer c.expect(nil)
 	rev, err := c.commit(ctx, "apply", counted(len(txn.Put), "resource"), txn)
 	if err != nil {
 		return ApplyResult{}, err
 	}
 	result.Index = uint64(rev)
 	return result, nil
+}
+
+// expect keeps what is about to be written, so that it need not be read again when it
+// comes back from the store.
+func (c *Control) expect(written []*resource.Resource) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.written = make(map[string]*resource.Resource, len(written))
+	for _, r := range written {
+		c.written[keyOf(r)] = r
+	}
 }
 
 func counted(n int, what string) string {
@@ -130,25 +144,25 @@ func (c *Control) compare(parsed []*resource.Resource) (changes []ApplyChange, t
 	return changes, txn, after
 }
 
+// sameManifest reports whether two resources say the same, wherever they were
+// written.
 func sameManifest(a, b *resource.Resource) bool {
-	x, errX := a.Manifest()
-	y, errY := b.Manifest()
-	return errX == nil && errY == nil && bytes.Equal(x, y)
+	return a.APIVersion == b.APIVersion && a.Ref() == b.Ref() && maps.Equal(a.Labels, b.Labels) &&
+		maps.Equal(a.Annotations, b.Annotations) && proto.Equal(a.Spec, b.Spec)
 }
 
 // warningsOf are the warnings of a set about the resources given.
 func (c *Control) warningsOf(applied []*resource.Resource, set *resource.Set) weft.Problems {
 	known := compiler{registry: c.registry}
-	return set.WarningsAbout(among(applied), known.exists)
+	return set.WarningsAbout(refs(applied), known.exists)
 }
 
-// among says of a resource whether it is one of those applied.
-func among(applied []*resource.Resource) func(resource.Ref) bool {
-	mine := make(map[resource.Ref]bool, len(applied))
-	for _, r := range applied {
-		mine[r.Ref()] = true
+func refs(applied []*resource.Resource) []resource.Ref {
+	out := make([]resource.Ref, len(applied))
+	for i, r := range applied {
+		out[i] = r.Ref()
 	}
-	return func(ref resource.Ref) bool { return mine[ref] }
+	return out
 }
 
 func sourceRef(p weft.Problem) resource.Ref {
@@ -236,6 +250,14 @@ func (c *Control) load(ctx context.Context) (rev int64, err error) {
 }
 
 func (c *Control) decode(kv store.KV) *resource.Resource {
+	c.mu.Lock()
+	mine := c.written[kv.Key]
+	c.mu.Unlock()
+	if mine != nil && bytes.Equal(mine.JSON, kv.Value) {
+		r := *mine
+		r.Created = kv.CreateRev
+		return &r
+	}
 	r, err := resource.Decode(kv.Value, weft.SourceRef{})
 	if err == nil && keyOf(r) != kv.Key {
 		err = weft.Errorf(weft.Internal, "decode", keyOf(r), "it is stored under %s", kv.Key)

@@ -221,7 +221,7 @@ func (c *Control) gatewayChanged(t resource.HostOfGateway, affected map[*entry]s
 			continue
 		}
 		name := weftpb.GatewayTableName(gateway, t.Host)
-		exists := c.set.Load().GatewayTable(gateway, t.Host) != nil
+		exists := c.set.Load().HasGatewayTable(gateway, t.Host)
 		for s := range streams {
 			sub := s.types[weftpb.GatewayTableType]
 			switch in := sub.names[name]; {

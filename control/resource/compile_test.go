@@ -92,7 +92,13 @@ func ask(t *testing.T, s *Set, q []string) string {
 	case q[0] == "paths":
 		return askPaths(s, q[1:])
 	case q[0] == "conflicts":
-		return lines(s.Conflicts(func(r Ref) bool { return len(q) == 1 || slices.Contains(q[1:], r.Name+"."+r.Namespace) }))
+		return lines(s.Conflicts(slices.Collect(func(yield func(Ref) bool) {
+			for r := range s.resources {
+				if len(q) == 1 || slices.Contains(q[1:], r.Name+"."+r.Namespace) {
+					yield(r)
+				}
+			}
+		})))
 	case q[0] == "policy":
 		return askPolicy(s, q[1:])
 	case q[0] == "authz":

@@ -260,6 +260,9 @@ func (w walker) spec(n *node, k *kind, res *Resource) {
 	if res.JSON, err = res.encode(&origin{res.Source.File, res.Source.Line, res.lines}); err != nil {
 		w.errorf("spec", "", "%v", err)
 	}
+	if len(w.problems.Errors()) == 0 {
+		res.compile()
+	}
 }
 
 // sameplace reports whether a problem of form at said may be the cause of one of

@@ -78,7 +78,7 @@ func TestDecodeGivesWhatParseGave(t *testing.T) {
 		t.Errorf("spec changed:\n%v\n%v", want.Spec, got.Spec)
 	}
 	want.Spec, got.Spec = nil, nil
-	if diff := cmp.Diff(want, got, cmp.AllowUnexported(Resource{})); diff != "" {
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(Resource{}, ruleLists{}), nouns); diff != "" {
 		t.Error(diff)
 	}
 }

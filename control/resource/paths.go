@@ -50,13 +50,13 @@ func checkAnnotations(r *report, res *Resource) {
 	}
 }
 
-// Conflicts are errors that resources make together, of those that about accepts:
-// the VirtualServices of one host of a gateway must agree how its paths are
+// Conflicts are errors that the resources named make with others: the VirtualServices of one host of a gateway must agree how its paths are
 // normalised, because it is decided before any rule is looked at.
-func (s *Set) Conflicts(about func(Ref) bool) weft.Problems {
+func (s *Set) Conflicts(about []Ref) weft.Problems {
 	var out weft.Problems
-	for ref, v := range s.virtual {
-		if !v.paths.said || !about(ref) {
+	for _, ref := range about {
+		v := s.virtual[ref]
+		if v == nil || !v.paths.said {
 			continue
 		}
 		for _, name := range v.gateways {

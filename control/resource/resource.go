@@ -34,7 +34,8 @@ type Resource struct {
 	// stored yet, is after all others.
 	Created int64
 
-	lines fieldLines // what lasts of them
+	lines fieldLines            // what lasts of them
+	rules map[string]*ruleLists // of a VirtualService, by gateway; nil: compile them
 }
 
 // kind is a kind of resource that weft reads.
@@ -169,5 +170,6 @@ func Decode(data []byte, src weft.SourceRef) (*Resource, error) {
 	if bad := checked.problems.Errors(); len(bad) > 0 {
 		return nil, &weft.Error{Kind: weft.Invalid, Op: "decode", Thing: r.Source.String(), Err: bad}
 	}
+	r.compile()
 	return r, nil
 }

@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/weftmesh/weft"
 	networking "istio.io/api/networking/v1alpha3"
@@ -20,9 +22,10 @@ type gateway struct {
 	tables       map[string]*gatewayTable    // by host, or ":5432"
 }
 
-// gatewayTable is a table with what was found while it was put together.
+// gatewayTable is a table that is put together when it is asked for: a Set that is
+// only looked at for what is wrong with it needs none.
 type gatewayTable struct {
-	table    *weft.RouteTable
+	table    func() *weft.RouteTable
 	warnings weft.Problems
 }
 
@@ -129,7 +132,7 @@ func (s *Set) replaceGateways(changed map[string]bool, left map[*virtualService]
 
 // places are where a VirtualService's rules are found at the gateway.
 func (g *gateway) places(v *virtualService) []place {
-	rules := v.compiled[g.Namespace+"/"+g.Name]
+	rules := g.rulesOf(v)
 	if rules == nil || v.private && v.Namespace != g.Namespace {
 		return nil
 	}
@@ -160,6 +163,11 @@ func (g *gateway) places(v *virtualService) []place {
 
 // tcpTable names the table of a TCP port: no host begins with ":".
 func tcpTable(port uint16) string { return fmt.Sprintf(":%d", port) }
+
+func tcpPort(table string) uint16 {
+	port, _ := strconv.ParseUint(table[1:], 10, 16) // tcpTable wrote it
+	return uint16(port)
+}
 
 func portNumber(s *networking.Server) uint16 { return uint16(s.GetPort().GetNumber()) }
 
@@ -208,118 +216,146 @@ func (g *gateway) narrowed(s *networking.Server, namespace string, hosts []strin
 	return out
 }
 
-// compile puts the table of a host or a port together; nil when nothing is there.
-// Unlike in sidecars, the rules of several VirtualServices for one host are put
-// together, those that fit everything at the end.
+// compile makes the table of a host or a port; nil when nothing is there.
 func (g *gateway) compile(name string) *gatewayTable {
-	own := g.Namespace + "/" + g.Name
-	t := &gatewayTable{table: &weft.RouteTable{Host: name, Paths: g.paths.mode}}
-	if port, isPort := strings.CutPrefix(name, ":"); isPort {
-		g.compilePort(t, port)
-	} else {
-		from := g.contributors[place{httpPlace, name}]
-		for _, v := range from {
-			if v.paths.said {
-				t.table.Paths = v.paths.mode
-				break
-			}
-		}
-		t.requests(from, own)
-		g.compileSNI(t, from)
-	}
-	if len(t.table.Rules)+len(t.table.TCP)+len(t.table.TLS) == 0 {
+	http, tcp, tls := g.contributors[place{httpPlace, name}], g.contributors[place{tcpPlace, name}], g.contributors[place{tlsPlace, name}]
+	if len(http)+len(tcp)+len(tls) == 0 {
 		return nil
 	}
+	t := &gatewayTable{warnings: append(g.unreached(name, http), g.withoutPort(name, tcp)...)}
+	// Not g itself: a table lives longer than the gateway of one moment, and must not
+	// keep all other tables of that moment.
+	alone := &gateway{Resource: g.Resource, spec: g.spec, paths: g.paths}
+	t.table = sync.OnceValue(func() *weft.RouteTable {
+		out := &weft.RouteTable{Host: name, Paths: alone.paths.mode, Rules: alone.requests(http), TCP: alone.connections(name, tcp), TLS: alone.passed(name, tls)}
+		if i := slices.IndexFunc(http, func(v *virtualService) bool { return v.paths.said }); i >= 0 {
+			out.Paths = http[i].paths.mode
+		}
+		if ends := alone.endsTLS(name, http); len(ends) > 0 {
+			out.TLS = append(out.TLS, weft.RawRule{Name: "the gateway ends TLS", Source: alone.Source, Ports: ends})
+		}
+		return out
+	})
 	return t
 }
 
+// rulesOf are the rules of a VirtualService at this gateway.
+func (g *gateway) rulesOf(v *virtualService) *ruleLists { return v.compiled[g.Namespace+"/"+g.Name] }
+
 // requests puts the rules of VirtualServices one after another, and keeps one rule
-// that fits everything, at the end. The rules of one alone are shared.
-func (t *gatewayTable) requests(from []*virtualService, gateway string) {
+// that fits everything, at the end: unlike sidecars, gateways put them together. The
+// rules of one alone are shared.
+func (g *gateway) requests(from []*virtualService) []weft.Rule {
 	if len(from) == 1 {
-		t.table.Rules = from[0].compiled[gateway].http
-		return
+		return g.rulesOf(from[0]).http
 	}
+	n := 0
+	for _, v := range from {
+		n += len(g.rulesOf(v).http)
+	}
+	out := make([]weft.Rule, 0, n)
 	var last *weft.Rule
 	for _, v := range from {
-		rules := v.compiled[gateway].http
+		rules := g.rulesOf(v).http
 		for i := range rules {
-			switch r := &rules[i]; {
-			case !fitsAll(r):
-				t.table.Rules = append(t.table.Rules, *r)
-			case last == nil:
-				last = r
-			default:
-				t.warnings = append(t.warnings, weft.Problem{Warning: true, Source: r.Source, Mend: "give one of them a match",
-					Message: "for the host " + t.table.Host + " it is never reached: everything fits " + last.Source.String()})
+			if !fitsAll(&rules[i]) {
+				out = append(out, rules[i])
+			} else if last == nil {
+				last = &rules[i]
 			}
 		}
 	}
 	if last != nil {
-		t.table.Rules = append(t.table.Rules, *last)
+		out = append(out, *last)
 	}
+	return out
 }
 
-// compilePort makes the one rule of a TCP port: only the port tells connections
-// apart.
-func (g *gateway) compilePort(t *gatewayTable, text string) {
-	var port uint16
-	fmt.Sscan(text, &port) // tcpTable wrote it
-	for _, v := range g.contributors[place{tcpPlace, t.table.Host}] {
-		rules := v.compiled[g.Namespace+"/"+g.Name].tcp
-		for i := range rules {
-			r := rules[i]
-			if !r.Fits("", port) {
-				continue
-			}
-			if first := t.table.TCP; len(first) > 0 {
-				if first[0].Source.Name != r.Source.Name || first[0].Source.Namespace != r.Source.Namespace {
-					t.warnings = append(t.warnings, weft.Problem{Warning: true, Source: r.Source, Mend: "take it out, or give it another port",
-						Message: fmt.Sprintf("it gets no connection to port %d: all go to %s", port, first[0].Source)})
-				}
-				continue
-			}
-			r.Ports = []uint16{port}
-			t.table.TCP = append(t.table.TCP, r)
+// unreached warns of rules that requests leaves out. A rule that fits everything is
+// always the last of its VirtualService.
+func (g *gateway) unreached(host string, from []*virtualService) weft.Problems {
+	var out weft.Problems
+	var last *weft.Rule
+	for _, v := range from {
+		rules := g.rulesOf(v).http
+		switch r := &rules[len(rules)-1]; {
+		case !fitsAll(r):
+		case last == nil:
+			last = r
+		default:
+			out = append(out, weft.Problem{Warning: true, Source: r.Source, Mend: "give one of them a match",
+				Message: "for the host " + host + " it is never reached: everything fits " + last.Source.String()})
 		}
 	}
+	return out
 }
 
-// compileSNI adds the tls rules of a host, and where the gateway itself ends TLS for
-// it (whose requests these VirtualServices route), though a wider name is passed on
-// at the same port.
-func (g *gateway) compileSNI(t *gatewayTable, requests []*virtualService) {
-	host := t.table.Host
-	var ends []uint16
+// connections is the one rule of a TCP port: only the port tells connections apart.
+func (g *gateway) connections(table string, from []*virtualService) []weft.RawRule {
+	if len(from) == 0 {
+		return nil
+	}
+	rule := *g.ruleFor(from[0], table)
+	rule.Ports = []uint16{tcpPort(table)}
+	return []weft.RawRule{rule}
+}
+
+// ruleFor is the first tcp rule of a VirtualService that takes a port's connections.
+func (g *gateway) ruleFor(v *virtualService, table string) *weft.RawRule {
+	rules := g.rulesOf(v).tcp
+	return &rules[slices.IndexFunc(rules, func(r weft.RawRule) bool { return r.Fits("", tcpPort(table)) })]
+}
+
+// withoutPort warns of VirtualServices whose rules connections leaves out.
+func (g *gateway) withoutPort(table string, from []*virtualService) weft.Problems {
+	var out weft.Problems
+	for i := 1; i < len(from); i++ {
+		out = append(out, weft.Problem{Warning: true, Source: g.ruleFor(from[i], table).Source, Mend: "take it out, or give it another port",
+			Message: fmt.Sprintf("it gets no connection to port %d: all go to %s", tcpPort(table), g.ruleFor(from[0], table).Source)})
+	}
+	return out
+}
+
+// passed are the tls rules of an SNI.
+func (g *gateway) passed(host string, from []*virtualService) []weft.RawRule {
+	var out []weft.RawRule
 	for _, s := range g.spec.Servers {
-		port := portNumber(s)
-		switch {
-		case passesOn(s):
-			for _, v := range g.contributors[place{tlsPlace, host}] {
-				if !slices.Contains(g.narrowed(s, v.Namespace, v.sniHosts(g)), host) {
-					continue
-				}
-				for _, r := range v.compiled[g.Namespace+"/"+g.Name].tls {
-					if r.Fits(host, port) {
-						r.Ports, r.SNI = []uint16{port}, []string{host}
-						t.table.TLS = append(t.table.TLS, r)
-					}
+		if !passesOn(s) {
+			continue
+		}
+		for _, v := range from {
+			if !slices.Contains(g.narrowed(s, v.Namespace, g.sniHosts(v)), host) {
+				continue
+			}
+			for _, r := range g.rulesOf(v).tls {
+				if r.Fits(host, portNumber(s)) {
+					r.Ports, r.SNI = []uint16{portNumber(s)}, []string{host}
+					out = append(out, r)
 				}
 			}
-		case serverProtocol(s) == weft.TLS && g.passesOnAt(port) && slices.ContainsFunc(requests, func(v *virtualService) bool {
-			return slices.Contains(g.narrowed(s, v.Namespace, v.spec.Hosts), host)
-		}):
-			ends = append(ends, port)
 		}
 	}
-	if len(ends) > 0 {
-		t.table.TLS = append(t.table.TLS, weft.RawRule{Name: "the gateway ends TLS", Source: g.Source, Ports: ends})
-	}
+	return out
 }
 
-func (v *virtualService) sniHosts(g *gateway) []string {
+// endsTLS are the ports where the gateway itself ends TLS for a host whose requests
+// VirtualServices route, though it passes on a wider name at the same port.
+func (g *gateway) endsTLS(host string, requests []*virtualService) []uint16 {
+	var out []uint16
+	for _, s := range g.spec.Servers {
+		if serverProtocol(s) == weft.TLS && !passesOn(s) && g.passesOnAt(portNumber(s)) &&
+			slices.ContainsFunc(requests, func(v *virtualService) bool {
+				return slices.Contains(g.narrowed(s, v.Namespace, v.spec.Hosts), host)
+			}) {
+			out = append(out, portNumber(s))
+		}
+	}
+	return out
+}
+
+func (g *gateway) sniHosts(v *virtualService) []string {
 	var out []string
-	for _, r := range v.compiled[g.Namespace+"/"+g.Name].tls {
+	for _, r := range g.rulesOf(v).tls {
 		out = append(out, r.SNI...)
 	}
 	return out
@@ -356,7 +392,7 @@ func (s *Set) Gateway(name string) []*weft.RouteTable {
 	}
 	out := make([]*weft.RouteTable, 0, len(g.tables))
 	for _, host := range slices.Sorted(maps.Keys(g.tables)) {
-		out = append(out, g.tables[host].table)
+		out = append(out, g.tables[host].table())
 	}
 	return out
 }
@@ -364,9 +400,15 @@ func (s *Set) Gateway(name string) []*weft.RouteTable {
 // GatewayTable returns one table of what Gateway returns, or nil.
 func (s *Set) GatewayTable(name, host string) *weft.RouteTable {
 	if g := s.gateways[qualifiedName(name)]; g != nil && g.tables[host] != nil {
-		return g.tables[host].table
+		return g.tables[host].table()
 	}
 	return nil
+}
+
+// HasGatewayTable reports whether GatewayTable returns one.
+func (s *Set) HasGatewayTable(name, host string) bool {
+	g := s.gateways[qualifiedName(name)]
+	return g != nil && g.tables[host] != nil
 }
 
 // GatewayHosts returns the hosts of what Gateway returns, in no order; ok is false

@@ -29,14 +29,14 @@ type ruleLists struct {
 }
 
 func newVirtualService(r *Resource, spec *networking.VirtualService) *virtualService {
-	v := &virtualService{Resource: r, spec: spec, private: private(spec.ExportTo), paths: pathsOf(r), compiled: map[string]*ruleLists{}}
-	for _, name := range qualified(spec.Gateways, r.Namespace) {
-		if name != mesh && !slices.Contains(v.gateways, name) {
+	v := &virtualService{Resource: r, spec: spec, private: private(spec.ExportTo), paths: pathsOf(r)}
+	for _, name := range contexts(spec, r.Namespace) {
+		if name != mesh {
 			v.gateways = append(v.gateways, name)
 		}
 	}
-	for _, name := range v.contexts() {
-		v.compiled[name] = compileLists(r, name)
+	if v.compiled = r.rules; v.compiled == nil {
+		v.compiled = compileAll(r, spec)
 	}
 	if !inMesh(spec.Gateways) {
 		return v
@@ -49,12 +49,34 @@ func newVirtualService(r *Resource, spec *networking.VirtualService) *virtualSer
 	return v
 }
 
-// contexts are where the VirtualService applies: its gateways, and the mesh.
-func (v *virtualService) contexts() []string {
-	if inMesh(v.spec.Gateways) {
-		return append([]string{mesh}, v.gateways...)
+// contexts are where a VirtualService applies: its gateways, and the mesh.
+func contexts(spec *networking.VirtualService, namespace string) []string {
+	if len(spec.Gateways) == 0 {
+		return []string{mesh}
 	}
-	return v.gateways
+	var out []string
+	for _, name := range qualified(spec.Gateways, namespace) {
+		if !slices.Contains(out, name) {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// compile does what takes long for a Set ahead of it, and once for several: the one
+// to compare with, and the one that follows.
+func (r *Resource) compile() {
+	if spec, ok := r.Spec.(*networking.VirtualService); ok {
+		r.rules = compileAll(r, spec)
+	}
+}
+
+func compileAll(r *Resource, spec *networking.VirtualService) map[string]*ruleLists {
+	out := map[string]*ruleLists{}
+	for _, name := range contexts(spec, r.Namespace) {
+		out[name] = compileLists(r, name)
+	}
+	return out
 }
 
 func compileLists(r *Resource, gateway string) *ruleLists {

@@ -3,6 +3,7 @@ package resource
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -22,17 +23,26 @@ func (r *Resource) warning(path, mend, format string, args ...any) weft.Problem 
 // in the order of files and lines. knownService says whether a service exists;
 // nil takes all to exist.
 func (s *Set) Warnings(knownService func(weft.ServiceName) bool) weft.Problems {
-	return s.WarningsAbout(func(Ref) bool { return true }, knownService)
+	return s.WarningsAbout(slices.Collect(maps.Keys(s.resources)), knownService)
 }
 
 // WarningsAbout are the warnings about some resources only.
-func (s *Set) WarningsAbout(about func(Ref) bool, knownService func(weft.ServiceName) bool) weft.Problems {
+func (s *Set) WarningsAbout(about []Ref, knownService func(weft.ServiceName) bool) weft.Problems {
 	if knownService == nil {
 		knownService = func(weft.ServiceName) bool { return true }
 	}
 	var out weft.Problems
-	for ref, v := range s.virtual {
-		if !about(ref) {
+	for _, ref := range about {
+		r, v := s.resources[ref], s.virtual[ref]
+		switch {
+		case r == nil:
+			continue
+		case r.Kind == gatewayKind && len(s.users[r.Namespace+"/"+r.Name]) == 0:
+			out = append(out, r.warning("", "name it under gateways of a VirtualService", "no VirtualService uses the gateway"))
+		case r.Kind == destinationRuleKind:
+			out = append(out, s.ruleWarnings(r, knownService)...)
+		}
+		if v == nil {
 			continue
 		}
 		out = append(out, s.destinationWarnings(v, knownService)...)
@@ -42,12 +52,6 @@ func (s *Set) WarningsAbout(about func(Ref) bool, knownService func(weft.Service
 		out = append(out, rewriteWarnings(v)...)
 		out = append(out, s.competingWarnings(v)...)
 	}
-	for name, g := range s.gateways {
-		if len(s.users[name]) == 0 && about(g.Ref()) {
-			out = append(out, g.warning("", "name it under gateways of a VirtualService", "no VirtualService uses the gateway"))
-		}
-	}
-	out = append(out, s.ruleWarnings(about, knownService)...)
 	return sorted(out)
 }
 
@@ -163,7 +167,7 @@ func (s *Set) competingWarnings(v *virtualService) weft.Problems {
 // the VirtualService.
 func unreachedWarnings(v *virtualService) weft.Problems {
 	reached, taken := map[string]bool{}, map[string]*weft.Rule{}
-	for _, gateway := range v.contexts() {
+	for _, gateway := range contexts(v.spec, v.Namespace) {
 		rules := compileRules(v.Resource, gateway)
 		var earlier coverIndex
 		for from, to := 0, 0; from < len(rules); from = to {
@@ -202,7 +206,7 @@ func unreachedWarnings(v *virtualService) weft.Problems {
 func unreachedRawWarnings(v *virtualService) weft.Problems {
 	reached, taken := map[string]bool{}, map[string]*weft.RawRule{}
 	var fields []string
-	for _, gateway := range v.contexts() {
+	for _, gateway := range contexts(v.spec, v.Namespace) {
 		for _, rules := range [][]weft.RawRule{compileTCP(v.Resource, gateway), compileTLS(v.Resource, gateway)} {
 			for i := range rules {
 				field := rules[i].Source.Field
@@ -383,27 +387,19 @@ func rewriteWarnings(v *virtualService) weft.Problems {
 	return out
 }
 
-// ruleWarnings are about DestinationRules.
-func (s *Set) ruleWarnings(about func(Ref) bool, knownService func(weft.ServiceName) bool) weft.Problems {
+// ruleWarnings are about a DestinationRule.
+func (s *Set) ruleWarnings(r *Resource, knownService func(weft.ServiceName) bool) weft.Problems {
 	var out weft.Problems
+	host := r.Spec.(*networking.DestinationRule).Host
+	key := ruleKey{r.Namespace, fullName(host, r.Namespace)}
 	for _, index := range []map[ruleKey]*destinationRules{s.local, s.exported} {
-		for key, d := range index {
-			first := d.rules[0]
-			for _, r := range d.rules[1:] {
-				if !about(r.Ref()) {
-					continue
-				}
-				out = append(out, r.warning("spec.host", "put them into one",
-					"%s is a rule for the same host: the first trafficPolicy holds, and the first subset of each name", first.Source))
-			}
-			n, ok := weft.ParseHost(key.host, key.namespace)
-			for _, r := range d.rules {
-				if !ok || !about(r.Ref()) || knownService(n) {
-					continue
-				}
-				out = append(out, r.warning("spec.host", "", "the service %s is not known", r.Spec.(*networking.DestinationRule).Host))
-			}
+		if d := index[key]; d != nil && d.rules[0] != r && slices.Contains(d.rules, r) {
+			out = append(out, r.warning("spec.host", "put them into one",
+				"%s is a rule for the same host: the first trafficPolicy holds, and the first subset of each name", d.rules[0].Source))
 		}
+	}
+	if n, ok := weft.ParseHost(key.host, key.namespace); ok && !knownService(n) {
+		out = append(out, r.warning("spec.host", "", "the service %s is not known", host))
 	}
 	return out
 }

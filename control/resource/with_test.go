@@ -129,9 +129,8 @@ var worldGateways = []string{"default/edge", "default/inner", "shop/edge", "shop
 
 // answers is everything that a set says.
 func answers(s *Set) map[string]any {
-	everything := func(Ref) bool { return true }
 	out := map[string]any{
-		"warnings": lines(s.Warnings(func(n weft.ServiceName) bool { return n.Name == "a" })), "conflicts": lines(s.Conflicts(everything)),
+		"warnings": lines(s.Warnings(func(n weft.ServiceName) bool { return n.Name == "a" })), "conflicts": lines(s.Conflicts(slices.Collect(maps.Keys(s.resources)))),
 	}
 	for _, name := range worldGateways {
 		out["gateway "+name] = s.Gateway(name)

@@ -75,19 +75,7 @@ func (s *state) set(typeURL string, resource *discovery.Resource, setRoots func(
 		s.gateway.version, s.gateway.told = resource.GetVersion(), true
 		s.gatewayChanged = true
 	case weftpb.GatewayTableType:
-		m, err := decode(resource, &weftpb.GatewayTable{})
-		if err != nil {
-			return err
-		}
-		t, err := weftpb.DecodeGatewayTable(m)
-		if err != nil {
-			return err
-		}
-		host, _ := s.tableOf(resource.GetName())
-		if t.Host != host {
-			return fmt.Errorf("it holds the table of %s", t.Host)
-		}
-		s.setGatewayTable(host, resource.GetVersion(), t)
+		return s.setGatewayTable(resource)
 	case weftpb.AuthorizationType:
 		m, err := decode(resource, &weftpb.Authorization{})
 		if err != nil {
@@ -119,22 +107,40 @@ func (s *state) set(typeURL string, resource *discovery.Resource, setRoots func(
 }
 
 func (s *state) setRouteTable(resource *discovery.Resource) error {
-	m, err := decode(resource, &weftpb.RouteTable{})
-	if err != nil {
-		return err
-	}
-	t, err := weftpb.DecodeRouteTable(m)
-	if err != nil {
-		return err
-	}
 	h := s.hostOf(resource.GetName())
 	if h == nil {
 		return nil
+	}
+	t, err := h.decoder.Decode(resource.GetResource())
+	if err != nil {
+		return err
 	}
 	s.await(&h.routed, t)
 	h.broken, h.version = false, resource.GetVersion()
 	s.waiting[h] = struct{}{}
 	delete(s.unknown, h.name)
+	return nil
+}
+
+func (s *state) setGatewayTable(resource *discovery.Resource) error {
+	host, _ := s.tableOf(resource.GetName())
+	r := s.gateway.tables[host]
+	if r == nil {
+		r = &routed{}
+	}
+	t, err := r.decoder.Decode(resource.GetResource())
+	if err != nil {
+		return err
+	}
+	if t.Host != host {
+		return fmt.Errorf("it holds the table of %s", t.Host)
+	}
+	s.gateway.tables[host] = r
+	s.pin(t)
+	s.unpin(r.next)
+	s.await(r, t)
+	r.version = resource.GetVersion()
+	s.gateway.waiting[r] = struct{}{}
 	return nil
 }
 

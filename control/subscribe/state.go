@@ -77,6 +77,7 @@ type routed struct {
 	ready   bool             // current says something
 	current *weft.RouteTable // nil: it does not exist
 	next    *weft.RouteTable // waits for its services; nil: current is the newest
+	decoder weftpb.TableDecoder
 }
 
 // host is one that was asked for.
@@ -434,20 +435,6 @@ func (s *state) sweep() {
 		s.unsubscribe(weftpb.EndpointsType, weftpb.ServiceResource(n))
 	}
 	clear(s.spareServices)
-}
-
-// setGatewayTable takes a table of the gateway.
-func (s *state) setGatewayTable(host, version string, t *weft.RouteTable) {
-	r := s.gateway.tables[host]
-	if r == nil {
-		r = &routed{}
-		s.gateway.tables[host] = r
-	}
-	s.pin(t)
-	s.unpin(r.next)
-	s.await(r, t)
-	r.version = version
-	s.gateway.waiting[r] = struct{}{}
 }
 
 // removeGatewayTable takes the word that a table is no more.

@@ -117,7 +117,7 @@ func TestEveryFieldIsCarried(t *testing.T) {
 	})
 	t.Run("GatewayTable", func(t *testing.T) {
 		want := filled[*weft.RouteTable](t)
-		got, err := DecodeGatewayTable(overTheWire(t, EncodeGatewayTable(want)))
+		got, err := new(TableDecoder).Decode(packed(t, EncodeGatewayTable(want)))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -31,11 +31,6 @@ func DecodeRouteTable(m *RouteTable) (*weft.RouteTable, error) {
 	return t, d.err
 }
 
-// DecodeGatewayTable checks and compiles a route table of a gateway.
-func DecodeGatewayTable(m *GatewayTable) (*weft.RouteTable, error) {
-	return DecodeRouteTable(m.GetTable())
-}
-
 // DecodeService reads a service without its endpoints.
 func DecodeService(m *Service) (*weft.Service, error) {
 	var d decoder
@@ -159,13 +154,7 @@ func (d *decoder) routeTable(m *RouteTable) *weft.RouteTable {
 	for i, r := range m.GetRules() {
 		rules[i] = d.rule(r)
 	}
-	if d.err != nil {
-		return nil
-	}
-	t := &weft.RouteTable{
-		Host: m.GetHost(), Rules: rules, Paths: d.pathMode(m.GetPaths()),
-		TCP: each(m.GetTcp(), d.rawRule), TLS: each(m.GetTls(), d.rawRule),
-	}
+	t := d.table(m, rules)
 	if d.err != nil {
 		return nil
 	}
@@ -173,6 +162,14 @@ func (d *decoder) routeTable(m *RouteTable) *weft.RouteTable {
 		d.fail(err)
 	}
 	return t
+}
+
+// table makes a table of a message and the rules that were decoded of it.
+func (d *decoder) table(m *RouteTable, rules []weft.Rule) *weft.RouteTable {
+	return &weft.RouteTable{
+		Host: m.GetHost(), Rules: rules, Paths: d.pathMode(m.GetPaths()),
+		TCP: each(m.GetTcp(), d.rawRule), TLS: each(m.GetTls(), d.rawRule),
+	}
 }
 
 // pathMode refuses what this weft does not know: another normalisation than the
