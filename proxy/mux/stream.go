@@ -43,7 +43,7 @@ type Stream struct {
 	in          queue
 	lent        int // bytes of in that the last Next returned
 	window      int // what the peer may send before it is read; 0: what is configured
-	steady      int // bytes that were read at the pace of their arrival since the window grew
+	steady      int // bytes that were read since the window grew
 	trailers    http1.Head
 	hasTrailers bool
 	ended       bool // the peer sent everything
@@ -200,14 +200,11 @@ func (s *Stream) giveBack() {
 	c := s.c
 	s.in.drop(s.lent)
 	c.h2.Consumed(s.h, s.lent)
-	if s.in.size > 0 {
-		s.steady = 0
-	} else {
-		s.steady += s.lent
-	}
+	s.steady += s.lent
 	s.lent = 0
 	window := max(s.window, c.streamWindow())
-	if s.steady < 2*window || window >= mostWindow || s.ended {
+	// A reader that never finds its stream empty is what limits the pace itself.
+	if s.in.size > 0 || s.steady < 2*window || window >= mostWindow || s.ended {
 		return
 	}
 	s.steady = 0
