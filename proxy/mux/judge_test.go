@@ -3,7 +3,6 @@ package mux
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -15,35 +14,66 @@ import (
 	"testing"
 	"time"
 
-	judge "golang.org/x/net/http2"
-
 	"github.com/weftmesh/weft/wire/http2"
 )
 
-// judgeClient is x/net's client of a server with the given config.
+// unencrypted is HTTP/2 by prior knowledge, and nothing else.
+func unencrypted() *http.Protocols {
+	p := new(http.Protocols)
+	p.SetUnencryptedHTTP2(true)
+	return p
+}
+
+// judgeClient is the standard library's client of servers with the given config.
 func judgeClient(t *testing.T, config Config) *http.Client {
 	t.Helper()
-	a, b := pair(t)
-	serve(t, b, config)
-	transport := &judge.Transport{
-		AllowHTTP:      true,
-		DialTLSContext: func(context.Context, string, string, *tls.Config) (net.Conn, error) { return a, nil },
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Cleanup(func() { transport.CloseIdleConnections(); a.Close() })
+	var all sync.WaitGroup
+	all.Go(func() {
+		for {
+			sock, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			all.Go(func() {
+				// It may drop a connection that it did not need with a TCP reset, but neither
+				// side finds fault with the other's protocol.
+				if err := NewServer(sock, config).Run(nil); errors.As(err, new(*http2.ConnError)) {
+					t.Error(err)
+				}
+			})
+		}
+	})
+	transport := &http.Transport{
+		Protocols: unencrypted(),
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "tcp", ln.Addr().String())
+		},
+	}
+	t.Cleanup(func() { ln.Close(); transport.CloseIdleConnections(); all.Wait() })
 	return &http.Client{Transport: transport, Timeout: 20 * time.Second}
 }
 
-// judgeServer is a client of x/net's server with the given handler.
+// judgeServer is a client of the standard library's server with the given handler.
 func judgeServer(t *testing.T, config Config, handler http.HandlerFunc) *Conn {
 	t.Helper()
-	a, b := pair(t)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Protocols: unencrypted(), Handler: handler}
 	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		(&judge.Server{}).ServeConn(b, &judge.ServeConnOpts{Handler: handler})
-	}()
-	t.Cleanup(func() { b.Close(); <-done })
-	return dial(t, a, config)
+	go func() { defer close(done); _ = server.Serve(ln) }()
+	t.Cleanup(func() { server.Close(); <-done })
+	sock, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dial(t, sock, config)
 }
 
 func TestJudgesClientAsksMany(t *testing.T) {

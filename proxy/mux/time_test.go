@@ -77,7 +77,7 @@ func TestDeadlineIsExact(t *testing.T) {
 }
 
 func TestDeadlineEndsAWrite(t *testing.T) {
-	bubble(t, Config{Serve: func(s *Stream) { time.Sleep(time.Minute) }}, Config{}, func(t *testing.T, _, c *Conn) {
+	bubble(t, Config{Serve: func(s *Stream) { time.Sleep(time.Minute) }}, Config{}, func(t *testing.T, _, c *Conn) { //weft:sleep fake time
 		s := open(t, c)
 		defer s.Close()
 		begin := time.Now()
@@ -90,7 +90,7 @@ func TestDeadlineEndsAWrite(t *testing.T) {
 }
 
 func TestInterruptEndsBothSides(t *testing.T) {
-	bubble(t, Config{Serve: func(s *Stream) { time.Sleep(time.Minute) }}, Config{}, func(t *testing.T, _, c *Conn) {
+	bubble(t, Config{Serve: func(s *Stream) { time.Sleep(time.Minute) }}, Config{}, func(t *testing.T, _, c *Conn) { //weft:sleep fake time
 		s := open(t, c)
 		defer s.Close()
 		if err := s.SendRequest(&post, nil, nil, false); err != nil {
@@ -98,7 +98,7 @@ func TestInterruptEndsBothSides(t *testing.T) {
 		}
 		wrote := make(chan error, 1)
 		go func() { wrote <- s.Write(pattern(1<<20), true) }()
-		go func() { time.Sleep(time.Second); s.Interrupt() }()
+		go func() { time.Sleep(time.Second); s.Interrupt() }() //weft:sleep fake time
 		if err := s.AwaitHead(); !errors.Is(err, ErrInterrupted) {
 			t.Errorf("%v", err)
 		}
@@ -119,7 +119,7 @@ func TestIdleConnectionEnds(t *testing.T) {
 					if _, _, err := ask(c, &get, "", nil); err != nil {
 						t.Fatal(err)
 					}
-					time.Sleep(8 * time.Second)
+					time.Sleep(8 * time.Second) //weft:sleep fake time
 				}
 				begin := time.Now()
 				<-s.Done()
@@ -141,7 +141,7 @@ func TestStreamWithoutProgressIsReset(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 5 { // a byte now and then is progress
-			time.Sleep(8 * time.Second)
+			time.Sleep(8 * time.Second) //weft:sleep fake time
 			if err := s.Write([]byte("x"), false); err != nil {
 				t.Fatal(err)
 			}
@@ -233,7 +233,7 @@ func TestWorkers(t *testing.T) {
 		top := w.idle[2]
 		for range 5 { // the one that worked last works again
 			w.Expire(time.Now())
-			time.Sleep(4 * time.Second)
+			time.Sleep(4 * time.Second) //weft:sleep fake time
 			<-ran
 			w.Go(job, streams[0])
 			synctest.Wait()
