@@ -300,7 +300,7 @@ func (c *Conn) Expire(now time.Time) {
 // expireStreams resets the streams that make no progress.
 func (c *Conn) expireStreams() {
 	if len(c.active) == 0 {
-		c.free = nil // a connection that is not used keeps nothing
+		c.dropFree() // a connection that is not used keeps nothing
 		return
 	}
 	for _, s := range c.active {

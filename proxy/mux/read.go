@@ -50,12 +50,7 @@ func (c *Conn) run(already []byte) {
 	for c.writing || c.serving > 0 {
 		c.ended.Wait()
 	}
-	for _, s := range c.free {
-		if s.timer != nil {
-			s.timer.Stop()
-		}
-	}
-	c.free = nil
+	c.dropFree()
 	c.dropMemory()
 	c.mu.Unlock()
 	close(c.done)

@@ -119,6 +119,16 @@ func (c *Conn) dropStream(s *Stream) {
 	}
 }
 
+// dropFree gives up the streams that wait to be used again.
+func (c *Conn) dropFree() {
+	for _, s := range c.free {
+		if s.timer != nil {
+			s.timer.Stop() // it would hold the stream
+		}
+	}
+	c.free = nil
+}
+
 // Request is the head of the request, of a server's stream. It does not change
 // while the stream lives.
 func (s *Stream) Request() *http1.Request { return &s.request }

@@ -168,6 +168,7 @@ func TestWindowStall(t *testing.T) {
 	if n := refused.of("window_stall"); n != 0 {
 		t.Errorf("a byte is progress")
 	}
+	until(t, "the write is over", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return !c.writing }) // time jumps here
 	c.Expire(time.Now().Add(3 * defaultStall))
 	r.awaitReset(1, judge.ErrCodeCancel)
 	var reset *ResetError
