@@ -38,7 +38,8 @@ func AcceptProxy(conn net.Conn, timeout time.Duration) (*Accepted, error) {
 		header, size, parseErr := proxyproto.Parse(buf[:have])
 		switch {
 		case parseErr == nil:
-			return newAccepted(conn, header, buf[:have], size)
+			_ = conn.SetReadDeadline(time.Time{}) // if it fails, reading will tell
+			return newAccepted(conn, header, buf[:have], size), nil
 		case !errors.Is(parseErr, proxyproto.ErrIncomplete):
 			return nil, parseErr
 		case err == io.EOF && have > 0:
@@ -50,7 +51,7 @@ func AcceptProxy(conn net.Conn, timeout time.Duration) (*Accepted, error) {
 }
 
 // newAccepted keeps a copy of no more than what is needed.
-func newAccepted(conn net.Conn, header proxyproto.Header, read []byte, size int) (*Accepted, error) {
+func newAccepted(conn net.Conn, header proxyproto.Header, read []byte, size int) *Accepted {
 	a := &Accepted{Conn: conn, Header: header, remote: conn.RemoteAddr()}
 	switch {
 	case header.Source.IsValid():
@@ -65,7 +66,7 @@ func newAccepted(conn net.Conn, header proxyproto.Header, read []byte, size int)
 	} else if size < len(read) {
 		a.rest = append([]byte(nil), read[size:]...)
 	}
-	return a, conn.SetReadDeadline(time.Time{})
+	return a
 }
 
 // RemoteAddr is the client's address as the header tells it, and the proxy's own

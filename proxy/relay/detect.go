@@ -173,8 +173,8 @@ func (x *detection) race(ctx context.Context, end time.Time, dial func(context.C
 		_ = x.server.SetReadDeadline(past)
 	}
 	x.mu.Unlock()
-	if !x.decided || x.kind != Raw {
-		cancel() // else a connection that is nearly there is wanted
+	if x.err != nil || x.decided && x.kind != Raw {
+		cancel() // for Raw, a connection that is nearly there is wanted
 	}
 	<-done
 	if x.server != nil {

@@ -1,6 +1,8 @@
 package relay
 
 import (
+	"encoding/binary"
+	"net"
 	"sync"
 	"syscall"
 )
@@ -73,4 +75,28 @@ func (p *pipe) fill(fd uintptr) (int, error) {
 func (p *pipe) drain(fd uintptr, n int) (int, error) {
 	done, err := syscall.Splice(p.r, nil, int(fd), nil, n, spliceMove|spliceNonblock)
 	return int(done), err
+}
+
+// isReset says whether an end that was read from c was a reset. The kernel tells of
+// a reset once: when the lane that writes to c hears it, the one that reads finds
+// the end of a stream. A peer that ended cleanly leaves the socket half open, as
+// long as nothing ended it from here.
+func isReset(c net.Conn) bool {
+	tcp := socket(c)
+	if tcp == nil {
+		return false
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return false
+	}
+	const stateClosed = 7 // TCP_CLOSE in tcp_states.h
+	closed := false
+	_ = raw.Control(func(fd uintptr) {
+		info, err := syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_INFO)
+		var b [4]byte // the beginning of struct tcp_info; its first byte is the state
+		binary.NativeEndian.PutUint32(b[:], uint32(info))
+		closed = err == nil && b[0] == stateClosed
+	})
+	return closed
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -135,13 +136,22 @@ func (r *Relay) end(l *lane, err error, reason string) {
 		return
 	}
 	r.mu.Lock()
-	if r.reason == "" {
+	if r.stopped {
+		r.mu.Unlock()
+		return
+	}
+	first := r.reason == ""
+	if first {
 		r.reason = reason
 		r.seenAt = time.Now()
 		r.timer.Reset(r.config.HalfClosed / 4)
 	}
 	reason = r.reason
 	r.mu.Unlock()
+	if first && isReset(l.src) {
+		r.fail(l.readError(syscall.ECONNRESET))
+		return
+	}
 	passed, err := closeWrite(l.dst)
 	switch {
 	case err != nil:

@@ -14,6 +14,7 @@ import (
 	mathrand "math/rand/v2"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -303,6 +304,24 @@ func TestReset(t *testing.T) {
 	})
 }
 
+// TestResetHeardByTheWriter: the kernel tells of a reset once. When it has told the
+// lane that writes, the one that reads must not take it for an end.
+func TestResetHeardByTheWriter(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("isReset is for Linux")
+	}
+	client, c := tcpPair(t)
+	server, s := tcpPair(t)
+	resetTCP(t, client)
+	eventually(t, "the reset has come", func() bool { return isReset(c) })
+	if _, err := c.Write([]byte("x")); !errors.Is(err, syscall.ECONNRESET) {
+		t.Fatal(err)
+	}
+	_, result := start(t, Side{Conn: c}, Side{Conn: s}, Config{})
+	hearReset(t, server)
+	checkResult(t, wait(t, result), Reset, 0, 0)
+}
+
 // TestTruncatedTLS: a record that was cut off is not the end of what was said.
 func TestTruncatedTLS(t *testing.T) {
 	client, inner := tlsPair(t)
@@ -522,6 +541,25 @@ func TestWithoutHalfClose(t *testing.T) {
 		hearEnd(t, client)
 		checkResult(t, wait(t, result), ClientClosed, 8, 6)
 	})
+}
+
+// brokenEnd cannot pass its peer's end on.
+type brokenEnd struct{ halfCloser }
+
+func (brokenEnd) CloseWrite() error { return syscall.ENOTCONN }
+
+// TestEndThatCannotBePassedOn is a reset, and not silence.
+func TestEndThatCannotBePassedOn(t *testing.T) {
+	client, c := tcpPair(t)
+	_, s := tcpPair(t)
+	_, result := start(t, Side{Conn: c}, Side{Conn: brokenEnd{s}}, Config{})
+	_ = client.CloseWrite()
+	got := wait(t, result)
+	checkResult(t, got, Reset, 0, 0)
+	if !errors.Is(got.Err, syscall.ENOTCONN) {
+		t.Error(got.Err)
+	}
+	hearReset(t, client)
 }
 
 // script is what one side says before it ends.
