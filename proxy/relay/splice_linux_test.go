@@ -190,4 +190,3 @@ func TestNoMorePipes(t *testing.T) {
 		t.Error("spliced without a pipe")
 	}
 }
-
