@@ -434,9 +434,12 @@ func TestADSRefuses(t *testing.T) {
 func TestNothingIsLeftOfThoseWhoLeft(t *testing.T) {
 	s := controltest.Start(t, controltest.Config{})
 	s.Instance("order", "v1", 8001)
+	s.Apply(edge + atEdge("a", "order"))
 	for range 3 {
 		w := openWire(t, s, "a")
 		w.subscribe(weftpb.RouteTableType, "default/order", "default/nobody")
+		w.take()
+		w.subscribe(weftpb.GatewayTableType, "edge/")
 		w.take()
 		w.end()
 	}

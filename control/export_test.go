@@ -11,5 +11,6 @@ func (c *Control) SetPatience(ack, apply time.Duration) {
 func (c *Control) Held() (entries, services, proxies int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(c.catalogue.entries), len(c.catalogue.byService), len(c.proxies)
+	entries = len(c.catalogue.entries) + len(c.catalogue.byLabel) + len(c.catalogue.others) + len(c.catalogue.followers)
+	return entries, len(c.catalogue.byService), len(c.proxies)
 }

@@ -17,7 +17,7 @@ import (
 // told is a state with the server's side written by hand.
 type told struct {
 	*state
-	t    *testing.T
+	t    testing.TB
 	last *published
 }
 
@@ -25,7 +25,7 @@ func newTold(t *testing.T, role Role) *told {
 	return &told{state: newState(role, "default", "edge"), t: t}
 }
 
-func resourceOf(t *testing.T, name, version string, m proto.Message) *discovery.Resource {
+func resourceOf(t testing.TB, name, version string, m proto.Message) *discovery.Resource {
 	t.Helper()
 	body, err := weftpb.Pack(m)
 	if err != nil {

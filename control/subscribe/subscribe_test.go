@@ -651,3 +651,64 @@ func TestAChangeNeverLeadsToNowhere(t *testing.T) {
 		}
 	}
 }
+
+const ordersByTCP = `
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: order, annotations: {weft.dev/path-normalization: MERGE_SLASHES}}
+spec:
+  hosts: [order]
+  tcp: [{match: [{port: 5432}], route: [{destination: {host: order, subset: v1}}]}]
+  http: [{route: [{destination: {host: order}}]}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: order}
+spec:
+  host: order
+  trafficPolicy: {connectionPool: {http: {h2UpgradePolicy: UPGRADE, maxConcurrentStreams: 8}}}
+  subsets: [{name: v1, labels: {version: v1}}]
+`
+
+func TestConnectionsPathsAndProtocolsReachTheProxy(t *testing.T) {
+	s := controltest.Start(t, controltest.Config{})
+	s.Apply(ordersByTCP)
+	order := join(t, s, subscribe.Config{ServiceAccount: "order"})
+	in := instance("order-a")
+	in.Labels["protocol"] = "grpc"
+	l, err := order.Register(soon(t), in, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetHealth(weft.Passing, "answers")
+	if got := order.Snapshot().Paths; got != weft.PathMergeSlashes {
+		t.Errorf("its own policies see paths that are normalised by %s", got)
+	}
+	shop := join(t, s, subscribe.Config{ServiceAccount: "shop"})
+	controltest.Eventually(t, func() string {
+		snapshot := need(t, shop, "order")
+		d := snapshot.RouteTCP("order", 5432, 0)
+		if d.Problem != "" || d.Raw.Name != "tcp[0]" || len(d.Service.Endpoints) != 1 || d.Service.Endpoints[0].Protocol != weft.GRPC {
+			return fmt.Sprintf("by port 5432: %+v", d)
+		}
+		if d := snapshot.RouteTCP("order", 80, 0); d.Problem != "" || d.Raw.Name != "default" {
+			return fmt.Sprintf("by port 80: %+v", d)
+		}
+		if p := d.Service.Policy; !p.HTTP2 || p.MaxStreams != 8 {
+			return fmt.Sprintf("policy: %+v", p)
+		}
+		return ""
+	})
+	if got := shop.Snapshot().PathMode("order"); got != weft.PathMergeSlashes {
+		t.Errorf("paths to order: %s", got)
+	}
+	if _, err := s.Control.Delete(t.Context(), "VirtualService", "default", "order"); err != nil {
+		t.Fatal(err)
+	}
+	controltest.Eventually(t, func() string {
+		if got := order.Snapshot().Paths; got != weft.PathBase {
+			return "the paths that its policies see stay " + got.String()
+		}
+		return ""
+	})
+}
