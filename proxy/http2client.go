@@ -43,9 +43,21 @@ func (c *conn) serveHTTP2() {
 	if c.p.draining.Load() {
 		h2.Drain()
 	}
-	if err := h2.Run(c.in[c.r:c.w]); err != nil {
+	if err := h2.Run(c.already()); err != nil {
 		c.p.logger.Debug("http/2 connection ended", "peer", c.peerText, "error", err)
 	}
+}
+
+// already is what was read of the connection before its protocol was known. The
+// buffer goes back: the connection may live long.
+func (c *conn) already() []byte {
+	if c.in == nil {
+		return nil
+	}
+	b := append([]byte(nil), c.in[c.r:c.w]...)
+	c.in.free()
+	c.in, c.r, c.w = nil, 0, 0
+	return b
 }
 
 // serveStream serves one request.

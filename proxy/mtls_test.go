@@ -252,3 +252,28 @@ func TestDeadApplicationBehindALiveSidecar(t *testing.T) {
 		}
 	}
 }
+
+// Between sidecars HTTP/2 goes by HTTP/2, whatever the application speaks.
+func TestHTTP2BetweenSidecars(t *testing.T) {
+	a := authority(t, "cluster.local")
+	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Proto) }))
+	t.Cleanup(app.Close)
+	port := sidecar(t, a, app.URL, nil, nil)
+	gw := gateway(t, credentials(t, a, "order-service"), "order-service",
+		weft.Endpoint{ID: "i", Address: port, Identity: "spiffe://cluster.local/ns/default/sa/inventory-service", Weight: 1})
+	var p http.Protocols
+	p.SetUnencryptedHTTP2(true)
+	tr := &http.Transport{Protocols: &p}
+	t.Cleanup(tr.CloseIdleConnections)
+	for range 3 {
+		resp, err := (&http.Client{Transport: tr, Timeout: 10 * time.Second}).Do(request("GET", gw))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.ProtoMajor != 2 || resp.StatusCode != 200 || string(b) != "HTTP/1.1" {
+			t.Errorf("%s %d %q", resp.Proto, resp.StatusCode, b)
+		}
+	}
+}
