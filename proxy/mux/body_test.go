@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -293,6 +294,57 @@ func TestSentIsTrue(t *testing.T) {
 	for _, s := range []*Stream{whole, cut, behind} {
 		s.Close()
 	}
+}
+
+// deaf is a connection whose peer takes no more bytes from some moment on.
+type deaf struct {
+	net.Conn
+	gone chan struct{}
+}
+
+func (d *deaf) Write(p []byte) (int, error) {
+	select {
+	case <-d.gone:
+		return 0, syscall.EPIPE
+	default:
+		return d.Conn.Write(p)
+	}
+}
+
+// What a server sent before it closed is read, though writing fails already.
+func TestAnswerBehindAFailedWrite(t *testing.T) {
+	a, b := pair(t)
+	defer b.Close()
+	sock := &deaf{a, make(chan struct{})}
+	c := dial(t, sock, Config{})
+	r := &raw{t, b, judge.NewFramer(b, b)}
+	if _, err := io.ReadFull(b, make([]byte, len(judge.ClientPreface))); err != nil {
+		t.Fatal(err)
+	}
+	answered, late := open(t, c), open(t, c)
+	defer answered.Close()
+	defer late.Close()
+	if err := answered.SendRequest(&get, nil, nil, true); err != nil {
+		t.Fatal(err)
+	}
+	r.await(judge.FrameHeaders)
+	close(sock.gone)
+	if err := late.SendRequest(&get, nil, nil, true); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the write fails", func() bool { return !c.Alive() })
+	r.must(r.WriteSettings())
+	r.headers(1, true, ":status", "200")
+	if err := answered.AwaitHead(); err != nil || answered.Response().Status != 200 {
+		t.Errorf("%v", err)
+	}
+	if _, err := c.Open(); !errors.Is(err, ErrGone) || c.Room() != 0 {
+		t.Errorf("%v", err)
+	}
+	if err := late.AwaitHead(); !errors.Is(err, ErrGone) || late.Sent() {
+		t.Errorf("%v, sent %v", err, late.Sent())
+	}
+	<-c.Done() // after a moment, though the peer keeps the connection
 }
 
 func TestOverTLS(t *testing.T) {

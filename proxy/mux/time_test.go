@@ -51,6 +51,7 @@ func TestDeadlineIsExact(t *testing.T) {
 			begin := time.Now()
 			s := open(t, c)
 			s.SetDeadline(begin.Add(time.Hour))
+			s.SetDeadline(begin.Add(wait / 2))
 			s.SetDeadline(begin.Add(wait))
 			if err := s.SendRequest(&post, nil, nil, false); err != nil {
 				t.Fatal(err)
