@@ -110,6 +110,11 @@ type AuthorizationRequest struct {
 	*Request
 	PeerAddr netip.Addr
 	Port     string // the workload's port
+	// Raw says that it is a connection whose bytes nobody looks at, and of the
+	// Request only Source is known. As in Istio, an ALLOW rule that asks for a
+	// method, a path, a host or a header never fits then, and of a DENY rule the
+	// rest decides: what cannot be seen is not let in.
+	Raw bool
 }
 
 // Authorization is all policies of one workload, ready to decide.
@@ -172,11 +177,29 @@ func (a *Authorization) Decide(r *AuthorizationRequest) Verdict {
 // fits returns the index of the first rule that fits, or -1.
 func (p *AuthorizationPolicy) fits(r *AuthorizationRequest) int {
 	for i := range p.Rules {
+		if r.Raw && p.Action != Deny && p.Rules[i].asksOfRequests() {
+			continue
+		}
 		if p.Rules[i].fits(r) {
 			return i
 		}
 	}
 	return -1
+}
+
+// asksOfRequests reports whether a rule asks for what only requests have.
+func (rule *AuthorizationRule) asksOfRequests() bool {
+	for i := range rule.To {
+		if o := &rule.To[i]; !o.Methods.Empty() || !o.Paths.Empty() || !o.Hosts.Empty() {
+			return true
+		}
+	}
+	for i := range rule.When {
+		if strings.HasPrefix(rule.When[i].Key, headerKey) {
+			return true
+		}
+	}
+	return false
 }
 
 func (rule *AuthorizationRule) fits(r *AuthorizationRequest) bool {
@@ -187,6 +210,9 @@ func (rule *AuthorizationRule) fits(r *AuthorizationRequest) bool {
 		return false
 	}
 	for i := range rule.When {
+		if r.Raw && strings.HasPrefix(rule.When[i].Key, headerKey) {
+			continue
+		}
 		v, ok := r.attribute(rule.When[i].Key)
 		if !rule.When[i].Values.match(v, ok) {
 			return false
@@ -212,15 +238,17 @@ func (m *SourceMatch) fits(r *AuthorizationRequest) bool {
 }
 
 func (m *OperationMatch) fits(r *AuthorizationRequest) bool {
-	return m.Methods.match(r.Method, true) &&
-		m.Paths.match(r.Path, true) &&
-		m.Hosts.match(r.Host, true) &&
-		m.Ports.match(r.Port, true)
+	return m.Ports.match(r.Port, true) && (r.Raw ||
+		m.Methods.match(r.Method, true) &&
+			m.Paths.match(r.Path, true) &&
+			m.Hosts.match(r.Host, true))
 }
+
+const headerKey = "request.headers["
 
 // attribute finds the value of a condition's key.
 func (r *AuthorizationRequest) attribute(key string) (value string, ok bool) {
-	if name, found := strings.CutPrefix(key, "request.headers["); found {
+	if name, found := strings.CutPrefix(key, headerKey); found {
 		return r.Header(strings.TrimSuffix(name, "]"))
 	}
 	switch key {

@@ -65,6 +65,40 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+// Of a raw connection nobody knows a method, a path, a host or a header.
+func TestDecideRaw(t *testing.T) {
+	order := NewIdentity("cluster.local", "default", "order-service")
+	principal := []SourceMatch{{Principals: Values{Any: []StringMatch{exact(order.Principal())}}}}
+	port := OperationMatch{Ports: Values{Any: []StringMatch{exact("5432")}}}
+	notPath := OperationMatch{Paths: Values{Not: []StringMatch{exact("/admin")}}}
+	header := []Condition{{Key: "request.headers[x-team]", Values: Values{Not: []StringMatch{exact("red")}}}}
+	one := func(action Action, rule AuthorizationRule) []*AuthorizationPolicy {
+		return []*AuthorizationPolicy{{Action: action, Rules: []AuthorizationRule{rule}}}
+	}
+	for _, tc := range []struct {
+		name     string
+		policies []*AuthorizationPolicy
+		from     Identity
+		port     string
+		allowed  bool
+	}{
+		{"ALLOW by principal and port", one(Allow, AuthorizationRule{From: principal, To: []OperationMatch{port}}), order, "5432", true},
+		{"ALLOW for another port", one(Allow, AuthorizationRule{From: principal, To: []OperationMatch{port}}), order, "80", false},
+		{"ALLOW by path and method", []*AuthorizationPolicy{inventoryPolicy()}, order, "5432", false},
+		{"ALLOW by what the path is not", one(Allow, AuthorizationRule{To: []OperationMatch{notPath}}), order, "5432", false},
+		{"ALLOW by port, or by path", one(Allow, AuthorizationRule{To: []OperationMatch{port, notPath}}), order, "5432", false},
+		{"ALLOW by what a header is not", one(Allow, AuthorizationRule{When: header}), order, "5432", false},
+		{"DENY by path denies all", one(Deny, AuthorizationRule{To: []OperationMatch{{Paths: Values{Any: []StringMatch{exact("/admin")}}}}}), order, "5432", false},
+		{"DENY by header and principal", one(Deny, AuthorizationRule{From: principal, When: []Condition{{Key: "request.headers[x]", Values: Values{Any: []StringMatch{exact("y")}}}}}), order, "5432", false},
+		{"DENY of another principal by path", one(Deny, AuthorizationRule{From: principal, To: []OperationMatch{notPath}}), "", "5432", true},
+	} {
+		v := (&Authorization{Policies: tc.policies}).Decide(&AuthorizationRequest{Request: &Request{Source: tc.from}, Port: tc.port, Raw: true})
+		if v.Allowed != tc.allowed {
+			t.Errorf("%s: allowed %v: %s", tc.name, v.Allowed, v.Reason())
+		}
+	}
+}
+
 func TestVerdictNamesThePolicy(t *testing.T) {
 	a := &Authorization{Policies: []*AuthorizationPolicy{inventoryPolicy()}}
 	v := a.Decide(&AuthorizationRequest{Request: &Request{Method: "GET", Path: "/"}})

@@ -141,7 +141,9 @@ func (s *Snapshot) passOn(rule *RawRule, port uint16, random uint64) Decision {
 	if inner == nil || len(inner.Destinations) == 0 {
 		return d
 	}
-	return s.followRaw(inner, bits.RotateLeft64(random*0x9e3779b97f4a7c15, 32))
+	to := s.followRaw(inner, bits.RotateLeft64(random*0x9e3779b97f4a7c15, 32))
+	to.EdgeRaw = rule
+	return to
 }
 
 func (s *Snapshot) followRaw(rule *RawRule, random uint64) Decision {

@@ -107,7 +107,7 @@ func TestGatewayTCP(t *testing.T) {
 	s := gatewayOf(t, own, RouteTable{Host: "*", TCP: []RawRule{
 		toSubset("first", "", 5432, 7000), toSubset("second", "ro", 5432), toSubset("subset", "ro", 6000)}})
 	for port, want := range map[uint16]string{5432: "canary", 7000: "default", 6000: "subset"} {
-		if d, ok := s.RouteGatewayTCP(port, 7); !ok || d.Raw.Name != want {
+		if d, ok := s.RouteGatewayTCP(port, 7); !ok || d.Raw.Name != want || (d.EdgeRaw != nil) != (port != 6000) {
 			t.Errorf("port %d: %+v %v, want %q", port, d.Raw, ok, want)
 		}
 	}

@@ -188,10 +188,11 @@ func (s *Snapshot) PathMode(host string) PathMode {
 }
 
 // Decision is the answer of Snapshot.Route, and of RouteTCP, RouteTLS and
-// RouteGatewayTCP, which have Raw in place of Rule.
+// RouteGatewayTCP, which have EdgeRaw and Raw in place of Edge and Rule.
 type Decision struct {
 	Edge        *Rule // the gateway's rule that handed over to Rule; nil elsewhere
 	Rule        *Rule
+	EdgeRaw     *RawRule
 	Raw         *RawRule
 	Destination *Destination
 	Service     *Service

@@ -17,9 +17,15 @@ type evaluation struct {
 	caller   weft.Identity // that the destination sees
 	// authority is the request's host as it was written, with its port.
 	authority string
-	// workload says which policies stand before an endpoint of a service, and
-	// the port of the process there.
-	workload func(weft.ServiceName, *weft.Endpoint) (*weft.Authorization, string)
+	// workload says what stands before an endpoint of a service.
+	workload func(weft.ServiceName, *weft.Endpoint) workload
+}
+
+// workload is what a sidecar decides by.
+type workload struct {
+	authorization *weft.Authorization
+	paths         weft.PathMode // of the requests that reach it
+	port          string        // of the process
 }
 
 // run fills in where the request may go.
@@ -48,7 +54,7 @@ func (v *evaluation) run(e *client.Explanation) {
 func (v *evaluation) throughEdge(table *weft.RouteTable, edge *weft.Rule) ([]client.Route, *client.Rule) {
 	var routes []client.Route
 	handsOver := false
-	for i, random := range offsets(edge) {
+	for i, random := range offsets(edge.Destinations) {
 		d := &edge.Destinations[i]
 		if edge.Share(d) == 0 {
 			continue
@@ -56,7 +62,7 @@ func (v *evaluation) throughEdge(table *weft.RouteTable, edge *weft.Rule) ([]cli
 		decision := v.snapshot.Route(v.request, random)
 		if decision.Edge == nil {
 			direct := v.route(edge.Share(d), table.Host, table, decision)
-			direct.Destinations = []client.Destination{v.destination(edge, nil, d, decision)}
+			direct.Destinations = []client.Destination{v.destination(edge.Share(d), weft.Decision{Rule: edge}, d, decision)}
 			direct.Destinations[0].Share = 1
 			routes = append(routes, direct)
 			continue
@@ -74,12 +80,12 @@ func (v *evaluation) throughEdge(table *weft.RouteTable, edge *weft.Rule) ([]cli
 // offsets returns, for each destination of a rule, a random number by which the
 // rule chooses it: the sum of the weights before it. One of weight 0 is never
 // chosen.
-func offsets(r *weft.Rule) []uint64 {
-	out := make([]uint64, len(r.Destinations))
+func offsets(of []weft.Destination) []uint64 {
+	out := make([]uint64, len(of))
 	sum := uint64(0)
-	for i := range r.Destinations {
+	for i := range of {
 		out[i] = sum
-		sum += uint64(r.Destinations[i].Weight)
+		sum += uint64(of[i].Weight)
 	}
 	return out
 }
@@ -102,13 +108,13 @@ func (v *evaluation) route(share float64, host string, table *weft.RouteTable, d
 	}
 	// The same table alone, so that each destination can be chosen in turn.
 	alone := weft.Snapshot{Hosts: map[string]*weft.RouteTable{v.request.Host: table}, Services: v.snapshot.Services}
-	for i, random := range offsets(rule) {
+	for i, random := range offsets(rule.Destinations) {
 		d := &rule.Destinations[i]
 		chosen := weft.Decision{Service: v.snapshot.Services[d.Service]}
 		if rule.Share(d) > 0 {
 			chosen = alone.Route(v.request, random)
 		}
-		out.Destinations = append(out.Destinations, v.destination(rule, decision.Edge, d, chosen))
+		out.Destinations = append(out.Destinations, v.destination(rule.Share(d), weft.Decision{Rule: rule, Edge: decision.Edge}, d, chosen))
 	}
 	return out
 }
@@ -150,12 +156,12 @@ func (v *evaluation) rule(r *weft.Rule) *client.Rule {
 	return out
 }
 
-// destination describes d of rule r, to which edge handed over (nil inside the
-// mesh); chosen is the decision for it.
-func (v *evaluation) destination(r, edge *weft.Rule, d *weft.Destination, chosen weft.Decision) client.Destination {
+// destination describes d, of the rule by has, and its share of that rule; chosen is
+// the decision for it.
+func (v *evaluation) destination(share float64, by weft.Decision, d *weft.Destination, chosen weft.Decision) client.Destination {
 	out := client.Destination{
 		Namespace: d.Service.Namespace, Service: d.Service.Name, Subset: d.Subset,
-		Weight: d.Weight, Share: r.Share(d), Problem: d.Unresolved, Endpoints: []client.Endpoint{},
+		Weight: d.Weight, Share: share, Problem: d.Unresolved, Endpoints: []client.Endpoint{},
 	}
 	if out.Problem == "" {
 		out.Problem = string(chosen.Problem)
@@ -179,8 +185,8 @@ func (v *evaluation) destination(r, edge *weft.Rule, d *weft.Destination, chosen
 			continue
 		}
 		out.Endpoints = append(out.Endpoints, client.Endpoint{ID: e.ID, Address: e.Address, Version: e.Labels["version"],
-			Zone: e.Zone, Weight: e.Weight, Identity: e.Identity})
-		out.Authorization = addVerdict(out.Authorization, v.verdict(r, edge, d.Service, e))
+			Zone: e.Zone, Weight: e.Weight, Identity: e.Identity, Protocol: e.Protocol})
+		out.Authorization = addVerdict(out.Authorization, v.verdict(by, d.Service, e))
 	}
 	if out.Problem == "" && len(out.Endpoints) == 0 {
 		out.Problem = string(weft.NoEndpoints)
@@ -189,19 +195,26 @@ func (v *evaluation) destination(r, edge *weft.Rule, d *weft.Destination, chosen
 }
 
 // verdict asks the policies that stand before one endpoint.
-func (v *evaluation) verdict(r, edge *weft.Rule, n weft.ServiceName, e *weft.Endpoint) client.Verdict {
+func (v *evaluation) verdict(by weft.Decision, n weft.ServiceName, e *weft.Endpoint) client.Verdict {
 	if e.Identity == "" {
 		return client.Verdict{Allowed: true, Reason: "no sidecar stands there to ask", Endpoints: []string{e.ID}}
 	}
+	w := v.workload(n, e)
 	there := *v.request
 	there.Source = v.caller
-	path, authority := (&weft.Decision{Rule: r, Edge: edge}).Onward(v.request)
-	there.Path = path
-	if authority != "" {
-		there.Host = strings.ToLower(authority)
+	raw := by.Rule == nil
+	if !raw {
+		path, authority := by.Onward(v.request)
+		normal, err := normalized(w.paths, path)
+		if err != nil {
+			return client.Verdict{Reason: "its sidecar refuses the path: " + err.Error(), Endpoints: []string{e.ID}}
+		}
+		there.Path = normal
+		if authority != "" {
+			there.Host = strings.ToLower(authority)
+		}
 	}
-	authorization, port := v.workload(n, e)
-	verdict := authorization.Decide(&weft.AuthorizationRequest{Request: &there, Port: port})
+	verdict := w.authorization.Decide(&weft.AuthorizationRequest{Request: &there, Port: w.port, Raw: raw})
 	out := client.Verdict{Allowed: verdict.Allowed, Reason: verdict.Reason(), Endpoints: []string{e.ID}}
 	if verdict.Policy != nil {
 		out.Policy = verdict.Policy.Source
@@ -225,6 +238,7 @@ func policyOf(p *weft.TrafficPolicy) *client.Policy {
 		Source: p.Source, LoadBalancer: string(p.LoadBalancer), ConnectTimeout: weft.Duration(p.ConnectTimeout),
 		MaxConnections: p.MaxConnections, MaxPendingRequests: p.MaxPendingRequests,
 		MaxRequests: p.MaxRequests, MaxRequestsPerConn: p.MaxRequestsPerConn,
+		HTTP2: p.HTTP2, MaxStreams: p.MaxStreams,
 	}
 	if out.LoadBalancer == "" {
 		out.LoadBalancer = string(weft.LeastRequest)

@@ -94,11 +94,11 @@ func ask(t *testing.T, s *weft.Snapshot, caller weft.Identity, method, host, pat
 			Ports: weft.Values{Any: []weft.StringMatch{*match(t, weft.MatchExact, "8080")}}}}}}}
 	v := &evaluation{snapshot: s, caller: caller, authority: host + ":8080",
 		request: &weft.Request{Method: method, Scheme: "http", Host: host, Path: path, Headers: h},
-		workload: func(_ weft.ServiceName, e *weft.Endpoint) (*weft.Authorization, string) {
+		workload: func(_ weft.ServiceName, e *weft.Endpoint) workload {
 			if e.Labels["app"] != "inventory" {
-				return nil, "8080"
+				return workload{port: "8080"}
 			}
-			return &weft.Authorization{Policies: []*weft.AuthorizationPolicy{allowed}}, "8080"
+			return workload{authorization: &weft.Authorization{Policies: []*weft.AuthorizationPolicy{allowed}}, port: "8080"}
 		}}
 	var e client.Explanation
 	v.run(&e)

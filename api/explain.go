@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"net/textproto"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -27,7 +28,8 @@ func (a *api) explain(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, &weft.Error{Kind: weft.Invalid, Op: "explain", Thing: in.Method + " " + in.URL, Err: err}
 	}
-	who, err := a.caller(in.From, req.Host, portOf(authority, req.Scheme))
+	port := portOf(authority, req.Scheme)
+	who, err := a.caller(in.From, req.Host, port, func(s *weft.Snapshot) bool { return serves(s, req, port) })
 	if err != nil {
 		return nil, err
 	}
@@ -38,26 +40,57 @@ func (a *api) explain(r *http.Request) (any, error) {
 		v.snapshot = a.Control.Mesh(who.namespace, req.Host)
 		req.Source = who.identity
 	}
+	raw := req.Scheme == tcpScheme || req.Scheme == tlsScheme
+	if !raw {
+		if req.Path, err = normalized(v.snapshot.PathMode(req.Host), req.Path); err != nil {
+			return nil, &weft.Error{Kind: weft.Invalid, Op: "explain", Thing: in.Method + " " + in.URL, Err: err}
+		}
+	}
 	out := &client.Explanation{Method: req.Method, Scheme: req.Scheme, Host: req.Host, Path: req.Path, Query: req.Query,
 		From: who.identity, Namespace: who.namespace, Gateway: who.gateway}
-	v.run(out)
+	if raw {
+		out.Method, out.Path = "", ""
+		v.runRaw(out, port)
+	} else {
+		v.run(out)
+	}
 	return out, nil
 }
 
-// requestOf reads the request that is asked about as a proxy would, and the host
-// and port that it is sent to.
+// serves reports whether a gateway has rules for what is asked about.
+func serves(s *weft.Snapshot, req *weft.Request, port uint16) bool {
+	ok := false
+	switch {
+	case s.Gateway == nil:
+	case req.Scheme == tcpScheme:
+		_, ok = s.RouteGatewayTCP(port, 0)
+	case req.Scheme == tlsScheme:
+		_, ok = s.RouteTLS(req.Host, port, 0)
+	default:
+		ok = s.Gateway.Lookup(req.Host) != nil
+	}
+	return ok
+}
+
+// normalized is a path as a proxy of a mode sees it.
+func normalized(mode weft.PathMode, path string) (string, error) {
+	raw := []byte(path)
+	out, err := http1.PathMode(mode).Normalize(make([]byte, 0, len(raw)), raw)
+	return string(out), err
+}
+
+// requestOf reads the request that is asked about, and the host and port that it is
+// sent to. Its path is not normalised yet: that is the host's to say.
 func requestOf(in *client.ExplainRequest) (req *weft.Request, authority string, err error) {
 	u, err := url.Parse(in.URL)
-	if err != nil || u.Hostname() == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return nil, "", errors.New("want a URL such as http://order-service/api/orders/1")
+	if err != nil || u.Hostname() == "" || !slices.Contains([]string{"http", "https", tcpScheme, tlsScheme}, u.Scheme) {
+		return nil, "", errors.New("want a URL such as http://order-service/api/orders/1, tcp://database:5432 or tls://vault.example.com:443")
 	}
 	if _, err := strconv.ParseUint(u.Port(), 10, 16); u.Port() != "" && err != nil {
 		return nil, "", errors.New("the port is no number from 0 to 65535")
 	}
-	path := []byte(cmp.Or(u.EscapedPath(), "/"))
-	normal, err := http1.NormalizePath(make([]byte, 0, len(path)), path)
-	if err != nil {
-		return nil, "", err
+	if u.Scheme == tcpScheme && u.Port() == "" {
+		return nil, "", errors.New("the port is missing: want a URL such as tcp://database:5432")
 	}
 	h := fields{}
 	for _, line := range in.Headers {
@@ -69,7 +102,7 @@ func requestOf(in *client.ExplainRequest) (req *weft.Request, authority string, 
 		h.add(name, textproto.TrimString(value))
 	}
 	return &weft.Request{Method: cmp.Or(strings.ToUpper(in.Method), http.MethodGet), Scheme: u.Scheme,
-		Host: strings.ToLower(u.Hostname()), Path: string(normal), Query: u.RawQuery, Headers: h}, u.Host, nil
+		Host: strings.ToLower(u.Hostname()), Path: cmp.Or(u.EscapedPath(), "/"), Query: u.RawQuery, Headers: h}, u.Host, nil
 }
 
 // portOf is the port of an authority, or its scheme's.
@@ -79,7 +112,7 @@ func portOf(authority, scheme string) uint16 {
 	switch {
 	case err == nil:
 		return uint16(port)
-	case scheme == "https":
+	case scheme == "https", scheme == tlsScheme:
 		return 443
 	}
 	return 80
@@ -112,10 +145,10 @@ type caller struct {
 
 // caller finds who from is: a connected gateway, or a registered service. When it
 // is empty, it is the client of the gateway that the URL leads to, else somebody
-// in the mesh without an identity.
-func (a *api) caller(from, host string, port uint16) (caller, error) {
+// in the mesh without an identity. serves says whether a gateway has rules for it.
+func (a *api) caller(from, host string, port uint16, serves func(*weft.Snapshot) bool) (caller, error) {
 	if from == "" {
-		if p, ok := a.gatewayAt(host, port); ok {
+		if p, ok := a.gatewayAt(host, port, serves); ok {
 			return caller{identity: p.Identity, gateway: p.Gateway, isGateway: true}, nil
 		}
 		return caller{namespace: weft.DefaultNamespace}, nil
@@ -145,7 +178,7 @@ const gatewayRole = "gateway"
 // gatewayAt finds the connected gateway to which a URL leads: one that registered
 // itself at host and port, or else, when no service of the mesh has that host's
 // name, one with rules for it.
-func (a *api) gatewayAt(host string, port uint16) (control.ProxyStatus, bool) {
+func (a *api) gatewayAt(host string, port uint16, serves func(*weft.Snapshot) bool) (control.ProxyStatus, bool) {
 	var gateways []control.ProxyStatus
 	for _, p := range a.Control.Proxies() {
 		if p.Role != gatewayRole {
@@ -160,7 +193,7 @@ func (a *api) gatewayAt(host string, port uint16) (control.ProxyStatus, bool) {
 		return control.ProxyStatus{}, false
 	}
 	for _, p := range gateways {
-		if edge := a.Control.GatewaySnapshot(p.Gateway).Gateway; edge != nil && edge.Lookup(host) != nil {
+		if serves(a.Control.GatewaySnapshot(p.Gateway)) {
 			return p, true
 		}
 	}
@@ -194,25 +227,26 @@ func sameHost(address, host string) bool {
 	return bound.IsUnspecified() || bound.IsLoopback() && loopback
 }
 
-// workloads returns a function that says which policies stand before an endpoint,
-// and its port. It asks for each service once.
-func (a *api) workloads() func(weft.ServiceName, *weft.Endpoint) (*weft.Authorization, string) {
-	known := map[weft.ServiceName]map[weft.InstanceKey]*weft.Authorization{}
-	return func(n weft.ServiceName, e *weft.Endpoint) (*weft.Authorization, string) {
+// workloads returns a function that says what stands before an endpoint. It asks for
+// each service once.
+func (a *api) workloads() func(weft.ServiceName, *weft.Endpoint) workload {
+	known := map[weft.ServiceName]map[weft.InstanceKey]workload{}
+	return func(n weft.ServiceName, e *weft.Endpoint) workload {
 		if known[n] == nil {
-			known[n] = map[weft.InstanceKey]*weft.Authorization{}
+			known[n] = map[weft.InstanceKey]workload{}
 			for _, w := range a.Control.AuthorizationFor(n) {
 				for _, key := range w.Instances {
-					known[n][key] = w.Authorization
+					known[n][key] = workload{authorization: w.Authorization, paths: w.Paths}
 				}
 			}
 		}
 		node, id, _ := strings.Cut(e.ID, "/")
 		key := weft.InstanceKey{Node: node, ID: id}
-		_, port, _ := net.SplitHostPort(e.Address)
+		out := known[n][key]
+		_, out.port, _ = net.SplitHostPort(e.Address)
 		if in, _ := a.Registry.Instance(key); in != nil {
-			port = strconv.Itoa(in.Port)
+			out.port = strconv.Itoa(in.Port)
 		}
-		return known[n][key], port
+		return out
 	}
 }

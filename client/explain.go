@@ -4,8 +4,11 @@ import "github.com/weftmesh/weft"
 
 // ExplainRequest describes a request that somebody might send.
 type ExplainRequest struct {
-	Method  string   `json:"method"`            // "GET" when empty
-	URL     string   `json:"url"`               // "http://order-service/api/orders/1"
+	Method string `json:"method"` // "GET" when empty
+	// URL is "http://order-service/api/orders/1"; or that of a whole connection,
+	// "tcp://database:5432", or "tls://vault.example.com:443" when the application
+	// itself speaks TLS. Those have no method.
+	URL     string   `json:"url"`
 	Headers []string `json:"headers,omitempty"` // "name: value"
 	// From is who asks: a service ("user-service", or "user-service.shop" in
 	// another namespace), or a connected gateway by its name or its service.
@@ -116,6 +119,7 @@ type Endpoint struct {
 	Address  string        `json:"address"` // that the proxy dials
 	Version  string        `json:"version,omitempty"`
 	Zone     string        `json:"zone,omitempty"`
+	Protocol weft.Protocol `json:"protocol,omitempty"` // declared; empty: found out by the first bytes
 	Weight   uint32        `json:"weight"`
 	Identity weft.Identity `json:"identity,omitempty"` // mTLS to this identity; empty is plain text
 }
@@ -129,6 +133,8 @@ type Policy struct {
 	MaxPendingRequests uint32         `json:"maxPendingRequests,omitempty"`
 	MaxRequests        uint32         `json:"maxRequests,omitempty"`
 	MaxRequestsPerConn uint32         `json:"maxRequestsPerConnection,omitempty"`
+	HTTP2              bool           `json:"http2,omitempty"` // HTTP/2 to endpoints that declare nothing or plain http
+	MaxStreams         uint32         `json:"maxStreams,omitempty"`
 	Outlier            *Outlier       `json:"outlier,omitempty"` // nil: nothing is ejected
 }
 
