@@ -17,7 +17,9 @@
 // Each resource that a proxy is subscribed to is compiled once for all proxies
 // that see the same, and compiled again when something that it depends on changes:
 // a VirtualService or DestinationRule that concerns its host, the existence of a
-// service that it points to, the endpoints of its service. When the bytes are the
+// service that it points to, the endpoints of its service. A gateway has a resource
+// for each of its hosts, and follows all of them by one subscription, so that a
+// change of one host among 5,000 compiles and sends that one. When the bytes are the
 // same nothing is sent. Endpoints go out at once; nothing is ever held back to
 // collect more, but a proxy that has not acknowledged the last response of a type
 // gets the changes since then in one. Services and endpoints are sent before the

@@ -21,14 +21,27 @@
 //
 // NewSet compiles Resources and answers what the control plane asks: the rules
 // of a host (RouteTable), a gateway's tables (Gateway), a service's policy and
-// subsets (Service), a workload's policies (Authorization). The semantics are
-// Istio's. Where they are a trap, Warnings says so:
+// subsets (Service), a workload's policies (Authorization). Set.With makes the set
+// after a change, compiles only what the change concerns, and says which tables of
+// gateways that is. The semantics are Istio's. Where they are a trap, Warnings says
+// so:
 //
 //   - Sidecars do not merge the VirtualServices of a host: the first wins.
 //     Gateways do merge them, those rules last that fit everything.
+//   - Of the tcp rules for a port of a gateway the first gets every connection:
+//     nothing else tells them apart.
 //   - Of DestinationRules the first namespace with a fitting host wins: the
 //     client's, the service's, istio-system. Nothing is inherited.
 //   - A rule after one that fits everything is never reached.
+//
+// A VirtualService's tls rules are for servers with tls.mode PASSTHROUGH; where the
+// gateway itself ends TLS, the narrower name wins, as it does between such servers.
+// Certificates are no part of a Gateway: a gateway is given them when it is started.
+//
+// How the paths of a host are normalised says the annotation
+// weft.dev/path-normalization (NONE, BASE, MERGE_SLASHES, DECODE_AND_MERGE_SLASHES)
+// of its VirtualService, or of the Gateway for hosts of which nobody says anything.
+// VirtualServices that share a host at a gateway must agree: Conflicts.
 //
 // weft is more lenient than Istio with names: "reviews.prod" and
 // "reviews.service.consul" are services here, wherever a host is written that

@@ -34,12 +34,17 @@ func (c *Client) dialOptions() []grpc.DialOption {
 	return append(commonOptions(), grpc.WithTransportCredentials(credentials.NewTLS(c.credentials.ClientTLS(server))))
 }
 
+// maxResponse bounds a response, in bytes. One is at least as large as the largest
+// table in it, and a gateway puts the rules of a host together, however many.
+const maxResponse = 64 << 20
+
 func commonOptions() []grpc.DialOption {
 	return []grpc.DialOption{
 		grpc.WithNoProxy(), // HTTP_PROXY is for applications
 		grpc.WithIdleTimeout(0),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithUserAgent("weft/" + weft.Version),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponse)),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: reconnectLimit},
 			MinConnectTimeout: 5 * time.Second,

@@ -7,7 +7,7 @@
 // A sidecar begins with an empty snapshot and asks for hosts when somebody calls
 // them (Need): its memory follows what it calls and not the size of the mesh. With
 // a host's route table come the services that it points to and their endpoints. A
-// gateway asks for its Gateway resource, and for all that this leads to. A table
+// gateway asks for all its tables, and for all that these lead to. A table
 // is taken into the snapshot only when the services that it points to are there,
 // so that a change never leads to nowhere on its way.
 //

@@ -227,6 +227,30 @@ func TestGatewayFollowsItsResource(t *testing.T) {
 	}
 }
 
+// One host may have more rules than gRPC lets through unasked (4 MiB).
+func TestALargeTableArrives(t *testing.T) {
+	s := controltest.Start(t, controltest.Config{})
+	s.Instance("order", "v1", 8001)
+	s.Apply(edge)
+	const parts = 10
+	for i := range parts {
+		s.Apply(fmt.Sprintf(`
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: part-%d}
+spec:
+  hosts: [shop.example.com]
+  gateways: [edge]
+  http: [{match: [{uri: {exact: /part-%d}}], directResponse: {status: 200, body: {string: "%s"}}}]
+`, i, i, strings.Repeat("x", 500_000)))
+	}
+	c := join(t, s, subscribe.Config{ServiceAccount: "gateway", Role: subscribe.Gateway, GatewayName: "edge"})
+	d := need(t, c, "shop.example.com").Route(&weft.Request{Host: "shop.example.com", Path: fmt.Sprintf("/part-%d", parts-1)}, 0)
+	if d.Rule == nil || d.Rule.Direct == nil || len(d.Rule.Direct.Body) != 500_000 {
+		t.Errorf("the last part: %+v", d)
+	}
+}
+
 func TestTheLastSnapshotOutlivesTheServer(t *testing.T) {
 	s := controltest.Start(t, controltest.Config{})
 	s.Instance("order", "v1", 8001)
