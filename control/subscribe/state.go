@@ -1,6 +1,8 @@
 package subscribe
 
 import (
+	"maps"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -150,6 +152,20 @@ func (s *state) namesOf(typeURL string) *names {
 		s.names[typeURL] = n
 	}
 	return n
+}
+
+// types are those of names, the Gateway's last: the server sends that when all tables
+// that were asked for before it are sent.
+func (s *state) types() []string {
+	return slices.SortedFunc(maps.Keys(s.names), func(a, b string) int {
+		switch weftpb.GatewayType {
+		case a:
+			return 1
+		case b:
+			return -1
+		}
+		return strings.Compare(a, b)
+	})
 }
 
 func (s *state) subscribe(typeURL, name string) {

@@ -3,6 +3,7 @@ package subscribe
 import (
 	"crypto/x509"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -289,6 +290,13 @@ func TestGatewayAsksForEverythingItLeadsTo(t *testing.T) {
 	s.tell(weftpb.GatewayType, []string{"edge"})
 	if got := s.route("user.example.com"); got != string(weft.NoHost) {
 		t.Errorf("without a Gateway resource: %s", got)
+	}
+}
+
+func TestAGatewayIsAskedForAfterItsTables(t *testing.T) {
+	types := newTold(t, Gateway).types()
+	if tables, gateway := slices.Index(types, weftpb.GatewayTableType), slices.Index(types, weftpb.GatewayType); tables < 0 || gateway < tables {
+		t.Errorf("it asks for %v", types)
 	}
 }
 

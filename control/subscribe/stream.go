@@ -160,7 +160,8 @@ func (c *Client) opening() []*discovery.DeltaDiscoveryRequest {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var out []*discovery.DeltaDiscoveryRequest
-	for typeURL, n := range c.state.names {
+	for _, typeURL := range c.state.types() {
+		n := c.state.names[typeURL]
 		clear(n.subscribe)
 		clear(n.unsubscribe)
 		for chunk := range slices.Chunk(keys(n.all), requestNames) {
@@ -183,7 +184,8 @@ func (c *Client) asking() []*discovery.DeltaDiscoveryRequest {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var out []*discovery.DeltaDiscoveryRequest
-	for typeURL, n := range c.state.names {
+	for _, typeURL := range c.state.types() {
+		n := c.state.names[typeURL]
 		for chunk := range slices.Chunk(keys(n.unsubscribe), requestNames) {
 			out = append(out, &discovery.DeltaDiscoveryRequest{TypeUrl: typeURL, ResourceNamesUnsubscribe: chunk})
 		}
