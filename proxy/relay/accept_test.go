@@ -115,6 +115,23 @@ func TestAcceptProxySlow(t *testing.T) {
 	})
 }
 
+// TestAcceptProxyLeavesNoDeadline: the timeout is for the header only.
+func TestAcceptProxyLeavesNoDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, inner := newDoublePipe()
+		go act(client, []step{{0, "PROXY UNKNOWN\r\n"}, {time.Hour, "late"}})
+		a, err := AcceptProxy(inner, time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, 4)
+		if n, err := a.Read(b); string(b[:n]) != "late" {
+			t.Errorf("%q, %v", b[:n], err)
+		}
+		_, _ = client.Close(), a.Close()
+	})
+}
+
 // TestAcceptedCannotHalfClose says so, instead of doing nothing.
 func TestAcceptedCannotHalfClose(t *testing.T) {
 	client, inner := net.Pipe()
@@ -141,7 +158,11 @@ func TestAcceptedIsSpliced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, _ := start(t, Side{Conn: a, Already: nil}, Side{Conn: s}, Config{})
+	three := make([]byte, 3)
+	if _, err := io.ReadFull(a, three); err != nil {
+		t.Fatal(err)
+	}
+	r, _ := start(t, Side{Conn: a, Already: three}, Side{Conn: s}, Config{})
 	if r.fromClient.fromTCP == nil {
 		t.Error("the relay sees no socket")
 	}

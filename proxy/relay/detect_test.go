@@ -24,7 +24,7 @@ type step struct {
 // act plays steps on the peer's end of a connection.
 func act(c net.Conn, steps []step) {
 	for _, s := range steps {
-		time.Sleep(s.after)
+		time.Sleep(s.after) //weft:sleep the peer is slow on purpose; fake time, under synctest
 		if s.text == "" {
 			_ = c.(halfCloser).CloseWrite()
 			return
@@ -173,6 +173,39 @@ func TestDetect(t *testing.T) {
 				actors.Wait()
 			})
 		})
+	}
+}
+
+// TestDetectLeavesNoDeadline: who goes on may wait as long as it likes.
+func TestDetectLeavesNoDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, inner := newDoublePipe()
+		server, outer := newDoublePipe()
+		v, err := Detector{}.Detect(t.Context(), inner, make([]byte, 0, 100), func(context.Context) (net.Conn, error) { return outer, nil })
+		if err != nil || v.Kind != Unknown {
+			t.Fatal(v.Kind, err)
+		}
+		for _, c := range [][2]net.Conn{{client, inner}, {server, v.Server}} {
+			go act(c[0], []step{{time.Hour, "late"}})
+			b := make([]byte, 4)
+			if n, err := c[1].Read(b); string(b[:n]) != "late" {
+				t.Errorf("%q, %v", b[:n], err)
+			}
+			_ = c[0].Close()
+			_ = c[1].Close()
+		}
+	})
+}
+
+// TestCutLasts: a wait that begins after everything was called off is over at once.
+func TestCutLasts(t *testing.T) {
+	_, inner := tcpPair(t)
+	x := detection{client: inner}
+	x.cut()
+	until := time.Now().Add(patience)
+	x.wait(until)
+	if _, err := inner.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) || !time.Now().Before(until) {
+		t.Error(err)
 	}
 }
 

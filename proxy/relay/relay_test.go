@@ -389,7 +389,11 @@ func stall(t *testing.T, c net.Conn) {
 			t.Fatal("the peer reads on")
 		}
 		_ = c.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
-		if n, err := c.Write(chunk); n == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
+		n, err := c.Write(chunk)
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			return // the relay has lost its patience with the peer
+		}
+		if n == 0 {
 			stalled++
 		}
 	}
@@ -443,7 +447,7 @@ func TestPatience(t *testing.T) {
 		"a byte every seven minutes": {
 			act: func(client, server doublePipe) {
 				for range 5 {
-					time.Sleep(7 * time.Minute)
+					time.Sleep(7 * time.Minute) //weft:sleep fake time: TestPatience runs it under synctest
 					_, _ = client.Write([]byte("x"))
 					_, _ = server.Read(make([]byte, 1))
 				}
@@ -454,7 +458,7 @@ func TestPatience(t *testing.T) {
 		},
 		"one side has ended": {
 			act: func(client, server doublePipe) {
-				time.Sleep(time.Minute)
+				time.Sleep(time.Minute) //weft:sleep fake time: TestPatience runs it under synctest
 				_ = client.CloseWrite()
 			},
 			want:   Result{Reason: HalfClosed},
@@ -465,7 +469,7 @@ func TestPatience(t *testing.T) {
 			act: func(client, server doublePipe) {
 				_ = server.CloseWrite()
 				for range 5 {
-					time.Sleep(50 * time.Second)
+					time.Sleep(50 * time.Second) //weft:sleep fake time: TestPatience runs it under synctest
 					_, _ = client.Write([]byte("x"))
 					_, _ = server.Read(make([]byte, 1))
 				}
@@ -497,16 +501,52 @@ func TestPatience(t *testing.T) {
 	}
 }
 
-// TestIdleStalled: bytes that never arrived must not look like a clean end.
+// TestIdleStalled: bytes that never arrived must not look like a clean end, whether
+// they wait in a buffer or in a pipe.
 func TestIdleStalled(t *testing.T) {
-	client, c := tcpPair(t)
-	server, s := tcpPair(t)
-	_, result := start(t, Side{Conn: c}, Side{Conn: s}, Config{Idle: 500 * time.Millisecond})
-	stall(t, client)
-	if got := wait(t, result); got.Reason != Idle {
-		t.Error(got)
+	for _, from := range []string{"tcp", "wrapped"} {
+		t.Run(from, func(t *testing.T) {
+			client, c := lanes[from](t)
+			server, s := tcpPair(t)
+			_, result := start(t, c, Side{Conn: s}, Config{Idle: 500 * time.Millisecond})
+			stall(t, client)
+			if got := wait(t, result); got.Reason != Idle {
+				t.Error(got)
+			}
+			hearReset(t, server)
+		})
 	}
-	hearReset(t, server)
+}
+
+// asked notes how much its reader asks for.
+type asked struct {
+	halfCloser
+	sizes chan int
+}
+
+func (a asked) Read(b []byte) (int, error) {
+	a.sizes <- len(b)
+	return a.halfCloser.Read(b)
+}
+
+// TestReadsGrow: a lane that cannot wait without a buffer has a small one, and a
+// large one for what is large.
+func TestReadsGrow(t *testing.T) {
+	client, c := newDoublePipe()
+	server, s := tcpPair(t)
+	sizes := make(chan int, 100)
+	start(t, Side{Conn: asked{c, sizes}}, Side{Conn: s}, Config{})
+	for _, step := range []struct{ say, asks int }{
+		{0, smallSize}, {100, smallSize}, {smallSize, bufferSize}, {bufferSize, bufferSize}, {3000, bufferSize}, {100, smallSize}, {100, smallSize},
+	} {
+		if step.say > 0 {
+			say(t, client, strings.Repeat("x", step.say))
+			hear(t, server, strings.Repeat("x", step.say))
+		}
+		if got := <-sizes; got != step.asks {
+			t.Errorf("asks for %d after %d bytes; want %d", got, step.say, step.asks)
+		}
+	}
 }
 
 // TestWithoutHalfClose: on connections that can only be closed whole, the server's
