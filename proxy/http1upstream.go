@@ -32,7 +32,10 @@ func (u *link) send(x *Exchange, pl *plan) (unsent bool, err error) {
 	if x.upgrade {
 		out = x.appendUpgrade(out)
 	}
-	if h.Framing != http1.NoBody {
+	switch {
+	case h.Framing == http1.Chunked && x.whole: // an HTTP/2 client need not say how much comes
+		out = http1.AppendFraming(out, http1.FixedLength, int64(len(x.body)))
+	case h.Framing != http1.NoBody:
 		out = http1.AppendFraming(out, h.Framing, h.Length)
 	}
 	out = append(out, "\r\n"...)
