@@ -273,7 +273,7 @@ func (c *cluster) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, e := range c.leaving {
-		e.muxes.close()
+		e.muxes.close(c.opened)
 	}
 	c.leaving = nil
 }

@@ -26,6 +26,7 @@ type conn struct {
 	// constant
 	p        *Proxy
 	l        *Listener
+	base     net.Conn // as it was accepted: below sock, which others must not look at
 	peerAddr netip.Addr
 	peerText string // peerAddr, written once
 
@@ -58,6 +59,8 @@ type conn struct {
 	h2      *mux.Conn  // of HTTP/2
 	expired bool       // the sweeper ended the present phase
 	nudged  bool       // the read deadline is past, only to make the goroutine look again
+	left    bool       // the read deadline is past, because the connection was idle for too long
+	begun   bool       // it has carried an exchange
 }
 
 // Phases of a connection.
@@ -69,7 +72,7 @@ const (
 )
 
 func newConn(p *Proxy, l *Listener, sock net.Conn) *conn {
-	c := &conn{p: p, l: l, sock: sock}
+	c := &conn{p: p, l: l, base: sock, sock: sock}
 	if ap, err := netip.ParseAddrPort(sock.RemoteAddr().String()); err == nil {
 		c.peerAddr = ap.Addr().Unmap()
 		c.peerText = c.peerAddr.String()
@@ -91,6 +94,7 @@ func (c *conn) serve() {
 		return
 	}
 	c.enter(phaseIdle, time.Now().UnixNano(), idleTimeout)
+	c.expireIfDraining()
 	switch {
 	case protocol == protocolRaw:
 		c.serveRaw(weft.Decision{}, nil, nil)
@@ -102,8 +106,11 @@ func (c *conn) serve() {
 		}
 		c.serveRaw(d, nil, nil)
 		return
-	case c.l.Direction == Outbound && c.l.Host != "" && c.detect():
-		return
+	case c.l.Direction == Outbound && c.l.Host != "":
+		if c.detect() {
+			return
+		}
+		c.expireIfDraining()
 	}
 	if protocol == "" { // plain text, or a peer without ALPN
 		speaks, err := c.speaksHTTP2()
@@ -230,8 +237,8 @@ func (c *conn) serveReady(fd uintptr) bool {
 		for c.r < c.w {
 			x := c.takeX()
 			n, err := x.head.Parse(c.in[c.r:c.w], &limits)
-			if err != nil || x.head.Framing != http1.NoBody || x.head.Upgrade != nil {
-				return true
+			if err != nil || x.head.Framing != http1.NoBody || x.head.Upgrade != nil || x.head.Form == http1.Authority {
+				return true // a body and a tunnel are read while the exchange runs: not from in here
 			}
 			c.r += n
 			if !c.exchange() {
@@ -359,7 +366,9 @@ func (c *conn) expireIfDue(now int64) {
 	}
 	deadline := c.deadline.Load()
 	if now >= deadline {
-		c.interrupt()
+		if c.phase.Load() != phaseIdle || !c.leave() {
+			c.interrupt()
+		}
 		return
 	}
 	if c.l.Direction == Edge && c.client.over(now, c.p.grace()) {
@@ -383,7 +392,7 @@ func (c *conn) nudge() {
 		c.busy.nudge()
 	case !c.expired && c.unsure.Load() && !c.p.draining.Load():
 		c.nudged = true
-		_ = c.sock.SetReadDeadline(time.Unix(1, 0))
+		_ = c.base.SetReadDeadline(time.Unix(1, 0))
 	}
 }
 
@@ -396,7 +405,7 @@ func (c *conn) woken() bool {
 		return false
 	}
 	c.nudged = false
-	_ = c.sock.SetReadDeadline(time.Time{})
+	_ = c.base.SetReadDeadline(time.Time{})
 	return true
 }
 
@@ -408,32 +417,61 @@ func (c *conn) interrupt() {
 	if c.busy != nil {
 		c.busy.interruptUpstream()
 	}
-	_ = c.sock.SetDeadline(time.Unix(1, 0))
+	_ = c.base.SetDeadline(time.Unix(1, 0))
 }
 
-// expireIdle ends the connection if it is between requests. Only reading ends: a
-// request that arrives at this very moment is still answered.
+// expireIdle ends the connection if it is between requests. One that is new may
+// have its first request on the way: unlike a client that keeps connections, who
+// sends it does not reckon with the connection's end.
 func (c *conn) expireIdle() {
 	switch c.phase.Load() {
 	case phaseIdle:
-		_ = c.sock.SetReadDeadline(time.Unix(1, 0))
+		c.mu.Lock()
+		begun := c.begun
+		c.mu.Unlock()
+		if begun {
+			c.leave()
+		} else {
+			c.deadline.Store(time.Now().Add(newcomerGrace).UnixNano())
+		}
 	case phaseMany:
 		c.h2.Drain()
 	}
 }
 
-// abort ends the connection whatever it is doing.
-func (c *conn) abort() {
+// expireIfDraining is for a connection that was not idle when the others were told.
+func (c *conn) expireIfDraining() {
+	if c.p.draining.Load() {
+		c.expireIdle()
+	}
+}
+
+// leave ends reading between requests: one that arrives at this very moment is
+// still answered.
+func (c *conn) leave() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.expired = true
-	if c.busy != nil {
-		c.busy.interruptUpstream()
+	if c.busy == nil && !c.left {
+		c.left = true
+		_ = c.base.SetReadDeadline(time.Unix(1, 0))
+		return true
 	}
-	if c.h2 != nil {
-		c.h2.Close()
+	return c.busy != nil
+}
+
+// abort ends the connection whatever it is doing. It does not wait, and so it does
+// not close: that would wait for an exchange that is served in place.
+func (c *conn) abort() {
+	c.interrupt()
+	c.mu.Lock()
+	h2 := c.h2
+	c.mu.Unlock()
+	if h2 != nil {
+		h2.Close()
 	}
-	_ = c.sock.Close()
+	if tcp, ok := c.base.(*net.TCPConn); ok {
+		_ = tcp.CloseRead() // for who sets deadlines of its own, as a Detector does
+	}
 }
 
 func (c *conn) wasExpired() bool {
@@ -445,10 +483,13 @@ func (c *conn) wasExpired() bool {
 // setBusy says which exchange the connection serves.
 func (c *conn) setBusy(x *Exchange) {
 	c.mu.Lock()
-	c.busy = x
-	if c.nudged && !c.expired {
-		c.nudged = false
-		_ = c.sock.SetReadDeadline(time.Time{})
+	c.busy, c.begun = x, true
+	switch {
+	case c.expired && x != nil:
+		x.interruptUpstream()
+	case (c.nudged || c.left) && !c.expired:
+		c.nudged, c.left = false, false
+		_ = c.base.SetReadDeadline(time.Time{})
 	}
 	c.mu.Unlock()
 }

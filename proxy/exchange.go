@@ -229,6 +229,17 @@ func (x *Exchange) interruptUpstream() {
 	x.mu.Unlock()
 }
 
+// cancel is interruptUpstream for a stream that is lost. A relay over the stream
+// must not be told while the stream's connection is locked, and sees it by itself.
+func (x *Exchange) cancel() {
+	x.mu.Lock()
+	x.expired = true
+	if x.up != nil {
+		x.up.interrupt()
+	}
+	x.mu.Unlock()
+}
+
 // nudge makes the exchange look at the upstream's socket, if it waits without.
 func (x *Exchange) nudge() {
 	x.mu.Lock()

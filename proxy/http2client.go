@@ -84,7 +84,7 @@ func (c *conn) serveStream(st *mux.Stream) {
 type cancellation Exchange
 
 // Interrupt implements mux.Interrupter.
-func (c *cancellation) Interrupt() { (*Exchange)(c).interruptUpstream() }
+func (c *cancellation) Interrupt() { (*Exchange)(c).cancel() }
 
 func (s *http2Client) http2() bool { return true }
 

@@ -237,7 +237,7 @@ func (m *muxes) drain() {
 }
 
 // close ends the connections and waits for their goroutines.
-func (m *muxes) close() {
+func (m *muxes) close(open func(int)) {
 	m.mu.Lock()
 	conns := m.conns
 	m.conns, m.drained = nil, true
@@ -245,6 +245,7 @@ func (m *muxes) close() {
 	for _, c := range conns {
 		c.Close()
 		<-c.Done()
+		open(-1)
 	}
 }
 

@@ -27,6 +27,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
 	"slices"
 	"sync"
@@ -189,10 +190,11 @@ func (p *Proxy) Close() {
 	for ln := range p.listeners {
 		_ = ln.Close()
 	}
-	for c := range p.conns {
+	conns := slices.Collect(maps.Keys(p.conns))
+	p.mu.Unlock()
+	for _, c := range conns {
 		c.abort()
 	}
-	p.mu.Unlock()
 	p.serving.Wait()
 	p.stop()
 	p.sweeping.Wait()

@@ -43,7 +43,12 @@ func newMeshOf(t *testing.T, c Config, upstreams ...string) *mesh {
 	t.Helper()
 	c.Self, c.Spans = weft.NewServiceName("", "caller"), trace.NewRecorder(64)
 	m := &mesh{t: t, proxy: New(c)}
-	t.Cleanup(m.proxy.Close)
+	t.Cleanup(func() {
+		m.proxy.Close()
+		if wrong := m.proxy.books(); wrong != "" {
+			t.Errorf("after Close: %s", wrong)
+		}
+	})
 	m.rule = weft.Rule{Name: "http[0]", Destinations: []weft.Destination{{Service: shop}}, Retry: weft.DefaultRetry}
 	m.svc = weft.Service{Name: shop}
 	m.endpoints(upstreams...)

@@ -1,0 +1,74 @@
+package proxy
+
+import (
+	"io"
+	"net/http"
+	"testing"
+
+	"golang.org/x/net/http2"
+
+	"github.com/weftmesh/weft"
+)
+
+// A tunnel that is asked for on a kept connection is as good as one on a new one.
+func TestConnectOnKeptConnection(t *testing.T) {
+	m := rawMesh(t, weft.TCP, echo(t, "hello\n"))
+	m.addr = m.listen(&Listener{Direction: Outbound})
+	m.known("nobody")
+	c, r := m.raw("GET / HTTP/1.1\r\nHost: nobody\r\n\r\n")
+	if resp, _ := m.read(r, "GET"); resp.StatusCode != 503 {
+		t.Fatal(resp)
+	}
+	if _, err := io.WriteString(c, "CONNECT shop:5432 HTTP/1.1\r\nHost: shop:5432\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(r, &http.Request{Method: "CONNECT"})
+	if err != nil || resp.StatusCode != 200 {
+		t.Fatalf("%v %v", resp, err)
+	}
+	talk(t, c, r, "hello\n")
+	gone(t, m.proxy)
+}
+
+// RFC 8441 in front of an HTTP/1 server: bytes both ways, half-close, and the
+// stream's reset ends the tunnel and nothing else.
+func TestWebSocketOverHTTP2(t *testing.T) {
+	m := newMesh(t, chat(t))
+	t.Run("echo", func(t *testing.T) {
+		f := openSocket(t, m)
+		for _, line := range []string{"one\n", "two\n"} {
+			if err := f.WriteData(1, false, []byte(line)); err != nil {
+				t.Fatal(err)
+			}
+			got, err := f.next()
+			if d, ok := got.(*http2.DataFrame); err != nil || !ok || string(d.Data()) != line {
+				t.Fatalf("%v %v", got, err)
+			}
+		}
+		if err := f.WriteData(1, true, []byte("last")); err != nil {
+			t.Fatal(err)
+		}
+		if r, err := f.reply(1); err != nil || r.body != "last" || !r.ended {
+			t.Errorf("%v %v", r, err)
+		}
+		settled(t, m.proxy)
+	})
+	t.Run("reset", func(t *testing.T) {
+		f := openSocket(t, m)
+		if err := f.WriteRSTStream(1, http2.ErrCodeCancel); err != nil {
+			t.Fatal(err)
+		}
+		settled(t, m.proxy)
+		if err := f.ask(3, true, "GET", "/"); err != nil {
+			t.Fatal(err)
+		}
+		if r, err := f.reply(3); err != nil || r.status != "426" {
+			t.Errorf("the connection's next request: %v %v", r, err)
+		}
+	})
+	t.Run("lost connection", func(t *testing.T) {
+		f := openSocket(t, m)
+		f.Close()
+		gone(t, m.proxy)
+	})
+}
