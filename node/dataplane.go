@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -202,34 +203,58 @@ func (d *dataPlane) settle(p *proxy.Proxy) {
 // proxyState is what every proxy hands to the process that replaces it.
 type proxyState struct {
 	Token string   `json:"token"`           // the file it came from may be gone
-	Hosts []string `json:"hosts,omitempty"` // known ones: the next process shall know them, too
-	Told  bool     `json:"told,omitempty"`  // a gateway had its configuration
+	Hosts []string `json:"hosts,omitempty"` // with a table: the next process shall have them, too
 }
 
 func (d *dataPlane) state() proxyState {
-	snapshot := d.mesh.Snapshot()
-	s := proxyState{Token: d.token, Told: snapshot.Gateway != nil}
-	for host, table := range snapshot.Hosts {
-		if table != nil {
-			s.Hosts = append(s.Hosts, host)
-		}
+	s := proxyState{Token: d.token}
+	for host := range tables(d.mesh.Snapshot()) {
+		s.Hosts = append(s.Hosts, host)
 	}
 	return s
+}
+
+// tables are those of the gateway, or of the hosts that a sidecar calls.
+func tables(s *weft.Snapshot) map[string]*weft.RouteTable {
+	out := make(map[string]*weft.RouteTable)
+	if s.Gateway != nil {
+		for _, t := range s.Gateway.Tables() {
+			out[t.Host] = t
+		}
+		return out
+	}
+	for host, t := range s.Hosts {
+		if t != nil {
+			out[host] = t
+		}
+	}
+	return out
 }
 
 // learnTimeout bounds the wait for configuration before a process begins to serve.
 const learnTimeout = 10 * time.Second
 
-// learn waits until this process knows as much as the one before it did.
+// learn waits until this process knows the hosts that the one before it knew. What
+// was deleted meanwhile does not come any more.
 func (d *dataPlane) learn(ctx context.Context, old proxyState) {
 	patience, cancel := context.WithTimeout(ctx, learnTimeout)
 	defer cancel()
-	if old.Told {
-		d.mesh.Need(patience, "")
-	}
 	var all sync.WaitGroup
-	for _, host := range old.Hosts {
+	for _, host := range old.Hosts { // a gateway waits for the first, and does not ask
 		all.Go(func() { d.mesh.Need(patience, host) })
 	}
 	all.Wait()
+	known := make(chan struct{})
+	var once sync.Once
+	d.mesh.OnChange(func(now *weft.Snapshot) {
+		have := tables(now)
+		if !slices.ContainsFunc(old.Hosts, func(host string) bool { return have[host] == nil }) {
+			once.Do(func() { close(known) })
+		}
+	})
+	select {
+	case <-known:
+	case <-patience.Done():
+		d.logger.Warn("not every host came that the old process knew", "waited", learnTimeout.String())
+	}
 }

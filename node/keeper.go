@@ -52,7 +52,12 @@ func (k *keeper) run(stop context.Context, drained <-chan struct{}) (int, error)
 	if k.app != nil {
 		exited = k.app.exited()
 	}
+	ending := false
 	for {
+		if ending && drained == nil { // what this process had in flight has ended, too
+			ending, exited = false, nil
+			k.say(handover.Word{Exited: true, Code: k.app.end()})
+		}
 		select {
 		case <-drained:
 			drained = nil
@@ -69,10 +74,7 @@ func (k *keeper) run(stop context.Context, drained <-chan struct{}) (int, error)
 			if !open {
 				return k.ended()
 			}
-			if w.End && k.app != nil {
-				exited = nil
-				k.say(handover.Word{Exited: true, Code: k.app.end()})
-			}
+			ending = ending || w.End && k.app != nil
 			k.heard(w)
 		}
 	}

@@ -15,7 +15,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"strconv"
 	"strings"
 	"sync"
@@ -155,43 +154,6 @@ func loopbackOnly(what, address, flag string) error {
 		return nil
 	}
 	return weft.Errorf(weft.Denied, "start", what, "%s %s would offer it to the network without TLS and tokens, which this version does not have for it; bind it to 127.0.0.1 (the control port is protected and may be bound to any address)", flag, address)
-}
-
-// quickRequests is how long requests of an HTTP server may still take at its end
-// before those that block (watches) are told to answer.
-const quickRequests = 100 * time.Millisecond
-
-// serveHTTP runs an HTTP server until ctx ends. It then finishes what it has begun:
-// a short request takes its time, one that blocks answers what it has.
-func serveHTTP(ln net.Listener, h http.Handler, logger *slog.Logger) func(context.Context) error {
-	return func(ctx context.Context) error {
-		requests, endRequests := context.WithCancel(context.WithoutCancel(ctx))
-		defer endRequests()
-		s := &http.Server{
-			Handler:           h,
-			ReadHeaderTimeout: 10 * time.Second,
-			IdleTimeout:       2 * time.Minute,
-			MaxHeaderBytes:    64 << 10,
-			BaseContext:       func(net.Listener) context.Context { return requests },
-			ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
-		}
-		stopped := make(chan struct{})
-		unhook := context.AfterFunc(ctx, func() {
-			defer close(stopped)
-			defer time.AfterFunc(quickRequests, endRequests).Stop()
-			patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-			defer cancel()
-			if s.Shutdown(patience) != nil {
-				_ = s.Close()
-			}
-		})
-		err := s.Serve(ln)
-		if !unhook() {
-			<-stopped
-			return nil
-		}
-		return err
-	}
 }
 
 // NewLogger is the log of weft's own processes: JSON lines.
