@@ -77,7 +77,7 @@ func (x *Exchange) awaitResponse(up upstream) error {
 		switch {
 		case r.Status >= 200:
 			return nil
-		case r.Status == 101 && x.upgrade:
+		case r.Status == 101 && x.upgrade && equalFold(r.Upgrade, websocket): // what was asked for, not h2c
 			return nil
 		case r.Status == 101:
 			return &protocolError{"unasked_upgrade"}
