@@ -146,11 +146,6 @@ type opening struct {
 	listener *proxy.Listener
 }
 
-// settleTime is how long connections that were accepted at the last moment have to
-// send their first request, before a drain takes them for idle ones. A client that
-// has just connected would not understand to be sent away.
-const settleTime = 500 * time.Millisecond
-
 // serve runs all listeners of a proxy until ctx ends, and then drains the proxy: it
 // stops accepting, and what has begun may end. When another process has taken over
 // (errReplaced), that one has the sockets; else they are closed for good.
@@ -178,25 +173,12 @@ func (d *dataPlane) serve(p *proxy.Proxy, openings ...opening) func(context.Cont
 		for range open {
 			err = errors.Join(err, <-ended)
 		}
-		d.settle(p)
 		patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.drain)
 		defer cancel()
 		if p.Drain(patience) != nil {
 			d.logger.Warn("some exchanges did not end in time and are cut off", "after", d.drain.String())
 		}
 		return err
-	}
-}
-
-// settle waits for settleTime, or until there is no connection.
-func (d *dataPlane) settle(p *proxy.Proxy) {
-	tick := time.NewTicker(settleTime / 50)
-	defer tick.Stop()
-	for range 50 {
-		if p.Connections() == 0 {
-			return
-		}
-		<-tick.C
 	}
 }
 
