@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/weftmesh/weft/wire/http1"
@@ -14,6 +15,7 @@ type bodySender struct {
 	done  chan struct{} // has a token when the goroutine is over; made once
 	err   error         // nil: the whole body was sent
 	bytes int64
+	lost  atomic.Bool // the client's side failed, and with it the upstream's
 }
 
 func (s *bodySender) start(x *Exchange, up upstream) {
@@ -30,6 +32,7 @@ func (s *bodySender) run(x *Exchange, up upstream) {
 	if s.err != nil && errors.Is(s.err, errSource) {
 		// Without its client the request will never be whole: make the upstream
 		// forget it, and wake who waits for the answer.
+		s.lost.Store(true)
 		up.interrupt()
 	}
 	s.done <- struct{}{}
@@ -41,17 +44,21 @@ const senderGrace = 100 * time.Millisecond
 
 // join waits for the sender and says what its end means for both sides.
 func (s *bodySender) join(x *Exchange, up upstream, o *outcome) {
+	hurried := false
 	select {
 	case <-s.done:
 	default:
-		s.hurry(x, up)
+		hurried = s.hurry(x, up)
 	}
 	x.record.BytesIn = s.bytes
+	if hurried {
+		o.whole = false // its end was broken off
+	}
 	if s.err == nil {
 		return
 	}
 	o.keep, o.whole = false, false
-	if o.done || !errors.Is(s.err, errSource) {
+	if o.done || hurried || !errors.Is(s.err, errSource) {
 		return
 	}
 	o.again = false
@@ -64,16 +71,19 @@ func (s *bodySender) join(x *Exchange, up upstream, o *outcome) {
 	o.fault = Answer{Status: 400, Reason: "client_body", Text: "the request's body ended early", Close: true}
 }
 
-// hurry ends a sender that has not ended by itself soon after the response.
-func (s *bodySender) hurry(x *Exchange, up upstream) {
+// hurry ends a sender, and reports whether it has not ended by itself soon after
+// the response.
+func (s *bodySender) hurry(x *Exchange, up upstream) bool {
 	timer := time.NewTimer(senderGrace)
 	defer timer.Stop()
 	select {
 	case <-s.done:
+		return false
 	case <-timer.C:
 		up.interrupt()
 		x.client.stopReading()
 		<-s.done
 		x.client.resumeReading()
+		return true
 	}
 }

@@ -44,9 +44,11 @@ type conn struct {
 	r, w    int     // in[r:w] was read and not used yet
 	readN   int
 	readErr error
-	over    bool      // serveReady saw the connection's end, or made it
-	lingers bool      // it made it, and the client may still be sending
-	x       *Exchange // nil while idle
+	over    bool // serveReady saw the connection's end, or made it
+	lingers bool // it made it, and the client may still be sending
+	// truncated: the last response is not whole, and only a reset can say so
+	truncated bool
+	x         *Exchange // nil while idle
 
 	// written by the goroutine, read by the sweeper
 	deadline atomic.Int64 // coarse, unix ns
@@ -319,6 +321,12 @@ func (c *conn) speaksHTTP2() (bool, error) {
 }
 
 func (c *conn) finish() {
+	if c.truncated {
+		if tcp, ok := c.base.(*net.TCPConn); ok {
+			_ = tcp.SetLinger(0)
+		}
+		_ = c.base.Close() // before TLS can say goodbye
+	}
 	_ = c.sock.Close()
 	if c.in != nil {
 		c.in.free()
@@ -654,7 +662,7 @@ func (c *conn) release() {
 // linger closes politely: the client may still be sending, and a reset would take
 // the answer away before it is read (RFC 9112 §9.6).
 func (c *conn) linger() {
-	if c.wasExpired() {
+	if c.truncated || c.wasExpired() {
 		return
 	}
 	half, ok := c.sock.(interface{ CloseWrite() error })

@@ -19,8 +19,9 @@ type plan struct {
 	rule     *weft.Rule        // nil: none applies
 	dest     *weft.Destination // nil: none applies
 	retry    *weft.Retry
-	deadline time.Time // of all tries together; zero is none
-	http2    bool      // to the endpoint
+	deadline time.Time     // of all tries together; zero is none
+	wait     time.Duration // before the next try
+	http2    bool          // to the endpoint
 }
 
 // defaultConnectTimeout is Istio's (facts/mesh.md §2.2 item 7).
@@ -106,6 +107,7 @@ type outcome struct {
 	unsent bool // the request did not reach an application
 	again  bool // with !done: worth another try if the request may be repeated
 	stale  bool // with !done: a kept connection was dead already
+	paid   bool // with again: another try was granted
 	whole  bool // the upstream's connection is at the end of this exchange
 	fault  Answer
 }
@@ -154,9 +156,10 @@ func (x *Exchange) forward(pl *plan) (keep bool) {
 			stale++
 			continue
 		}
-		if !x.mayRepeat(pl, &o, n) || !pl.cluster.budget.Retry(now) || !x.backOff(pl, n, now) {
+		if !x.mayRepeat(pl, &o, n) || !o.paid && !pl.grant(n, now) {
 			return x.answer(&o.fault)
 		}
+		time.Sleep(pl.wait)
 		n++
 	}
 }
@@ -259,19 +262,17 @@ func (x *Exchange) idempotent() bool {
 // and at once.
 const backoffBase = 25 * time.Millisecond
 
-// backOff waits before attempt n+1; false when the deadline does not allow it.
-func (x *Exchange) backOff(pl *plan, n int, now time.Time) bool {
-	wait := time.Duration(0)
+// grant decides whether attempt n+1 is made, and after which wait: there must be
+// time for it, and the budget pays.
+func (pl *plan) grant(n int, now time.Time) bool {
+	pl.wait = 0
 	if n > 0 || len(pl.group.endpoints) == 1 {
-		wait = time.Duration(rand.Int64N(int64(min(backoffBase<<n, 10*backoffBase))))
+		pl.wait = time.Duration(rand.Int64N(int64(min(backoffBase<<n, 10*backoffBase))))
 	}
-	if !pl.deadline.IsZero() && now.Add(wait).After(pl.deadline) {
+	if !pl.deadline.IsZero() && now.Add(pl.wait).After(pl.deadline) {
 		return false
 	}
-	if wait > 0 {
-		time.Sleep(wait)
-	}
-	return true
+	return pl.cluster.budget.Retry(now)
 }
 
 // attempt sends the request to one endpoint and, when that goes well, streams the
@@ -292,6 +293,7 @@ func (x *Exchange) attempt(pl *plan, e *endpoint, n int) outcome {
 		return outcome{unsent: true, again: true, stale: stale, fault: *x.broken(e, "while sending", err)}
 	}
 	sending := !x.whole && err == nil
+	x.sender.lost.Store(false)
 	if sending {
 		x.sender.start(x, up)
 	}
@@ -299,7 +301,7 @@ func (x *Exchange) attempt(pl *plan, e *endpoint, n int) outcome {
 	if sending {
 		x.sender.join(x, up, &o)
 	}
-	if x.unhold() {
+	if x.unhold() || err != nil {
 		o.whole = false
 	}
 	up.release(x, pl, o.whole)
@@ -328,7 +330,7 @@ func (x *Exchange) connect(pl *plan, e *endpoint) (upstream, *Answer) {
 		}
 		return &x.stream, nil
 	}
-	if u := e.pool.get(p.clock.Load(), !x.idempotent()); u != nil {
+	if u := e.pool.get(time.Now().UnixNano(), !x.idempotent()); u != nil {
 		u.setDeadline(pl.attemptDeadline())
 		return u, nil
 	}

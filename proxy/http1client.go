@@ -234,7 +234,11 @@ func (s *http1Client) endHead(out []byte, keep bool) []byte {
 
 // clientFraming is how the client gets the response's body.
 func (s *http1Client) clientFraming() http1.Framing {
-	switch f := s.x.response.Framing; {
+	r := &s.x.response
+	switch f := r.Framing; {
+	case f == http1.NoBody && r.Status != 204 && r.Status != 304 && string(s.x.head.Method) != "HEAD":
+		r.Length = 0 // the end of an HTTP/2 stream said it
+		return http1.FixedLength
 	case f == http1.NoBody || f == http1.FixedLength:
 		return f
 	case s.x.head.Minor == 0: // HTTP/1.0 knows no chunks
@@ -290,8 +294,13 @@ func (s *http1Client) end(trailers []byte) error {
 }
 
 // abort implements client: the connection's end tells that the response is not
-// whole.
-func (s *http1Client) abort(string) { _ = s.flush() }
+// whole. Where that is how whole ones end, too, it is a reset.
+func (s *http1Client) abort(string) {
+	_ = s.flush()
+	if s.framing == http1.UntilClose {
+		s.x.conn.truncated = true
+	}
+}
 
 // answer implements client.
 func (s *http1Client) answer(status int, last bool, lines, body []byte) (keep bool) {

@@ -260,7 +260,7 @@ func (u *link) release(x *Exchange, pl *plan, whole bool) {
 		return
 	}
 	u.setDeadline(time.Time{})
-	u.endpoint.pool.put(u, x.conn.p.clock.Load(), upstreamPatience(pl, r))
+	u.endpoint.pool.put(u, time.Now().UnixNano(), upstreamPatience(pl, r))
 }
 
 // skip makes the connection reusable after a response that is not passed on, if

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"io"
+	"time"
 
 	"github.com/weftmesh/weft/proxy/mux"
 	"github.com/weftmesh/weft/wire/http1"
@@ -152,8 +153,8 @@ func (s *http2Client) trailers() []byte {
 	return nil
 }
 
-func (s *http2Client) stopReading()   { s.st.Reset(http2.NoError) }
-func (s *http2Client) resumeReading() {}
+func (s *http2Client) stopReading()   { s.st.SetDeadline(time.Unix(1, 0)) }
+func (s *http2Client) resumeReading() { s.st.SetDeadline(time.Time{}) }
 
 func (s *http2Client) inform() error {
 	s.lines = s.x.response.AppendFields(s.lines[:0])
@@ -201,8 +202,8 @@ func (s *http2Client) end(trailers []byte) error {
 func (s *http2Client) abort(reason string) {
 	if s.x.grpc && s.flush() == nil {
 		s.x.record.GRPCStatus = grpcUnavailable
-		s.tail = appendGRPCTrailers(s.tail[:0], grpcUnavailable, reason)
-		if s.st.SendTrailers(s.tail) == nil {
+		s.lines = appendGRPCTrailers(s.lines[:0], grpcUnavailable, reason) // tail may be in use by the sender
+		if s.st.SendTrailers(s.lines) == nil {
 			return
 		}
 	}

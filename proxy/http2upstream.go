@@ -18,7 +18,8 @@ import (
 type http2Upstream struct {
 	x     *Exchange
 	st    *mux.Stream
-	fresh bool // the connection was opened for this exchange
+	conn  *mux.Conn // of st
+	fresh bool      // it was opened for this exchange
 	head  http2.RequestHead
 	lines []byte
 	path  []byte
@@ -27,15 +28,14 @@ type http2Upstream struct {
 
 // open takes a stream of one of the endpoint's connections, or opens a connection.
 func (s *http2Upstream) open(x *Exchange, pl *plan, e *endpoint) error {
-	patience := pl.patience(time.Now())
 	s.x, s.fresh = x, false
+	var call *dialing
+	var mine bool
 	for {
-		st, call, mine := e.muxes.stream()
-		if st != nil {
-			st.SetDeadline(pl.attemptDeadline())
-			s.st = st
-			return nil
+		if s.conn, s.st, call, mine = e.muxes.stream(); s.st != nil {
+			break
 		}
+		patience := pl.patience(time.Now())
 		if !mine {
 			if err := call.wait(patience); err != nil {
 				return err
@@ -43,13 +43,19 @@ func (s *http2Upstream) open(x *Exchange, pl *plan, e *endpoint) error {
 			continue
 		}
 		c, err := x.conn.p.dialMux(pl.cluster, e, patience)
+		if err == nil { // before others take all there is, or a drain ends it
+			s.conn, s.fresh = c, true
+			s.st, err = c.Open()
+		}
 		e.muxes.called(call, c, err)
 		if err != nil {
 			return err
 		}
 		e.connected()
-		s.fresh = true
+		break
 	}
+	s.st.SetDeadline(pl.attemptDeadline())
+	return nil
 }
 
 func (s *http2Upstream) send(x *Exchange, pl *plan) (unsent bool, err error) {
@@ -136,7 +142,7 @@ func (s *http2Upstream) interrupt()   { s.st.Interrupt() }
 // release ends the stream; the connection goes on.
 func (s *http2Upstream) release(*Exchange, *plan, bool) {
 	s.st.Close()
-	s.st = nil
+	s.st, s.conn = nil, nil
 }
 
 // muxes are an endpoint's HTTP/2 connections.
@@ -167,7 +173,7 @@ func (d *dialing) wait(patience time.Duration) error {
 
 // stream opens a stream on the connection with the fewest. Without one it returns
 // the dialing to wait for, or one that the caller has to make (mine).
-func (m *muxes) stream() (st *mux.Stream, d *dialing, mine bool) {
+func (m *muxes) stream() (c *mux.Conn, st *mux.Stream, d *dialing, mine bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var best *mux.Conn
@@ -181,14 +187,14 @@ func (m *muxes) stream() (st *mux.Stream, d *dialing, mine bool) {
 	}
 	if best != nil {
 		if st, err := best.Open(); err == nil {
-			return st, nil, false
+			return best, st, nil, false
 		}
 	}
 	if m.dialing == nil {
 		m.dialing = &dialing{done: make(chan struct{})}
-		return nil, m.dialing, true
+		return nil, nil, m.dialing, true
 	}
-	return nil, m.dialing, false
+	return nil, nil, m.dialing, false
 }
 
 // called ends a dialing.
@@ -197,7 +203,7 @@ func (m *muxes) called(d *dialing, c *mux.Conn, err error) {
 	if c != nil {
 		m.conns = append(m.conns, c)
 		if m.drained {
-			c.Drain() // after the streams that wait for it
+			c.Drain()
 		}
 	}
 	d.err = err

@@ -58,8 +58,10 @@ const (
 	idleUpstream = 60 * time.Second
 	maxIdle      = 512 // an endpoint
 	// freshness is how long after its last use a connection is trusted without
-	// looking at the socket. A look costs a system call.
-	freshness = 100 * time.Millisecond
+	// looking at the socket. A look costs a system call; under load connections are
+	// used again at once. What a server sends unasked within this time is taken
+	// for the answer to the next request.
+	freshness = time.Millisecond
 )
 
 // get returns an idle connection that is still alive, or nil. careful asks for a

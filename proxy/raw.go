@@ -48,16 +48,26 @@ func (c *conn) serveRaw(d weft.Decision, already []byte, early *dialled) {
 	}
 	if c.l.Direction == Inbound {
 		x.plan = plan{cluster: c.l.local, group: c.l.local.set.Load().all, retry: &rawRetry}
-	} else {
-		cl := x.view.clusters[d.Service.Name]
-		x.record.Destination = d.Service.Name.Name
-		x.plan = plan{cluster: cl, group: cl.set.Load().group(d.Destination.Subset), dest: d.Destination, retry: &rawRetry}
-		if x.plan.group == nil {
-			x.refuseRaw(&Answer{Status: 503, Reason: string(weft.NoSubset)})
-			return
-		}
+	} else if a := x.planRaw(&d); a != nil {
+		early.close()
+		x.refuseRaw(a)
+		return
 	}
 	x.relayRaw(&x.plan, relay.Side{Conn: c.sock, Already: already}, early)
+}
+
+// planRaw plans where a decision leads, which may be older than x.view.
+func (x *Exchange) planRaw(d *weft.Decision) *Answer {
+	x.record.Destination = d.Service.Name.Name
+	cl := x.view.clusters[d.Service.Name]
+	if cl == nil {
+		return &Answer{Status: 503, Reason: string(weft.NoService), Text: "service " + d.Service.Name.String() + " is gone"}
+	}
+	x.plan = plan{cluster: cl, group: cl.set.Load().group(d.Destination.Subset), dest: d.Destination, retry: &rawRetry}
+	if x.plan.group == nil {
+		return &Answer{Status: 503, Reason: string(weft.NoSubset), Text: "subset " + d.Destination.Subset + " is not defined"}
+	}
+	return nil
 }
 
 // rawRetry: another endpoint may be tried for as long as none was connected to.
@@ -360,6 +370,9 @@ func (c *conn) listen(d weft.Decision) (done bool) {
 // second try: it is only to hear whether the server speaks.
 func (c *conn) dialEarly(ctx context.Context, d *weft.Decision) (dialled, error) {
 	cl := c.p.view.Load().clusters[d.Service.Name]
+	if cl == nil {
+		return dialled{}, errNowhere
+	}
 	g := cl.set.Load().group(d.Destination.Subset)
 	if g == nil {
 		return dialled{}, errNowhere
@@ -400,7 +413,6 @@ func (x *Exchange) serveConnect() {
 	x.request.Host = strings.ToLower(host)
 	d := x.conn.p.routeRaw(x.request.Host, uint16(port))
 	x.view, x.decision = x.conn.p.view.Load(), d
-	pl := &x.plan
 	switch {
 	case d.Problem == weft.NoHost && x.leavesMesh():
 		cl := x.externalCluster()
@@ -408,26 +420,24 @@ func (x *Exchange) serveConnect() {
 			x.answer(&Answer{Status: 503, Reason: "too_many_hosts", Close: true, Text: "too many hosts outside the mesh are in use"})
 			return
 		}
-		*pl = plan{cluster: cl, group: cl.set.Load().all, retry: &rawRetry}
+		x.plan = plan{cluster: cl, group: cl.set.Load().all, retry: &rawRetry}
 	case d.Problem != "":
 		a := problemAnswer(x, &d)
 		a.Close = true
 		x.answer(a)
 		return
 	default:
-		cl := x.view.clusters[d.Service.Name]
-		x.record.Destination = d.Service.Name.Name
-		*pl = plan{cluster: cl, group: cl.set.Load().group(d.Destination.Subset), dest: d.Destination, retry: &rawRetry}
+		if a := x.planRaw(&d); a != nil {
+			a.Close = true
+			x.answer(a)
+			return
+		}
 	}
-	x.tunnelTo(pl)
+	x.tunnelTo(&x.plan)
 }
 
 // tunnelTo connects, says so to the client, and relays.
 func (x *Exchange) tunnelTo(pl *plan) {
-	if pl.group == nil {
-		x.answer(&Answer{Status: 503, Reason: string(weft.NoSubset), Close: true, Text: "the subset is not defined"})
-		return
-	}
 	if reason := pl.cluster.limit.acquire(pl.group.policy, false, pl.patience(x.record.Start)); reason != "" {
 		x.answer(&Answer{Status: 503, Reason: reason, Close: true, Text: "too many connections to " + pl.cluster.name})
 		return

@@ -17,7 +17,8 @@ func (x *Exchange) receive(pl *plan, up upstream, n int) (o outcome) {
 		x.noResponse(pl, up, err, &o)
 		return o
 	}
-	if x.judgeResponse(pl, &o) && x.mayRepeat(pl, &o, n) {
+	if x.judgeResponse(pl, &o) && x.mayRepeat(pl, &o, n) && pl.grant(n, time.Now()) {
+		o.paid = true
 		if u, ok := up.(*link); ok {
 			o.whole = u.skip(x)
 		}
@@ -40,7 +41,7 @@ func (x *Exchange) receive(pl *plan, up upstream, n int) (o outcome) {
 		x.client.abort("the connection to " + x.record.Endpoint + " broke")
 		x.record.Reason = "upstream_truncated"
 		x.record.Status = 0 // the client did not get a whole response
-		if !x.wasExpired() {
+		if !x.wasExpired() && !x.sender.lost.Load() {
 			x.judge(pl, 0, true)
 		}
 	default:
@@ -66,11 +67,15 @@ func (x *Exchange) passBody(up upstream) error {
 	return pump(x.client, up, &x.record.BytesOut)
 }
 
+// mostInterim is how many informational responses may come before a final one.
+// Some servers send one every few seconds while they work.
+const mostInterim = 100
+
 // awaitResponse reads until a final response head is in x.response, passing
 // informational ones on.
 func (x *Exchange) awaitResponse(up upstream) error {
 	r := &x.response
-	for {
+	for n := 0; ; n++ {
 		if err := up.await(x); err != nil {
 			return err
 		}
@@ -81,6 +86,8 @@ func (x *Exchange) awaitResponse(up upstream) error {
 			return nil
 		case r.Status == 101:
 			return &protocolError{"unasked_upgrade"}
+		case n == mostInterim:
+			return &protocolError{"interim_flood"}
 		}
 		x.continued = x.continued || r.Status == 100
 		if x.head.Minor >= 1 {
@@ -101,7 +108,10 @@ func (x *Exchange) noResponse(pl *plan, up upstream, err error, o *outcome) {
 	case errors.Is(err, errClientGone), x.wasExpired() && x.client.http2():
 		o.fault = Answer{Status: 502, Reason: "client_gone", Close: true}
 		return
-	case errors.As(err, &malformed):
+	case x.sender.lost.Load(): // and the upstream was made to fail for it
+		o.fault = Answer{Status: 400, Reason: "client_body", Text: "the request's body ended early", Close: true}
+		return
+	case misbehaved(err, &malformed):
 		o.fault = Answer{Status: 502, Reason: "bad_response", Text: e.id + " sent a malformed response: " + malformed.reason}
 	case x.wasExpired():
 		o.fault = Answer{Status: 504, Reason: "stalled", Text: e.id + " did not answer for " + stallTimeout.String(), Close: true}
@@ -125,8 +135,11 @@ func (x *Exchange) upstreamBroke(pl *plan, up upstream, e *endpoint, err error, 
 	} else {
 		o.stale = up.reused()
 	}
-	if s, ok := up.(*http2Upstream); ok && !s.sent() {
-		o.unsent, o.again = true, true
+	if s, ok := up.(*http2Upstream); ok {
+		o.stale = o.stale && !s.conn.Alive() // else it is about this request
+		if !s.sent() {
+			o.unsent, o.again = true, true
+		}
 	}
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		err = errClosed

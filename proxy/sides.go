@@ -3,8 +3,11 @@ package proxy
 import (
 	"errors"
 	"io"
+	"strings"
 
+	"github.com/weftmesh/weft/proxy/mux"
 	"github.com/weftmesh/weft/wire/http1"
+	"github.com/weftmesh/weft/wire/http2"
 )
 
 // An exchange has two sides: the client, who asked, and the upstream, who
@@ -118,6 +121,25 @@ func pump(to sink, from source, count *int64) error {
 type protocolError struct{ reason string }
 
 func (e *protocolError) Error() string { return "malformed: " + e.reason }
+
+// misbehaved reports whether an upstream's failure was that it said what cannot be
+// understood, and what.
+func misbehaved(err error, why **protocolError) bool {
+	if errors.As(err, why) {
+		return true
+	}
+	var broken *http2.ConnError
+	if errors.As(err, &broken) {
+		*why = &protocolError{broken.Reason}
+		return true
+	}
+	var reset *mux.ResetError
+	if errors.As(err, &reset) && !reset.Remote && reset.Code != http2.Cancel { // that is a stall
+		*why = &protocolError{strings.ToLower(reset.Code.String())}
+		return true
+	}
+	return false
+}
 
 // whyMalformed is one word for a parse error.
 func whyMalformed(err error) string {
