@@ -47,6 +47,10 @@ type Conn struct {
 	taken   int64   // bytes that were handed to the socket's Write
 	flushed int64   // bytes that it took
 
+	// the reader's nudge, under mu
+	seen   uint64 // reads when Expire looked last
+	nudged bool   // the read deadline is past, only to make the reader look
+
 	// time, under mu; clock is what Expire was told last
 	clock      time.Time
 	idleSince  time.Time
@@ -112,7 +116,7 @@ func newConn(sock net.Conn, config Config) *Conn {
 	c.reader.c = c
 	if tcp, ok := sock.(*net.TCPConn); ok {
 		c.raw, _ = tcp.SyscallConn()
-		c.reader.try = c.reader.readWithoutWaiting
+		c.reader.ready = c.reader.serveReady
 	}
 	return c
 }
@@ -273,6 +277,7 @@ func (c *Conn) Expire(now time.Time) {
 		c.mu.Unlock()
 		return
 	}
+	c.nudge()
 	if c.inWrite && now.Sub(c.writeSince) > c.config.Stall {
 		c.refused("write_stall")
 		c.mu.Unlock()
@@ -323,5 +328,6 @@ func (c *Conn) abort(err error) {
 	c.fail(err)
 	c.shut = true
 	c.mu.Unlock()
-	_ = c.sock.Close()
+	// Not Close: it would wait for the reader, who may be processing a batch.
+	_ = c.sock.SetDeadline(time.Unix(1, 0))
 }
