@@ -32,6 +32,34 @@ func TestFirstFailureEndsAllParts(t *testing.T) {
 	}
 }
 
+// What serves the others ends after them.
+func TestLastPartsEndLast(t *testing.T) {
+	var order []string
+	ctx, cancel := context.WithCancelCause(context.Background())
+	var p parts
+	begun := make(chan struct{})
+	p.addLast("spans", func(ctx context.Context) error {
+		close(begun)
+		<-ctx.Done()
+		order = append(order, "spans")
+		return nil
+	})
+	why := errors.New("enough")
+	p.add("gateway", func(ctx context.Context) error {
+		<-begun
+		cancel(why)
+		<-ctx.Done()
+		if context.Cause(ctx) != why {
+			t.Errorf("the cause is %v", context.Cause(ctx))
+		}
+		order = append(order, "gateway")
+		return nil
+	})
+	if err := p.run(ctx); err != why || len(order) != 2 || order[0] != "gateway" {
+		t.Error(order, err)
+	}
+}
+
 func TestCancelledPartsAreNoFailure(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var p parts
