@@ -23,8 +23,9 @@ import (
 // Timeout of each read.
 const Timeout = 10 * time.Second
 
-// Conn is one side of a connection. It is used by one goroutine at a time, but
-// reading and writing may be two.
+// Conn is one side of a connection. It is used by one goroutine at a time: reading
+// with Next and Response writes, too. Only End may run beside a goroutine that
+// writes.
 type Conn struct {
 	net.Conn
 	*http2.Framer
@@ -138,6 +139,21 @@ func (c *Conn) Next() (http2.Frame, error) {
 	}
 }
 
+// Handshake awaits the peer's settings and acknowledges them.
+func (c *Conn) Handshake() error {
+	for {
+		_ = c.SetReadDeadline(time.Now().Add(Timeout))
+		f, err := c.ReadFrame()
+		if err != nil {
+			return err
+		}
+		if s, ok := f.(*http2.SettingsFrame); ok && !s.IsAck() {
+			_ = s.ForeachSetting(func(s http2.Setting) error { c.Settings[s.ID] = s.Val; return nil })
+			return c.WriteSettingsAck()
+		}
+	}
+}
+
 // Message is a response, or a request.
 type Message struct {
 	Head     []hpack.HeaderField
@@ -228,11 +244,12 @@ type GoAway struct {
 
 func (g GoAway) Error() string { return fmt.Sprintf("GOAWAY %s %q", g.Code, g.Debug) }
 
-// End reads until the peer closes, and returns the code of its last GOAWAY. Seen
-// is false when it closed without one.
+// End reads until the peer closes, answers nothing, and returns the code of the last
+// GOAWAY. Seen is false when there was none.
 func (c *Conn) End() (code http2.ErrCode, seen bool, err error) {
 	for {
-		f, err := c.Next()
+		_ = c.SetReadDeadline(time.Now().Add(Timeout))
+		f, err := c.ReadFrame()
 		var timeout net.Error
 		switch {
 		case errors.As(err, &timeout) && timeout.Timeout():

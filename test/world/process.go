@@ -244,6 +244,27 @@ func (p *Proxy) metric(name string, labels []string) (sum float64, err error) {
 	return sum, in.Err()
 }
 
+// Series is all samples of a metric, a line each.
+func (p *Proxy) Series(name string) string {
+	p.t.Helper()
+	resp, err := web.Get("http://" + p.Admin + "/metrics")
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	var found strings.Builder
+	for line := range strings.Lines(string(text)) {
+		if series, _, _ := cutLast(line, " "); fits(series, name, nil) {
+			found.WriteString(line)
+		}
+	}
+	return found.String()
+}
+
 // fits says whether a series, as in name{a="1",b="2"}, is of the metric and has
 // the labels.
 func fits(series, name string, labels []string) bool {
