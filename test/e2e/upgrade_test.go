@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ import (
 
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/client"
+	"github.com/weftmesh/weft/test/world"
 )
 
 // applicationEnv makes the test program an application that `weft run` runs.
@@ -574,6 +576,61 @@ func TestUpgradedSidecarDrains(t *testing.T) {
 	}
 	sidecar.exits(t, 128+int(syscall.SIGTERM))
 	eventually(t, 10*time.Second, "the data plane to end", func() error { return gone(f.number("pid")) })
+}
+
+// Whichever of the two processes of an upgraded sidecar is killed, the application
+// and the other one do not go on alone.
+func TestNobodyIsLeftOfAKilledSidecar(t *testing.T) {
+	c := newChain(t)
+	for _, victim := range []string{"parent", "data plane"} {
+		sidecar := c.sidecar()
+		c.mustUpgrade(sidecar.cmd.Process.Pid)
+		f := sidecar.ready(t, 2)
+		pid := f.number("pid")
+		if victim == "parent" {
+			pid = sidecar.cmd.Process.Pid
+		}
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		for _, other := range []int{sidecar.cmd.Process.Pid, f.number("pid"), f.number("app_pid")} {
+			eventually(t, 20*time.Second, fmt.Sprintf("process %d to end after its %s", other, victim), func() error { return gone(other) })
+		}
+		if victim == "data plane" {
+			sidecar.exits(t, 1)
+		}
+	}
+}
+
+// The door with TLS is handed over like the others.
+func TestUpgradeOfATLSDoor(t *testing.T) {
+	c := newChain(t)
+	c.sidecar()
+	certificate := world.NewCertificate(t)
+	w := c.start("gateway", nil, "gateway", "--name", "edge", "--control", c.control(), "--http", "127.0.0.1:0",
+		"--https", "127.0.0.1:0", "--cert", certificate.Cert, "--key", certificate.Key)
+	f := w.ready(t, 1)
+	c.route("http://" + f.text("http"))
+	call := func() {
+		t.Helper()
+		web := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{ForceAttemptHTTP2: true, DisableKeepAlives: true,
+			TLSClientConfig: &tls.Config{RootCAs: certificate.Pool, ServerName: "localhost"}}}
+		resp, err := web.Get("https://" + f.text("https"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != 200 || resp.ProtoMajor != 2 {
+			t.Errorf("%s over %s", resp.Status, resp.Proto)
+		}
+	}
+	call()
+	c.mustUpgrade(w.cmd.Process.Pid)
+	if now := w.ready(t, 2); now.text("https") != f.text("https") {
+		t.Errorf("the door moved from %s to %s", f.text("https"), now.text("https"))
+	}
+	call()
+	w.exits(t, 0)
 }
 
 // A new executable that does not work is tried, and the old process goes on.
