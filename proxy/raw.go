@@ -286,12 +286,15 @@ func (c *conn) detect() (done bool) {
 	case weft.HTTP, weft.HTTP2, weft.GRPC:
 		return false
 	}
+	if d.Problem != "" {
+		return false // bytes would lead nowhere; to a request one can say so
+	}
 	kind, known := c.p.speaks.Recall(c.l.Host, time.Now())
 	switch {
 	case known && kind == relay.ServerFirst:
 		c.serveRaw(d, nil, nil)
 		return true
-	case known || d.Problem != "":
+	case known:
 		return c.sniff(d)
 	}
 	return c.listen(d)
