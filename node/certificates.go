@@ -74,8 +74,15 @@ func (c *certificates) config() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12,
 		NextProtos: []string{"h2", "http/1.1"},
+		// Of TLS 1.2 only what HTTP/2 allows (RFC 9113 §9.2.2).
+		CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+			tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+			tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256},
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			all := *c.loaded.Load()
+			if len(all) == 0 {
+				return nil, weft.Errorf(weft.NotFound, "serve", "TLS", "there is no certificate: this door only passes on what a route names")
+			}
 			for i := range all {
 				if hello.SupportsCertificate(&all[i]) == nil {
 					return &all[i], nil

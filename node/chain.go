@@ -2,6 +2,7 @@ package node
 
 import (
 	"crypto/tls"
+	"net/netip"
 
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/ca"
@@ -16,10 +17,17 @@ import (
 // attempt.
 
 // gatewayChain: from outside into the mesh, in plain text when there is no config.
-func gatewayChain(config *tls.Config) *proxy.Listener {
-	return &proxy.Listener{Direction: proxy.Edge, TLS: config, Filters: []proxy.Filter{
+// from are the load balancers that say by PROXY headers who the client is.
+func gatewayChain(config *tls.Config, from []netip.Prefix) *proxy.Listener {
+	return &proxy.Listener{Direction: proxy.Edge, TLS: config, ProxyFrom: from, Filters: []proxy.Filter{
 		edge.Filter{}, // first: nothing behind it may believe what a client says of itself
 	}}
+}
+
+// gatewayRawChain: bytes from outside into the mesh, by the port of a Gateway's TCP
+// server. There is nothing to filter in them.
+func gatewayRawChain(port uint16, from []netip.Prefix) *proxy.Listener {
+	return &proxy.Listener{Direction: proxy.Edge, Raw: true, Port: port, ProxyFrom: from}
 }
 
 // inboundChain: from other sidecars to the own application, which listens at local.

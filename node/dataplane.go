@@ -16,6 +16,7 @@ import (
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/control/subscribe"
 	"github.com/weftmesh/weft/proxy"
+	"github.com/weftmesh/weft/proxy/overload"
 	"github.com/weftmesh/weft/telemetry/accesslog"
 	"github.com/weftmesh/weft/telemetry/metric"
 	"github.com/weftmesh/weft/telemetry/trace"
@@ -23,14 +24,16 @@ import (
 
 // ProxyConfig is what gateways and sidecars have in common.
 type ProxyConfig struct {
-	Control   string        // host:port of the server's control door
-	Token     string        // join token
-	Admin     string        // /metrics and /healthz; port 0 picks a free one
-	Sample    float64       // share of the traces that begin here that are kept, 0 to 1
-	AccessLog io.Writer     // one JSON line an exchange; nil: none
-	Drain     time.Duration // how long exchanges in flight may still take at the end
-	Process   *Process      // nil: it cannot be replaced
-	Logger    *slog.Logger
+	Control     string        // host:port of the server's control door
+	Token       string        // join token
+	Admin       string        // /metrics and /healthz; port 0 picks a free one
+	Sample      float64       // share of the traces that begin here that are kept, 0 to 1
+	Memory      int64         // ceiling of resident memory, bytes; 0: 90 % of the control group's
+	Connections int           // that clients may have open; 0: by the number of file descriptors
+	AccessLog   io.Writer     // one JSON line an exchange; nil: none
+	Drain       time.Duration // how long exchanges in flight may still take at the end
+	Process     *Process      // nil: it cannot be replaced
+	Logger      *slog.Logger
 }
 
 // DefaultDrain is above what most requests take.
@@ -99,12 +102,20 @@ func (d *dataPlane) join(ctx context.Context, c ProxyConfig, s subscribe.Config)
 		d.config.AccessLog = accesslog.New(c.AccessLog, func(err error) { d.logger.Error("the access log cannot be written", "error", err) })
 		d.undo.add(d.config.AccessLog.Close)
 	}
+	load := overload.Start(overload.Limits{MemoryBytes: c.Memory, Connections: c.Connections, Late: lateMark}, d.logger)
+	d.undo.add(func() error { load.Close(); return nil }) // after the proxies
+	d.config.Load = load
 	d.proxy = proxy.New(d.config)
 	d.undo.add(func() error { d.proxy.Close(); return nil })
 	d.mesh.OnChange(d.proxy.Update)
 	d.figures()
 	return nil
 }
+
+// lateMark is how late the median goroutine may run before requests are refused.
+// It is far above overload's own, which is for machines that do nothing else: a
+// laptop that compiles must not turn requests away.
+const lateMark = 250 * time.Millisecond
 
 // need lets a proxy ask for hosts that it meets for the first time. What comes
 // reaches it by OnChange.
@@ -123,6 +134,13 @@ func (d *dataPlane) figures() {
 		return float64(d.mesh.Snapshot().Version)
 	})
 	d.metrics.GaugeFunc("weft_connections", "Open downstream connections.", func() float64 { return float64(d.proxy.Connections()) })
+	load := d.config.Load
+	d.metrics.GaugeFunc("weft_overload_level", "0 calm, 1 tight (connections are not kept), 2 full (requests are refused).", func() float64 { return float64(load.Level()) })
+	d.metrics.GaugeFunc("weft_memory_ceiling_bytes", "Ceiling of the resident memory; 0 is none.", func() float64 { return float64(load.Limits().MemoryBytes) })
+	d.metrics.GaugeFunc("weft_memory_resident_bytes", "Resident memory.", func() float64 { return float64(load.Stats().RSS) })
+	d.metrics.GaugeFunc("weft_memory_pinned_bytes", "Bytes that requests in flight hold.", func() float64 { return float64(load.Stats().Pinned) })
+	d.metrics.GaugeFunc("weft_requests_in_flight", "Requests that have begun and not ended.", func() float64 { return float64(load.Stats().Requests) })
+	d.metrics.GaugeFunc("weft_scheduler_late_seconds", "How late the median goroutine ran.", func() float64 { return load.Stats().Late.Seconds() })
 	d.metrics.CounterFunc("weft_spans_lost_total", "Spans that did not reach the collector.", func() float64 {
 		return float64(d.export.Lost() + d.export.Recorder.Dropped())
 	})

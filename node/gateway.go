@@ -3,7 +3,9 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
+	"net/netip"
 	"os"
 
 	"github.com/weftmesh/weft/control/subscribe"
@@ -15,7 +17,14 @@ type GatewayConfig struct {
 	Name  string // of the Gateway resource that it serves
 	HTTP  string // where clients come; may be any address: a gateway is there to be reached
 	HTTPS string // where they come over TLS; empty: nowhere
-	// Certificates of HTTPS, at least one. Which one a client gets is chosen by the name it asks
+	// TCP are doors for bytes: where to listen, by the port of a Gateway resource's
+	// TCP server.
+	TCP map[uint16]string
+	// ProxyFrom are the load balancers whose PROXY headers say who the client is.
+	// They must send one; nobody else may.
+	ProxyFrom []netip.Prefix
+	// Certificates of HTTPS. Without any, only connections whose name a route passes
+	// on as they are get through. Which one a client gets is chosen by the name it asks
 	// for; the first one when none fits.
 	Certificates []CertificateFiles
 }
@@ -29,14 +38,16 @@ var DefaultGateway = GatewayConfig{
 // Gateway is a proxy at the edge.
 type Gateway struct {
 	dataPlane
-	http, https  net.Listener // https may be nil
-	certificates *certificates
+	http, https  net.Listener            // https may be nil
+	certificates *certificates           // nil without HTTPS
+	tcp          map[uint16]net.Listener // by the Gateway's port
+	from         []netip.Prefix
 	name         string
 }
 
 // NewGateway binds its ports and joins the mesh.
 func NewGateway(ctx context.Context, c GatewayConfig) (_ *Gateway, err error) {
-	g := &Gateway{name: c.Name}
+	g := &Gateway{name: c.Name, from: c.ProxyFrom, tcp: map[uint16]net.Listener{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, g.undo.close())
@@ -49,7 +60,11 @@ func NewGateway(ctx context.Context, c GatewayConfig) (_ *Gateway, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return g, c.Process.onlyUses("http", "https", "admin")
+	names := []string{"http", "https", "admin"}
+	for port := range g.tcp {
+		names = append(names, tcpName(port))
+	}
+	return g, c.Process.onlyUses(names...)
 }
 
 func (g *Gateway) bind(c GatewayConfig) (err error) {
@@ -66,8 +81,19 @@ func (g *Gateway) bind(c GatewayConfig) (err error) {
 		return err
 	}
 	g.undo.add(closeQuietly(g.http))
+	for port, address := range c.TCP {
+		ln, err := listen(c.Process, fmt.Sprintf("gateway (TCP %d)", port), address, "--"+tcpName(port))
+		if err != nil {
+			return err
+		}
+		g.tcp[port] = ln
+		g.undo.add(closeQuietly(ln))
+	}
 	return nil
 }
+
+// tcpName names a door for bytes among the process's sockets.
+func tcpName(port uint16) string { return fmt.Sprintf("tcp-%d", port) }
 
 // Address where clients come.
 func (g *Gateway) Address() string { return g.http.Addr().String() }
@@ -91,9 +117,13 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	var p parts
 	g.parts(&p)
 	ready := []any{"role", "gateway", "name", g.name, "pid", os.Getpid(), "http", g.Address()}
-	openings := []opening{{"http", g.http, gatewayChain(nil)}}
+	openings := []opening{{"http", g.http, gatewayChain(nil, g.from)}}
+	for port, ln := range g.tcp {
+		openings = append(openings, opening{tcpName(port), ln, gatewayRawChain(port, g.from)})
+		ready = append(ready, tcpName(port), ln.Addr().String())
+	}
 	if g.https != nil {
-		openings = append(openings, opening{"https", g.https, gatewayChain(g.certificates.config())})
+		openings = append(openings, opening{"https", g.https, gatewayChain(g.certificates.config(), g.from)})
 		p.add("certificates", g.certificates.watch)
 		ready = append(ready, "https", g.https.Addr().String())
 	}

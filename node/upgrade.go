@@ -338,8 +338,10 @@ func (p *Process) give(ctx context.Context, next *handover.Next) error {
 	return err
 }
 
-// replaced tells everybody that next serves.
+// replaced tells everybody that next serves. What connects is its business alone:
+// when it stops, nobody shall wait in a queue that this process has kept.
 func (p *Process) replaced(next *handover.Next, r request) {
+	p.chain.Close()
 	then := "drains and exits"
 	if next.Leash != nil {
 		then = "drains and stays as its parent"

@@ -570,6 +570,17 @@ func TestUpgradedSidecarDrains(t *testing.T) {
 	if err := sidecar.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, 20*time.Second, "the sidecar to refuse connections", func() error {
+		conn, err := net.Dial("tcp", f.text("inbound"))
+		if err == nil {
+			_ = conn.Close()
+			return errors.New("it accepts")
+		}
+		return nil
+	})
+	if err := gone(sidecar.cmd.Process.Pid); err == nil {
+		t.Error("it ended before the request in flight")
+	}
 	body, err := io.ReadAll(resp.Body)
 	if err != nil || string(body) != slowBody() {
 		t.Errorf("%d bytes, %v; want %d", len(body), err, len(slowBody()))
