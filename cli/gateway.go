@@ -1,6 +1,10 @@
 package cli
 
 import (
+	"net/netip"
+	"strconv"
+	"strings"
+
 	"github.com/spf13/cobra"
 
 	"github.com/weftmesh/weft/node"
@@ -15,7 +19,8 @@ func (a *app) gateway() *cobra.Command {
 serves the hosts and routes of the Gateway resource of its name, and of the
 VirtualServices that are bound to it.
 
-With --https it takes TLS 1.2 and later, too, and speaks HTTP/2 to who prefers it.
+With --tcp it listens for a TCP server of the Gateway and passes bytes on. With
+--https it takes TLS 1.2 and later, too, and speaks HTTP/2 to who prefers it.
 Of several certificates the one is shown that fits the name the client asks for, or
 the first. Files that change are loaded again.
 
@@ -31,18 +36,31 @@ process. SIGHUP does nothing: configuration is pushed.`,
 	f := cmd.Flags()
 	f.StringVar(&c.Name, "name", c.Name, "`name` of the Gateway resource to serve")
 	f.StringVar(&c.HTTP, "http", c.HTTP, "`address` where clients come; port 0 takes a free one")
-	f.StringVar(&c.HTTPS, "https", "", "`address` where clients come over TLS (default none); needs --cert and --key")
+	f.StringVar(&c.HTTPS, "https", "", "`address` where clients come over TLS (default none); without --cert and --key only names that a route passes on get through")
 	var certs, keys []string
 	f.StringArrayVar(&certs, "cert", nil, "PEM `file` of a certificate and those that it hangs on; may be repeated")
 	f.StringArrayVar(&keys, "key", nil, "PEM `file` of the key to the --cert at the same place, mode 0600; may be repeated")
+	var tcp, from []string
+	f.StringArrayVar(&tcp, "tcp", nil, "`PORT[=ADDRESS]`: a Gateway's TCP server of that port, and where to listen for it (default 127.0.0.1:PORT); may be repeated")
+	f.StringSliceVar(&from, "proxy-protocol", nil, "`networks` of load balancers that send PROXY headers, as 10.0.0.0/8; they have to, and nobody else may")
 	keepPID := keepPIDFlag(cmd)
 	flags := addProxyFlags(cmd, &c.ProxyConfig)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		if len(certs) != len(keys) {
 			return usagef("%d --cert and %d --key: want a key to each certificate", len(certs), len(keys))
 		}
-		if (c.HTTPS == "") != (len(certs) == 0) {
-			return usagef("--https, --cert and --key belong together: want an address, and a certificate with its key")
+		if c.HTTPS == "" && len(certs) > 0 {
+			return usagef("--cert and --key belong to --https: want an address, too")
+		}
+		if c.TCP, err = tcpDoors(tcp); err != nil {
+			return err
+		}
+		for _, network := range from {
+			prefix, err := netip.ParsePrefix(network)
+			if err != nil {
+				return usagef("--proxy-protocol %q: want a network, as 10.0.0.0/8", network)
+			}
+			c.ProxyFrom = append(c.ProxyFrom, prefix)
 		}
 		for i := range certs {
 			c.Certificates = append(c.Certificates, node.CertificateFiles{Cert: certs[i], Key: keys[i]})
@@ -59,6 +77,23 @@ process. SIGHUP does nothing: configuration is pushed.`,
 		return g.Run(cmd.Context())
 	}
 	return cmd
+}
+
+// tcpDoors reads PORT and PORT=ADDRESS.
+func tcpDoors(flags []string) (map[uint16]string, error) {
+	doors := make(map[uint16]string, len(flags))
+	for _, s := range flags {
+		portText, address, given := strings.Cut(s, "=")
+		port, err := strconv.ParseUint(portText, 10, 16)
+		if err != nil || port == 0 {
+			return nil, usagef("--tcp %q: want PORT or PORT=ADDRESS, as in --tcp 5432=0.0.0.0:5432", s)
+		}
+		if !given {
+			address = "127.0.0.1:" + portText
+		}
+		doors[uint16(port)] = address
+	}
+	return doors, nil
 }
 
 // keepPIDFlag gives cmd the flag --keep-pid.

@@ -6,7 +6,9 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -24,6 +26,7 @@ type proxyFlags struct {
 	tokenFile string
 	accessLog string
 	level     *slog.Level
+	memory    string
 }
 
 func addProxyFlags(cmd *cobra.Command, c *node.ProxyConfig) *proxyFlags {
@@ -33,6 +36,8 @@ func addProxyFlags(cmd *cobra.Command, c *node.ProxyConfig) *proxyFlags {
 	f.StringVar(&c.Admin, "admin", c.Admin, "`address` of /metrics and /healthz; port 0 takes a free one")
 	f.DurationVar(&c.Drain, "drain", c.Drain, "how `long` requests in flight may still take at the end, or after an upgrade")
 	f.Float64Var(&c.Sample, "sample", c.Sample, "`share` of the traces that begin here that are kept, 0 to 1")
+	f.StringVar(&p.memory, "memory", "", "ceiling of resident memory, as `512MiB`: near it requests are refused early (default 90 % of the control group's limit)")
+	f.IntVar(&c.Connections, "max-connections", 0, "`number` of connections that clients may have open (default by the limit of file descriptors)")
 	f.StringVar(&p.tokenFile, "token-file", "", "`file` with the join token (default $"+tokenEnv+", else "+node.TokenFile(node.DefaultServer.DataDir)+")")
 	f.StringVar(&p.accessLog, "access-log", "stderr", "`file` for one JSON line a request; \"stderr\", or \"off\"")
 	return p
@@ -46,6 +51,11 @@ func (p *proxyFlags) begin(c *node.ProxyConfig, keepPID bool, stderr io.Writer) 
 		return nil, usagef("--sample %v: want a number from 0 to 1", c.Sample)
 	case c.Drain < 0:
 		return nil, usagef("--drain %v: want a time from 0s", c.Drain)
+	case c.Connections < 0:
+		return nil, usagef("--max-connections %d: want a number from 0", c.Connections)
+	}
+	if c.Memory, err = parseBytes(p.memory); err != nil {
+		return nil, usagef("--memory %q: %v", p.memory, err)
 	}
 	c.Logger = node.NewLogger(stderr, *p.level)
 	if c.Process, err = node.Begin(keepPID, c.Logger); err != nil {
@@ -83,6 +93,31 @@ func (p *proxyFlags) fill(c *node.ProxyConfig, stderr io.Writer) (io.Closer, err
 	}
 	c.AccessLog = f
 	return f, nil
+}
+
+// leastMemory is what a proxy needs with a few connections; a lower ceiling would
+// only refuse everything.
+const leastMemory = 64 << 20
+
+// parseBytes reads "512MiB", "1GiB" or a number of bytes; "" is 0.
+func parseBytes(s string) (int64, error) {
+	if s == "" {
+		return 0, nil
+	}
+	digits, unit := s, int64(1)
+	for suffix, n := range map[string]int64{"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30} {
+		if rest, found := strings.CutSuffix(s, suffix); found {
+			digits, unit = rest, n
+		}
+	}
+	n, err := strconv.ParseInt(digits, 10, 64)
+	switch {
+	case err != nil || n < 0 || n > math.MaxInt64/unit:
+		return 0, errors.New("want a number with KiB, MiB or GiB, as 512MiB")
+	case n*unit < leastMemory:
+		return 0, errors.New("want 64MiB at least")
+	}
+	return n * unit, nil
 }
 
 // nothing needs no closing.

@@ -75,7 +75,7 @@ var rawRetry = weft.Retry{Attempts: 2, On: weft.RetryConnectFailure}
 
 // filterRaw asks the listener's filters. They see an empty request of the peer.
 func (x *Exchange) filterRaw() *Answer {
-	x.auth = weft.AuthorizationRequest{Request: &x.request, PeerAddr: x.conn.peerAddr, Port: x.conn.l.port}
+	x.auth = weft.AuthorizationRequest{Request: &x.request, PeerAddr: x.conn.peerAddr, Port: x.conn.l.port, Raw: true}
 	x.request.Headers = x
 	for _, f := range x.conn.l.Filters {
 		if a := f.Request(x); a != nil {
