@@ -103,6 +103,7 @@ var plan = []room{
 	{at: "api", floor: faces, what: "weft's own HTTP API"},
 	{at: "control/controltest", floor: beside, what: "a control plane for tests", tests: true},
 
+	{at: "node/handover", floor: faces, what: "sockets from one process to the next"},
 	{at: "node", floor: compositions, what: "config → build → run → drain"},
 
 	{at: "cli", floor: outside, what: "one file a subcommand",
