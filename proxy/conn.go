@@ -62,7 +62,6 @@ type conn struct {
 	expired bool       // the sweeper ended the present phase
 	nudged  bool       // the read deadline is past, only to make the goroutine look again
 	left    bool       // the read deadline is past, because the connection was idle for too long
-	begun   bool       // it has carried an exchange
 }
 
 // Phases of a connection.
@@ -398,7 +397,7 @@ func (c *conn) nudge() {
 	switch {
 	case c.busy != nil:
 		c.busy.nudge()
-	case !c.expired && c.unsure.Load() && !c.p.draining.Load():
+	case !c.expired && !c.left && c.unsure.Load():
 		c.nudged = true
 		_ = c.base.SetReadDeadline(time.Unix(1, 0))
 	}
@@ -409,7 +408,7 @@ func (c *conn) nudge() {
 func (c *conn) woken() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.nudged || c.expired || c.p.draining.Load() {
+	if !c.nudged || c.expired || c.left {
 		return false
 	}
 	c.nudged = false
@@ -428,20 +427,13 @@ func (c *conn) interrupt() {
 	_ = c.base.SetDeadline(time.Unix(1, 0))
 }
 
-// expireIdle ends the connection if it is between requests. One that is new may
-// have its first request on the way: unlike a client that keeps connections, who
-// sends it does not reckon with the connection's end.
+// expireIdle ends the connection if it is between requests, and none comes within
+// lastGrace: one may be on its way, and to close now would reset it. Not every client
+// may send it again. The answer to one that comes tells the client to go.
 func (c *conn) expireIdle() {
 	switch c.phase.Load() {
 	case phaseIdle:
-		c.mu.Lock()
-		begun := c.begun
-		c.mu.Unlock()
-		if begun {
-			c.leave()
-		} else {
-			c.deadline.Store(time.Now().Add(newcomerGrace).UnixNano())
-		}
+		c.deadline.Store(min(c.deadline.Load(), time.Now().Add(lastGrace).UnixNano()))
 	case phaseMany:
 		c.h2.Drain()
 	}
@@ -491,7 +483,7 @@ func (c *conn) wasExpired() bool {
 // setBusy says which exchange the connection serves.
 func (c *conn) setBusy(x *Exchange) {
 	c.mu.Lock()
-	c.busy, c.begun = x, true
+	c.busy = x
 	switch {
 	case c.expired && x != nil:
 		x.interruptUpstream()
@@ -641,7 +633,10 @@ func (c *conn) exchange() (keep bool) {
 	x.h1.takeSpill()
 	c.release()
 	c.enter(phaseIdle, c.p.clock.Load(), idleTimeout)
-	return !c.p.ends() || c.r < c.w
+	if c.p.ends() { // since the head was sent, which told the client to stay
+		c.expireIdle()
+	}
+	return true
 }
 
 // release gives memory back between requests, keeping bytes of a next request

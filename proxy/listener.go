@@ -89,9 +89,9 @@ const (
 	stallTimeout = 5 * time.Minute  // without any byte in either direction
 	shakeTimeout = 10 * time.Second // TLS handshake
 	lingerTime   = 500 * time.Millisecond
-	// newcomerGrace is what is left to a connection without a request in a drain.
-	newcomerGrace = time.Second
-	lingerBytes   = 256 << 10
+	// lastGrace is what is left to a connection without a request in a drain.
+	lastGrace   = time.Second
+	lingerBytes = 256 << 10
 )
 
 var limits = http1.Limits{HeadBytes: bufferSize, Fields: 100, TargetBytes: 8 << 10}
