@@ -23,7 +23,7 @@ type cluster struct {
 
 	mu        sync.Mutex
 	endpoints map[string]*endpoint // by ID, address, identity and protocol
-	leaving   []*endpoint          // went, and still have HTTP/2 connections with streams
+	leaving   []*endpoint          // went, and are still in use
 }
 
 // endpointSet is one immutable state of a cluster's endpoints.
@@ -256,8 +256,8 @@ func (c *cluster) closeIdle(now int64) (left int) {
 	defer c.mu.Unlock()
 	kept := c.leaving[:0]
 	for _, e := range c.leaving {
-		if e.muxes.expire(time.Unix(0, now), c.opened) > 0 {
-			kept = append(kept, e)
+		if e.muxes.expire(time.Unix(0, now), c.opened) > 0 || e.target.InFlight() > 0 {
+			kept = append(kept, e) // who has picked it may still connect to it
 		}
 	}
 	clear(c.leaving[len(kept):])

@@ -301,7 +301,7 @@ func (p *Proxy) sweep(ctx context.Context) {
 		for _, c := range p.locals {
 			c.closeIdle(ns)
 		}
-		p.gone = slices.DeleteFunc(p.gone, func(c *cluster) bool { return c.closeIdle(ns) == 0 })
+		p.gone = slices.DeleteFunc(p.gone, func(c *cluster) bool { return c.closeIdle(ns) == 0 && c.limit.inUse.Load() == 0 })
 		for key, c := range p.external {
 			if c.closeIdle(ns) == 0 && c.limit.inUse.Load() == 0 {
 				delete(p.external, key)
