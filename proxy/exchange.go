@@ -399,7 +399,7 @@ func (x *Exchange) route() *Answer {
 	p := x.conn.p
 	x.decision = x.view.snapshot.Route(&x.request, rand.Uint64())
 	if x.decision.Problem == weft.NotLoaded && p.source != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), needPatience)
+		ctx, cancel := context.WithTimeout(p.life, needPatience)
 		p.source.Need(ctx, strings.Clone(x.request.Host))
 		cancel()
 		x.view = p.view.Load()

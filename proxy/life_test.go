@@ -3,6 +3,7 @@ package proxy
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"io"
 	"net"
 	"net/http"
@@ -77,6 +78,27 @@ func TestCloseEndsWhatIsInFlight(t *testing.T) {
 			m.raw("")
 		}
 		within(t, "Close", m.proxy.Close)
+	})
+	t.Run("connecting", func(t *testing.T) { // TCP is there, TLS does not answer
+		called := make(chan struct{}, 10)
+		m := newMeshOf(t, Config{ClientTLS: func(weft.Identity, ...string) *tls.Config { return &tls.Config{InsecureSkipVerify: true} }},
+			peers(t, func(c net.Conn, r *bufio.Reader) { called <- struct{}{}; _, _ = io.Copy(io.Discard, r) }))
+		m.svc.Endpoints[0].Identity = "spiffe://cluster.local/ns/default/sa/shop"
+		m.publish()
+		m.raw("GET / HTTP/1.1\r\nHost: shop\r\n\r\n")
+		f := dialFrames(t, m.addr)
+		for id := uint32(1); id < 9; id += 2 {
+			if err := f.ask(id, true, "GET", "/"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		<-called
+		<-called
+		began := time.Now()
+		within(t, "Close", m.proxy.Close)
+		if d := time.Since(began); d > 5*time.Second {
+			t.Errorf("Close took %v", d)
+		}
 	})
 	t.Run("detection", func(t *testing.T) {
 		m := rawMesh(t, "", peers(t, func(c net.Conn, r *bufio.Reader) { _, _ = r.ReadByte() }))

@@ -222,7 +222,7 @@ func (p *Proxy) dialLink(c *cluster, e *endpoint, timeout time.Duration) (*link,
 
 // dial connects to the endpoint, with mTLS when it has an identity.
 func (p *Proxy) dial(e *endpoint, timeout time.Duration, protocol string) (net.Conn, *net.TCPConn, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	ctx, cancel := context.WithTimeout(p.life, timeout)
 	defer cancel()
 	var d net.Dialer
 	sock, err := d.DialContext(ctx, "tcp", e.address)

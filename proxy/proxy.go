@@ -83,6 +83,8 @@ type Proxy struct {
 	workers   mux.Workers
 	speaks    relay.Memory[string] // what hosts speak that do not declare it
 	stop      context.CancelFunc
+	life      context.Context // until Close: of all that waits to be connected or configured
+	hangUp    context.CancelFunc
 	sweeping  sync.WaitGroup
 
 	// read by every exchange, swapped by Update
@@ -127,6 +129,7 @@ func New(c Config) *Proxy {
 	p.view.Store(&view{snapshot: &weft.Snapshot{}})
 	ctx, stop := context.WithCancel(context.Background())
 	p.stop = stop
+	p.life, p.hangUp = context.WithCancel(ctx)
 	p.sweeping.Go(func() { p.sweep(ctx) })
 	return p
 }
@@ -192,6 +195,7 @@ func (p *Proxy) Close() {
 	}
 	conns := slices.Collect(maps.Keys(p.conns))
 	p.mu.Unlock()
+	p.hangUp()
 	for _, c := range conns {
 		c.abort()
 	}
@@ -311,6 +315,7 @@ func (p *Proxy) sweep(ctx context.Context) {
 		for _, c := range p.view.Load().clusters {
 			c.closeIdle(ns)
 		}
+		p.workers.Expire(now)
 	}
 }
 

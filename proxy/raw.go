@@ -217,7 +217,7 @@ func (x *Exchange) finishRaw() {
 func (p *Proxy) routeRaw(host string, port uint16) weft.Decision {
 	d := p.view.Load().snapshot.RouteTCP(host, port, rand.Uint64())
 	if d.Problem == weft.NotLoaded && p.source != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), needPatience)
+		ctx, cancel := context.WithTimeout(p.life, needPatience)
 		p.source.Need(ctx, host)
 		cancel()
 		d = p.view.Load().snapshot.RouteTCP(host, port, rand.Uint64())
@@ -344,7 +344,7 @@ func (c *conn) listen(d weft.Decision) (done bool) {
 		return early.sock, err
 	}
 	c.in = takeBuffer()
-	v, err := relay.Detector{}.Detect(context.Background(), c.sock, c.in[:0], dial)
+	v, err := relay.Detector{}.Detect(c.p.life, c.sock, c.in[:0], dial)
 	if err != nil {
 		c.p.logger.Debug("nobody could say what is spoken", "host", c.l.Host, "peer", c.peerText, "error", err)
 		return true
