@@ -6,7 +6,7 @@ JUDGES := $(dir $(wildcard test/*/go.mod))
 # How long each fuzz target runs.
 FUZZTIME ?= 20s
 
-.PHONY: build check test fuzz bench microbench generate vet staticcheck floors generate-clean tidy
+.PHONY: build check test fuzz soak bench microbench generate vet staticcheck floors generate-clean tidy
 
 build:
 	go build -o weft ./cmd/weft
@@ -25,6 +25,13 @@ fuzz:
 		for target in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' $$file); do \
 			(set -x; cd $$(dirname $$file) && go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) .); \
 		done; done
+
+# How long clients, servers and proxies are killed, stalled and reset at random;
+# test/soak/doc.go says what else can be set.
+SOAK ?= 2m
+
+soak:
+	cd test/soak && SOAK=$(SOAK) go test -count=1 -timeout 0 -run TestSoak -v .
 
 # weft beside its peers; bench/README.md says how to install them.
 bench:
