@@ -52,7 +52,9 @@ type endpoint struct {
 
 	target  balance.Target
 	outlier resilience.Outlier
-	series  [3]atomic.Pointer[metric.RequestSeries] // by direction, resolved on first use
+	// metrics by direction, resolved on first use
+	series [3]atomic.Pointer[metric.RequestSeries]
+	calls  [3]atomic.Pointer[metric.GRPCCalls]
 	// After a failed connect the endpoint is avoided for a while: 250 ms,
 	// doubling to 5 s. Otherwise a dead instance would take its share of first
 	// tries until the registry drops it.
@@ -244,6 +246,16 @@ func (e *endpoint) requests(p *Proxy, d Direction, destination string) *metric.R
 	s := p.metrics.Requests(d.String(), p.self.Name, destination, e.version)
 	e.series[d].Store(s)
 	return s
+}
+
+// grpcCalls is requests for gRPC.
+func (e *endpoint) grpcCalls(p *Proxy, d Direction, destination string) *metric.GRPCCalls {
+	if c := e.calls[d].Load(); c != nil {
+		return c
+	}
+	c := p.metrics.GRPC(d.String(), p.self.Name, destination)
+	e.calls[d].Store(c)
+	return c
 }
 
 // closeIdle closes connections that were idle too long and returns how many stay.

@@ -50,6 +50,8 @@ type conn struct {
 	truncated bool
 	x         *Exchange // nil while idle
 
+	calls atomic.Pointer[metric.GRPCCalls] // series for gRPC, resolved on first use
+
 	// written by the goroutine, read by the sweeper
 	deadline atomic.Int64 // coarse, unix ns
 	phase    atomic.Uint32
@@ -157,6 +159,16 @@ func (c *conn) open() (protocol string, ok bool) {
 		c.series = c.p.metrics.Requests("inbound", c.source, c.p.self.Name, "")
 	}
 	return protocol, true
+}
+
+// grpcCalls are the calls of an inbound connection's peer.
+func (c *conn) grpcCalls() *metric.GRPCCalls {
+	if g := c.calls.Load(); g != nil {
+		return g
+	}
+	g := c.p.metrics.GRPC(Inbound.String(), c.source, c.p.self.Name)
+	c.calls.Store(g)
+	return g
 }
 
 // acceptProxy learns from a trusted load balancer whose connection this is.

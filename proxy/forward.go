@@ -145,6 +145,9 @@ func (x *Exchange) forward(pl *plan) (keep bool) {
 		x.record.Endpoint, x.record.Version = e.id, e.version
 		if x.conn.l.Direction != Inbound {
 			x.record.series = e.requests(x.conn.p, x.conn.l.Direction, x.record.Destination)
+			if x.grpc {
+				x.record.calls = e.grpcCalls(x.conn.p, x.conn.l.Direction, x.record.Destination)
+			}
 		}
 		o := x.attempt(pl, e, n)
 		if o.done {

@@ -35,6 +35,7 @@ type Record struct {
 
 	local  bool // weft made the response
 	series *metric.RequestSeries
+	calls  *metric.GRPCCalls
 }
 
 // finish completes the record and gives it to metrics, spans and the access log.
@@ -44,7 +45,7 @@ func (x *Exchange) finish() {
 	x.complete()
 	r.series.Observe(r.Status, r.Duration)
 	if r.GRPC {
-		c.p.metrics.GRPC(r.Direction.String(), r.Source, r.Destination).Observe(x.request.Path, r.GRPCStatus, r.Duration)
+		r.calls.Observe(x.request.Path, r.GRPCStatus, r.Duration)
 	}
 	p := c.p
 	if p.spans != nil && x.traced && x.trace.Sampled() {
@@ -53,7 +54,7 @@ func (x *Exchange) finish() {
 	if p.accessLog != nil {
 		x.log()
 	}
-	r.Rule, r.Edge, r.series = nil, nil, nil
+	r.Rule, r.Edge, r.series, r.calls = nil, nil, nil, nil
 }
 
 // complete fills in who called whom.
@@ -64,6 +65,9 @@ func (x *Exchange) complete() {
 	case Inbound:
 		r.Source, r.Destination = c.source, self
 		r.series = c.series
+		if r.GRPC {
+			r.calls = c.grpcCalls()
+		}
 	default:
 		r.Source = self
 		if r.Destination == "" {
@@ -71,6 +75,9 @@ func (x *Exchange) complete() {
 		}
 		if r.series == nil {
 			r.series = c.p.metrics.Requests(c.l.Direction.String(), self, r.Destination, r.Version)
+		}
+		if r.GRPC && r.calls == nil {
+			r.calls = c.p.metrics.GRPC(c.l.Direction.String(), self, r.Destination)
 		}
 	}
 }
