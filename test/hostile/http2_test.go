@@ -214,7 +214,9 @@ func TestNeverReading(t *testing.T) {
 func TestWindowStall(t *testing.T) {
 	s := newScene(t)
 	var conns []*frames.Conn
-	for range 40 {
+	// A thousand streams; with many more it is the application, which fills as many
+	// sockets at once, that keeps honest clients waiting.
+	for range 10 {
 		c, err := frames.Dial(s.gateway.HTTP, nil, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
 		if err != nil {
 			t.Fatal(err)
