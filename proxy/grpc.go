@@ -53,6 +53,8 @@ func grpcStatusOf(status int) int {
 		return grpcUnimplemented
 	case 431:
 		return grpcResourceExhausted
+	case 499: // the client gave up
+		return grpcCancelled
 	case 504:
 		return grpcDeadlineExceeded
 	case 429, 502, 503:

@@ -295,7 +295,7 @@ func (s *http1Client) end(trailers []byte) error {
 
 // abort implements client: the connection's end tells that the response is not
 // whole. Where that is how whole ones end, too, it is a reset.
-func (s *http1Client) abort(string) {
+func (s *http1Client) abort(int, string) {
 	_ = s.flush()
 	if s.framing == http1.UntilClose {
 		s.x.conn.truncated = true

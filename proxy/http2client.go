@@ -199,10 +199,10 @@ func (s *http2Client) end(trailers []byte) error {
 }
 
 // abort implements client: gRPC has a status for it, everything else is reset.
-func (s *http2Client) abort(reason string) {
+func (s *http2Client) abort(status int, reason string) {
 	if s.x.grpc && s.flush() == nil {
-		s.x.record.GRPCStatus = grpcUnavailable
-		s.lines = appendGRPCTrailers(s.lines[:0], grpcUnavailable, reason) // tail may be in use by the sender
+		s.x.record.GRPCStatus = grpcStatusOf(status)
+		s.lines = appendGRPCTrailers(s.lines[:0], grpcStatusOf(status), reason) // tail may be in use by the sender
 		if s.st.SendTrailers(s.lines) == nil {
 			return
 		}

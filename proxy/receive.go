@@ -24,6 +24,12 @@ func (x *Exchange) receive(pl *plan, up upstream, n int) (o outcome) {
 		}
 		return o
 	}
+	if x.upgrade && x.client.http2() && x.response.Status/100 == 2 {
+		// There a 200 says that the protocol begins (RFC 8441 §5), here that it does not.
+		o.again = false
+		o.fault = Answer{Status: 502, Reason: "not_upgraded", Text: x.record.Endpoint + " does not speak the protocol that was asked for"}
+		return o
+	}
 	o.unsent, o.again, o.done = false, false, true
 	if x.response.Status == 101 {
 		x.tunnel(pl, up.(*link))
@@ -38,7 +44,11 @@ func (x *Exchange) receive(pl *plan, up upstream, n int) (o outcome) {
 		x.judgeLate(pl)
 	case errors.Is(err, errSource):
 		o.keep = false
-		x.client.abort("the connection to " + x.record.Endpoint + " broke")
+		status := 502
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			status = 504
+		}
+		x.client.abort(status, "the connection to "+x.record.Endpoint+" broke")
 		x.record.Reason = "upstream_truncated"
 		x.record.Status = 0 // the client did not get a whole response
 		if !x.wasExpired() && !x.sender.lost.Load() {
@@ -46,7 +56,7 @@ func (x *Exchange) receive(pl *plan, up upstream, n int) (o outcome) {
 		}
 	default:
 		o.keep = false
-		x.record.Reason = "client_gone"
+		x.record.Reason, x.record.GRPCStatus = "client_gone", grpcCancelled
 	}
 	return o
 }
@@ -106,7 +116,7 @@ func (x *Exchange) noResponse(pl *plan, up upstream, err error, o *outcome) {
 	e := x.tried[(x.record.Attempts-1)%maxTried]
 	switch {
 	case errors.Is(err, errClientGone), x.wasExpired() && x.client.http2():
-		o.fault = Answer{Status: 502, Reason: "client_gone", Close: true}
+		o.fault = Answer{Status: 499, Reason: "client_gone", Close: true} // nobody will see it
 		return
 	case x.sender.lost.Load(): // and the upstream was made to fail for it
 		o.fault = Answer{Status: 400, Reason: "client_body", Text: "the request's body ended early", Close: true}

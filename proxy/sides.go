@@ -53,8 +53,9 @@ type client interface {
 	// answer sends a response that weft made. lines are header lines; last asks to
 	// end the connection after it.
 	answer(status int, last bool, lines, body []byte) (keep bool)
-	// abort lets the client see that the response it got is not whole.
-	abort(reason string)
+	// abort lets the client see that the response it got is not whole. status is
+	// what would have said so.
+	abort(status int, reason string)
 	// stopReading makes a waiting next fail, from any goroutine; resumeReading
 	// undoes it as far as the client can still be read.
 	stopReading()

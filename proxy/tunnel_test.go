@@ -66,6 +66,16 @@ func TestWebSocketOverHTTP2(t *testing.T) {
 			t.Errorf("the connection's next request: %v %v", r, err)
 		}
 	})
+	t.Run("refused by a 200", func(t *testing.T) {
+		m := newMesh(t, says(t, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"))
+		f := dialFrames(t, m.addr)
+		if err := f.head(1, false, ":method", "CONNECT", ":protocol", "websocket", ":scheme", "http", ":authority", "shop", ":path", "/"); err != nil {
+			t.Fatal(err)
+		}
+		if r, err := f.reply(1); err != nil || r.status != "502" || r.fields[reasonHeader] != "not_upgraded" {
+			t.Errorf("%v %v", r, err)
+		}
+	})
 	t.Run("lost connection", func(t *testing.T) {
 		f := openSocket(t, m)
 		f.Close()
