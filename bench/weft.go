@@ -101,7 +101,7 @@ func (s *weftServer) proxyFlags() []string {
 }
 
 func (r *rig) startWeftGateway(ctx context.Context, s *weftServer) (*process, string, error) {
-	p, err := r.start(r.cores.proxy, "weft-gateway", r.weft, append([]string{"gateway", "--name", "bench", "--http", "127.0.0.1:0"}, s.proxyFlags()...)...)
+	p, err := r.start(r.cores.proxy, "weft-gateway", r.weft, append([]string{"gateway", "--name", "bench", "--http", "127.0.0.1:0", "--max-connections", "15000"}, s.proxyFlags()...)...)
 	if err != nil {
 		return nil, "", err
 	}

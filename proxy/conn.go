@@ -374,6 +374,19 @@ func (c *conn) read(b []byte) (int, error) {
 // Write implements io.Writer for what writes in pieces.
 func (c *conn) Write(b []byte) (int, error) { return c.write(b) }
 
+// Waits, Moved and Rests make the connection the meter of a body that the kernel
+// moves to the client.
+func (c *conn) Waits() { c.client.begin(c.p.clock.Load()) }
+
+func (c *conn) Moved(n int) {
+	now := c.p.clock.Load()
+	c.client.end(now, n)
+	c.client.begin(now)
+	c.progress()
+}
+
+func (c *conn) Rests() { c.client.end(c.p.clock.Load(), 0) }
+
 // progress moves the present phase's deadline: bytes have moved.
 func (c *conn) progress() { c.deadline.Store(c.p.clock.Load() + int64(stallTimeout)) }
 

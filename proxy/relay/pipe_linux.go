@@ -66,8 +66,10 @@ func (p *pipe) free(empty bool) {
 }
 
 // fill moves what waits in a socket into the empty pipe.
-func (p *pipe) fill(fd uintptr) (int, error) {
-	n, err := syscall.Splice(int(fd), nil, p.w, nil, pipeSize, spliceMove|spliceNonblock)
+func (p *pipe) fill(fd uintptr) (int, error) { return p.fillUpTo(fd, pipeSize) }
+
+func (p *pipe) fillUpTo(fd uintptr, most int) (int, error) {
+	n, err := syscall.Splice(int(fd), nil, p.w, nil, most, spliceMove|spliceNonblock)
 	return int(n), err
 }
 
