@@ -58,7 +58,7 @@ func (s *bodySender) join(x *Exchange, up upstream, o *outcome) {
 		return
 	}
 	o.keep, o.whole = false, false
-	if o.done || hurried || !errors.Is(s.err, errSource) {
+	if o.done || hurried || x.wasExpired() || !errors.Is(s.err, errSource) {
 		return
 	}
 	o.again = false
