@@ -3,6 +3,7 @@ package proxy
 import (
 	"io"
 	"time"
+	"time"
 
 	"github.com/weftmesh/weft/proxy/mux"
 	"github.com/weftmesh/weft/wire/http1"
@@ -27,6 +28,7 @@ const (
 	maxStreams   = 100
 	streamWindow = 64 << 10
 	connWindow   = 1 << 20
+	streamGrace  = time.Minute
 	http2Fields  = 200 // cookie crumbs count one by one
 )
 
@@ -35,7 +37,7 @@ func (c *conn) serveHTTP2() {
 	h2 := mux.NewServer(c.sock, mux.Config{
 		Protocol: http2.Config{Server: true, Streams: maxStreams, StreamWindow: streamWindow, ConnWindow: connWindow,
 			HeadBytes: limits.HeadBytes, Fields: http2Fields, ExtendedConnect: true},
-		Serve: c.serveStream, Go: c.p.workers.Go, Refused: c.p.refused.count, Idle: idleTimeout, Stall: stallTimeout,
+		Serve: c.serveStream, Go: c.p.workers.Go, Refused: c.p.refused.count, Idle: idleTimeout, Stall: stallTimeout, Hurry: c.p.short, Grace: c.grace(),
 	})
 	c.mu.Lock()
 	c.h2 = h2
@@ -47,6 +49,15 @@ func (c *conn) serveHTTP2() {
 	if err := h2.Run(c.already()); err != nil {
 		c.p.logger.Debug("http/2 connection ended", "peer", c.peerText, "error", err)
 	}
+}
+
+// grace is how long an HTTP/2 client may make responses wait: the outside has a
+// limit, the mesh's own clients may pause a stream for as long as they like.
+func (c *conn) grace() time.Duration {
+	if c.l.Direction == Edge {
+		return streamGrace
+	}
+	return 0
 }
 
 // already is what was read of the connection before its protocol was known. The

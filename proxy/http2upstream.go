@@ -270,7 +270,7 @@ func (p *Proxy) dialMux(cl *cluster, e *endpoint, timeout time.Duration) (*mux.C
 	cl.open.Add(1)
 	return mux.NewClient(sock, mux.Config{
 		Protocol: http2.Config{StreamWindow: streamWindow, ConnWindow: connWindow, HeadBytes: limits.HeadBytes, Fields: http2Fields},
-		Refused:  p.upstreamRefused, Idle: idleUpstream, Stall: stallTimeout,
+		Refused:  p.upstreamRefused, Idle: idleUpstream, Stall: stallTimeout, Hurry: p.short,
 	}), nil
 }
 

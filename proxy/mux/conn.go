@@ -56,6 +56,7 @@ type Conn struct {
 	idleSince  time.Time
 	writeSince time.Time // when the present Write began
 	lastTick   time.Time
+	hurried    bool // memory was short when Expire looked
 }
 
 type drainState uint8
@@ -278,7 +279,8 @@ func (c *Conn) Expire(now time.Time) {
 		return
 	}
 	c.nudge()
-	if c.inWrite && now.Sub(c.writeSince) > c.config.Stall {
+	c.hurried = c.config.Hurry != nil && c.config.Hurry()
+	if c.inWrite && now.Sub(c.writeSince) > c.patience() {
 		c.refused("write_stall")
 		c.mu.Unlock()
 		c.abort(errStalled)
@@ -309,17 +311,27 @@ func (c *Conn) expireStreams() {
 		return
 	}
 	for _, s := range c.active {
-		if c.clock.Sub(s.moved) <= c.config.Stall || s.h == nil || s.err != nil {
-			continue
-		}
-		reason := "stall"
+		stall, reason := c.config.Stall, "stall"
 		if s.list == &c.parked {
-			reason = "window_stall" // CVE-2019-9517, and HTTP/2 bombs
+			stall, reason = c.patience(), "window_stall" // CVE-2019-9517, and HTTP/2 bombs
+			s.starved += tick
+		}
+		slow := c.config.Grace > 0 && s.list == &c.parked && s.starved > c.config.Grace+time.Duration(s.given)*time.Second/minRate
+		if !slow && c.clock.Sub(s.moved) <= stall || s.h == nil || s.err != nil {
+			continue
 		}
 		c.refused(reason)
 		c.h2.Reset(s.h, http2.Cancel)
 		s.lose(&ResetError{Code: http2.Cancel})
 	}
+}
+
+// patience is how long the peer may take no bytes.
+func (c *Conn) patience() time.Duration {
+	if c.hurried {
+		return min(c.config.Stall, hurriedStall)
+	}
+	return c.config.Stall
 }
 
 // abort ends the connection without a word.

@@ -72,11 +72,21 @@ type Config struct {
 	// Stall is how long a stream may neither receive nor send a byte, and how long
 	// the peer may take no bytes from the socket; 0: 5 min.
 	Stall time.Duration
+	// Grace, for servers whose clients nobody knows: a response may wait for the
+	// client's window for so long in all, and a second more for every minRate bytes
+	// that were sent. A byte now and then does not hold it for ever. 0: no such limit.
+	Grace time.Duration
+	// Hurry reports that memory is short: a peer that takes no bytes, or opens no
+	// window for those that wait, then has hurriedStall, and no window grows. May
+	// be nil.
+	Hurry func() bool
 }
 
 const (
 	defaultIdle  = 75 * time.Second
 	defaultStall = 5 * time.Minute
+	hurriedStall = 5 * time.Second
+	minRate      = 500 // bytes a second
 )
 
 var (

@@ -35,6 +35,8 @@ type Stream struct {
 	err     error         // the stream was reset, or its connection ended
 	refused bool          // the peer says that it did nothing with the request
 	headEnd int64         // client: where the request's head ends in all that is written
+	starved time.Duration // waited for the peer's window, in all
+	given   int           // bytes of the body that were sent
 	moved   time.Time     // when the last byte came or went, by c.clock
 	watch   Interrupter   // server: interrupted when the stream ends early
 
@@ -111,6 +113,7 @@ func (c *Conn) dropStream(s *Stream) {
 	s.h, s.err, s.watch, s.headEnd = nil, nil, nil, 0
 	s.refused, s.tooLarge, s.hasTrailers, s.ended, s.sentEnd = false, false, false, false, false
 	s.arrived, s.lent, s.window, s.steady = s.arrived[:0], 0, 0, 0
+	s.starved, s.given = 0, 0
 	s.deadline, s.expired, s.interrupted = time.Time{}, false, false
 	if c.err == nil {
 		c.free = append(c.free, s)
@@ -214,7 +217,7 @@ func (s *Stream) giveBack() {
 	s.lent = 0
 	window := max(s.window, c.streamWindow())
 	// A reader that never finds its stream empty is what limits the pace itself.
-	if s.in.size > 0 || s.steady < 2*window || window >= mostWindow || s.ended {
+	if c.hurried || s.in.size > 0 || s.steady < 2*window || window >= mostWindow || s.ended {
 		return
 	}
 	s.steady = 0

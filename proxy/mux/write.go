@@ -170,6 +170,7 @@ func (c *Conn) pump() {
 		s.out = s.out[took:]
 		if took > 0 {
 			s.moved = c.clock
+			s.given += took
 		}
 		switch {
 		case took < n:
