@@ -3,7 +3,6 @@ package proxy
 import (
 	"io"
 	"time"
-	"time"
 
 	"github.com/weftmesh/weft/proxy/mux"
 	"github.com/weftmesh/weft/wire/http1"
