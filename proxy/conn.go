@@ -288,7 +288,11 @@ var Protocols = []string{protocolHTTP2, protocolHTTP1, protocolRaw}
 
 // handshake learns who the peer is and what it will speak.
 func (c *conn) handshake() (protocol string, err error) {
-	secured := tls.Server(c.sock, c.l.TLS)
+	below := c.sock
+	if c.l.Direction == Inbound {
+		below = &relay.Cuttable{Conn: below}
+	}
+	secured := tls.Server(below, c.l.TLS)
 	ctx, cancel := context.WithTimeout(context.Background(), shakeTimeout)
 	defer cancel()
 	if err := secured.HandshakeContext(ctx); err != nil {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/proxy/relay"
 	"github.com/weftmesh/weft/wire/http1"
 )
 
@@ -237,7 +238,7 @@ func (p *Proxy) dial(e *endpoint, timeout time.Duration, protocol string) (net.C
 		_ = sock.Close()
 		return nil, nil, weft.Errorf(weft.Internal, "call", string(e.identity), "this proxy has no certificate to show")
 	}
-	secured := tls.Client(sock, p.clientTLS(e.identity, protocol))
+	secured := tls.Client(&relay.Cuttable{Conn: sock}, p.clientTLS(e.identity, protocol))
 	if err := secured.HandshakeContext(ctx); err != nil {
 		_ = sock.Close()
 		return nil, nil, err

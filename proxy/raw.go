@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/weftmesh/weft/proxy/relay"
 	"github.com/weftmesh/weft/telemetry/metric"
 	"github.com/weftmesh/weft/wire/clienthello"
+	"github.com/weftmesh/weft/wire/proxyproto"
 )
 
 // Raw connections: bytes that nobody looks at. They come to a port that is
@@ -89,10 +91,8 @@ func (x *Exchange) filterRaw() *Answer {
 // but in the record; a reset is at least not taken for an answer.
 func (x *Exchange) refuseRaw(a *Answer) {
 	x.record.Status, x.record.Reason, x.record.Policy = a.Status, a.Reason, a.Policy
-	if tcp, ok := x.conn.sock.(*net.TCPConn); ok {
-		_ = tcp.SetLinger(0)
-	}
 	x.finishRaw()
+	relay.Abort(x.conn.sock)
 }
 
 // relayRaw connects to an endpoint, unless that was done early, and relays.
@@ -133,7 +133,7 @@ func (x *Exchange) connectRaw(pl *plan) (net.Conn, *endpoint, *Answer) {
 		}
 		x.tried[n%maxTried] = e
 		x.record.Attempts, x.record.Endpoint, x.record.Version = n+1, e.id, e.version
-		sock, err := x.conn.p.dialRaw(e, pl.patience(now))
+		sock, err := x.conn.dialRaw(e, pl.group.policy, pl.patience(now))
 		if err == nil {
 			e.connected()
 			return sock, e, nil
@@ -144,17 +144,46 @@ func (x *Exchange) connectRaw(pl *plan) (net.Conn, *endpoint, *Answer) {
 	return nil, nil, fault
 }
 
-// dialRaw opens a connection for bytes.
-func (p *Proxy) dialRaw(e *endpoint, timeout time.Duration) (net.Conn, error) {
-	sock, _, err := p.dial(e, timeout, protocolRaw)
+// dialRaw opens a connection for bytes, and says whose they are where the policy
+// asks for it.
+func (c *conn) dialRaw(e *endpoint, policy *weft.TrafficPolicy, timeout time.Duration) (net.Conn, error) {
+	sock, _, err := c.p.dial(e, timeout, protocolRaw)
 	if err != nil {
 		return nil, err
+	}
+	if policy.ProxyProtocol > 0 && e.identity == "" {
+		if err := c.announce(sock, policy.ProxyProtocol, timeout); err != nil {
+			_ = sock.Close()
+			return nil, err
+		}
 	}
 	if protocol, secured := negotiated(sock); secured && protocol != protocolRaw {
 		_ = sock.Close()
 		return nil, errNotRaw
 	}
 	return sock, nil
+}
+
+// announce writes the PROXY header that names our client. It is no part of what
+// the client says, and goes out at once: a server that wants it says nothing before.
+func (c *conn) announce(sock net.Conn, version uint8, timeout time.Duration) error {
+	var h proxyproto.Header
+	h.Source, _ = netip.ParseAddrPort(c.sock.RemoteAddr().String())
+	h.Destination, _ = netip.ParseAddrPort(c.sock.LocalAddr().String())
+	var room [128]byte // either version fits
+	b := room[:0]
+	if version == 1 {
+		b = proxyproto.AppendV1(b, h)
+	} else {
+		var err error
+		if b, err = proxyproto.AppendV2(b, h); err != nil {
+			return err
+		}
+	}
+	_ = sock.SetWriteDeadline(time.Now().Add(timeout))
+	_, err := sock.Write(b)
+	_ = sock.SetWriteDeadline(time.Time{})
+	return err
 }
 
 var errNotRaw = errors.New("the endpoint's sidecar does not take raw connections")
@@ -267,6 +296,9 @@ func (p *prefixed) Read(b []byte) (int, error) {
 	return p.Conn.Read(b)
 }
 
+// NetConn is the connection that can be reset.
+func (p *prefixed) NetConn() net.Conn { return p.Conn }
+
 // unread puts what passThrough read before the connection's other bytes.
 func (c *conn) unread() {
 	c.sock = &prefixed{c.sock, append([]byte(nil), c.in[:c.w]...)}
@@ -286,9 +318,10 @@ func (c *conn) detect() (done bool) {
 	case weft.HTTP, weft.HTTP2, weft.GRPC:
 		return false
 	}
-	if d.Problem != "" {
-		return false // bytes would lead nowhere; to a request one can say so
+	if d.Problem == weft.NoRule {
+		return false // only requests go there
 	}
+	// Where nobody is at the moment, bytes are still not to be answered by HTTP.
 	kind, known := c.p.speaks.Recall(c.l.Host, time.Now())
 	switch {
 	case known && kind == relay.ServerFirst:
@@ -347,6 +380,7 @@ func (c *conn) listen(d weft.Decision) (done bool) {
 	v, err := relay.Detector{}.Detect(c.p.life, c.sock, c.in[:0], dial)
 	if err != nil {
 		c.p.logger.Debug("nobody could say what is spoken", "host", c.l.Host, "peer", c.peerText, "error", err)
+		relay.Abort(c.sock) // an end would be taken for the server's
 		return true
 	}
 	if v.Sure {
@@ -372,6 +406,9 @@ func (c *conn) listen(d weft.Decision) (done bool) {
 // dialEarly opens a connection to one endpoint of the destination, without a
 // second try: it is only to hear whether the server speaks.
 func (c *conn) dialEarly(ctx context.Context, d *weft.Decision) (dialled, error) {
+	if d.Problem != "" { // a request is told of it; who waits for bytes has to be, too
+		return dialled{}, errNowhere
+	}
 	cl := c.p.view.Load().clusters[d.Service.Name]
 	if cl == nil {
 		return dialled{}, errNowhere
@@ -389,7 +426,7 @@ func (c *conn) dialEarly(ctx context.Context, d *weft.Decision) (dialled, error)
 	if end, ok := ctx.Deadline(); ok {
 		patience = min(patience, end.Sub(now))
 	}
-	sock, err := c.p.dialRaw(e, patience)
+	sock, err := c.dialRaw(e, g.policy, patience)
 	if err != nil {
 		e.connectFailed(time.Now())
 		return dialled{}, err

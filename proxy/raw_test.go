@@ -3,6 +3,7 @@ package proxy
 import (
 	"bufio"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -109,15 +111,7 @@ func TestDeadEndpointOfRawService(t *testing.T) {
 	}
 	m.endpoints(dead)
 	m.speak(weft.TCP)
-	c, err := net.Dial("tcp", m.addr)
-	if err != nil {
-		return // the reset was faster than the dialler
-	}
-	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
-	if n, err := c.Read(make([]byte, 1)); err == nil {
-		t.Errorf("read %d bytes from a service that is down", n)
-	}
+	m.refusesBytes("")
 }
 
 func TestTLSPassesByName(t *testing.T) {
@@ -185,3 +179,50 @@ func TestProxyHeaderNamesTheClient(t *testing.T) {
 type peerEcho struct{}
 
 func (peerEcho) Request(x *Exchange) *Answer { return &Answer{Status: 200, Body: x.Peer()} }
+
+// Bytes to a service that has nobody at the moment are reset, whoever should have
+// spoken first; only to a request can be said why.
+func TestNobodyAnswersBytes(t *testing.T) {
+	for _, c := range []struct {
+		name, says string
+		protocol   weft.Protocol
+	}{
+		{"declared", "\x00\x01", weft.TCP}, {"declared, server first", "", weft.TCP},
+		{"heard", "\x00\x01", ""}, {"server first", "", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := rawMesh(t, c.protocol, echo(t, "hello\n"))
+			m.endpoints()
+			m.refusesBytes(c.says)
+			_, r := m.raw("GET / HTTP/1.1\r\nHost: shop\r\n\r\n")
+			if resp, _ := m.read(r, "GET"); resp.StatusCode != 503 {
+				t.Errorf("a request is answered with %d", resp.StatusCode)
+			}
+		})
+	}
+	t.Run("known to speak first", func(t *testing.T) {
+		m := rawMesh(t, "", echo(t, "hello\n"))
+		c, r := m.raw("")
+		talk(t, c, r, "hello\n")
+		m.endpoints()
+		m.refusesBytes("")
+	})
+}
+
+// refusesBytes expects a reset and nothing else. It may come so early that who
+// connects sees it, or writes.
+func (m *mesh) refusesBytes(says string) {
+	m.t.Helper()
+	var b []byte
+	c, err := net.Dial("tcp", m.addr)
+	if err == nil {
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		if _, err = io.WriteString(c, says); err == nil {
+			b, err = io.ReadAll(c)
+		}
+	}
+	if len(b) > 0 || !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+		m.t.Errorf("got %q, then %v; want a reset", b, err)
+	}
+}

@@ -16,11 +16,12 @@
 //     side, by CloseWrite, and still hears the rest. A connection without CloseWrite
 //     is closed whole when the server has ended; when the client has, the server
 //     keeps its word until it ends or Config.HalfClosed is over.
-//   - A reset, a broken TLS record, or a write that fails is a reset for the other
-//     side: RST instead of FIN, no close_notify, so that nobody takes what was cut
-//     off for the whole. So is Interrupt, and so are bytes that were read and could
-//     not be delivered. A wrapper hides its socket from this, and is closed simply,
-//     unless it has a method NetConn, as *tls.Conn has.
+//   - A reset, a broken TLS record, an end of TLS without close_notify (see
+//     Cuttable), or a write that fails is a reset for the other side: RST instead of
+//     FIN, no close_notify, so that nobody takes what was cut off for the whole. So
+//     is Interrupt, and so are bytes that were read and could not be delivered. A
+//     wrapper hides its socket from this, and is closed simply, unless it has a
+//     method NetConn, as *tls.Conn has.
 //
 // To tell the server whose connection it is, put a PROXY header (wire/proxyproto)
 // in front of the client's Already.

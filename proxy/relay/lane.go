@@ -234,7 +234,10 @@ func (l *lane) turnAny() error {
 	if err := l.write(in[:n]); err != nil {
 		return err
 	}
-	if err != nil && err != io.EOF {
+	switch {
+	case err == io.EOF && wasCut(l.src):
+		return l.readError(errCut)
+	case err != nil && err != io.EOF:
 		return l.readError(err)
 	}
 	return err

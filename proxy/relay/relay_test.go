@@ -69,6 +69,11 @@ var serverTLS = sync.OnceValue(func() *tls.Config {
 func tlsPair(t testing.TB) (outer, inner *tls.Conn) {
 	t.Helper()
 	o, i := tcpPair(t)
+	return handshake(t, o, i)
+}
+
+func handshake(t testing.TB, o, i net.Conn) (outer, inner *tls.Conn) {
+	t.Helper()
 	outer = tls.Client(o, &tls.Config{InsecureSkipVerify: true})
 	inner = tls.Server(i, serverTLS())
 	done := make(chan error, 1)
@@ -336,6 +341,49 @@ func TestTruncatedTLS(t *testing.T) {
 	_ = tcp.CloseWrite()
 	hearReset(t, server)
 	checkResult(t, wait(t, result), Reset, 3, 0)
+}
+
+// TestCutTLS: an end that TLS did not announce is not the end of what was said,
+// where the peer is known to announce it.
+func TestCutTLS(t *testing.T) {
+	cuttable := func() (outer, inner *tls.Conn) {
+		o, i := tcpPair(t)
+		return handshake(t, o, &Cuttable{Conn: i})
+	}
+	t.Run("cut", func(t *testing.T) {
+		client, inner := cuttable()
+		server, s := tcpPair(t)
+		_, result := start(t, Side{Conn: inner}, Side{Conn: s}, Config{})
+		say(t, client, "one")
+		hear(t, server, "one")
+		if err := client.NetConn().(*net.TCPConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		hearReset(t, server)
+		if got := wait(t, result); got.Reason != Reset || !errors.Is(got.Err, errCut) {
+			t.Errorf("%+v", got)
+		}
+	})
+	t.Run("announced", func(t *testing.T) {
+		client, inner := cuttable()
+		server, s := tcpPair(t)
+		_, result := start(t, Side{Conn: inner}, Side{Conn: s}, Config{})
+		say(t, client, "one")
+		if err := errors.Join(client.CloseWrite(), client.NetConn().(*net.TCPConn).CloseWrite()); err != nil {
+			t.Fatal(err)
+		}
+		hear(t, server, "one")
+		hearEnd(t, server)
+		if err := server.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		checkResult(t, wait(t, result), ClientClosed, 3, 0)
+	})
+	t.Run("aborted", func(t *testing.T) {
+		client, inner := cuttable()
+		Abort(inner)
+		hearReset(t, client)
+	})
 }
 
 func TestInterrupt(t *testing.T) {
