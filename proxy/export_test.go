@@ -7,6 +7,12 @@ var (
 	Until   = until
 	Within  = within
 	Peers   = peers
+	Quiet1  = quiet1
+	Quiet2  = quiet2
+	Once1   = onceAt1
+	Once2   = onceAt2
+
+	RaceDetector = raceDetector
 )
 
 // Books lists what does not add up while nothing is in flight.

@@ -243,3 +243,69 @@ func TestSessionsResume(t *testing.T) {
 		t.Error("after a rotation, the second does not resume")
 	}
 }
+
+// tlsAllocates is what crypto/tls itself allocates when a message goes there and
+// another comes back: something for each record that is read.
+func tlsAllocates(t *testing.T) float64 {
+	a := authority(t, "cluster.local")
+	server, client := credentials(t, a, "inventory-service"), credentials(t, a, "order-service")
+	address := proxy.Peers(t, func(c net.Conn, _ *bufio.Reader) {
+		secured := tls.Server(c, server.ServerTLS("http/1.1"))
+		var b [100]byte
+		for {
+			n, err := secured.Read(b[:])
+			if err != nil {
+				return
+			}
+			_, _ = secured.Write(b[:n])
+		}
+	})
+	c, err := tls.Dial("tcp", address, client.DialTLS(weft.NewIdentity("cluster.local", "default", "inventory-service"), "http/1.1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	var b [100]byte
+	once := func() {
+		_, _ = c.Write(b[:10])
+		if _, err := c.Read(b[:]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 300 {
+		once()
+	}
+	return testing.AllocsPerRun(1000, once)
+}
+
+// A pair of sidecars adds nothing to what TLS allocates between them.
+func TestPairAllocatesNothing(t *testing.T) {
+	if proxy.RaceDetector {
+		t.Skip("under the race detector sync.Pool forgets at random")
+	}
+	const get = "GET /api/inventory/1 HTTP/1.1\r\nHost: inventory-service\r\nUser-Agent: test\r\n\r\n"
+	most := tlsAllocates(t)
+	for _, lane := range []struct {
+		name string
+		app  weft.Protocol
+		up   func(*testing.T) string
+		ask  func(t *testing.T, address string) func()
+	}{
+		{"1 to 1", weft.HTTP, proxy.Quiet1, func(t *testing.T, a string) func() { return proxy.Once1(t, a, get) }},
+		{"2 to 1", weft.HTTP, proxy.Quiet1, func(t *testing.T, a string) func() { return proxy.Once2(t, a, "GET") }},
+		{"1 to 2", weft.HTTP2, proxy.Quiet2, func(t *testing.T, a string) func() { return proxy.Once1(t, a, get) }},
+		{"2 to 2", weft.HTTP2, proxy.Quiet2, func(t *testing.T, a string) func() { return proxy.Once2(t, a, "GET") }},
+		{"gRPC", weft.GRPC, proxy.Quiet2, func(t *testing.T, a string) func() { return proxy.Once2(t, a, "POST") }},
+	} {
+		t.Run(lane.name, func(t *testing.T) {
+			pr := newPair(t, lane.up(t), lane.app)
+			once := lane.ask(t, pr.address)
+			for range 300 {
+				once()
+			}
+			if n := testing.AllocsPerRun(1000, once); n > most {
+				t.Errorf("%v allocations a request, and TLS makes %v of them", n, most)
+			}
+		})
+	}
+}
