@@ -238,7 +238,7 @@ func policyOf(p *weft.TrafficPolicy) *client.Policy {
 		Source: p.Source, LoadBalancer: string(p.LoadBalancer), ConnectTimeout: weft.Duration(p.ConnectTimeout),
 		MaxConnections: p.MaxConnections, MaxPendingRequests: p.MaxPendingRequests,
 		MaxRequests: p.MaxRequests, MaxRequestsPerConn: p.MaxRequestsPerConn,
-		HTTP2: p.HTTP2, MaxStreams: p.MaxStreams,
+		HTTP2: p.HTTP2, MaxStreams: p.MaxStreams, ProxyProtocol: p.ProxyProtocol,
 	}
 	if out.LoadBalancer == "" {
 		out.LoadBalancer = string(weft.LeastRequest)

@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/weftmesh/weft/proxy/relay"
 	"github.com/weftmesh/weft/telemetry/metric"
 	"github.com/weftmesh/weft/wire/clienthello"
+	"github.com/weftmesh/weft/wire/proxyproto"
 )
 
 // Raw connections: bytes that nobody looks at. They come to a port that is
@@ -131,7 +133,7 @@ func (x *Exchange) connectRaw(pl *plan) (net.Conn, *endpoint, *Answer) {
 		}
 		x.tried[n%maxTried] = e
 		x.record.Attempts, x.record.Endpoint, x.record.Version = n+1, e.id, e.version
-		sock, err := x.conn.p.dialRaw(e, pl.patience(now))
+		sock, err := x.conn.dialRaw(e, pl.group.policy, pl.patience(now))
 		if err == nil {
 			e.connected()
 			return sock, e, nil
@@ -142,17 +144,46 @@ func (x *Exchange) connectRaw(pl *plan) (net.Conn, *endpoint, *Answer) {
 	return nil, nil, fault
 }
 
-// dialRaw opens a connection for bytes.
-func (p *Proxy) dialRaw(e *endpoint, timeout time.Duration) (net.Conn, error) {
-	sock, _, err := p.dial(e, timeout, protocolRaw)
+// dialRaw opens a connection for bytes, and says whose they are where the policy
+// asks for it.
+func (c *conn) dialRaw(e *endpoint, policy *weft.TrafficPolicy, timeout time.Duration) (net.Conn, error) {
+	sock, _, err := c.p.dial(e, timeout, protocolRaw)
 	if err != nil {
 		return nil, err
+	}
+	if policy.ProxyProtocol > 0 && e.identity == "" {
+		if err := c.announce(sock, policy.ProxyProtocol, timeout); err != nil {
+			_ = sock.Close()
+			return nil, err
+		}
 	}
 	if protocol, secured := negotiated(sock); secured && protocol != protocolRaw {
 		_ = sock.Close()
 		return nil, errNotRaw
 	}
 	return sock, nil
+}
+
+// announce writes the PROXY header that names our client. It is no part of what
+// the client says, and goes out at once: a server that wants it says nothing before.
+func (c *conn) announce(sock net.Conn, version uint8, timeout time.Duration) error {
+	var h proxyproto.Header
+	h.Source, _ = netip.ParseAddrPort(c.sock.RemoteAddr().String())
+	h.Destination, _ = netip.ParseAddrPort(c.sock.LocalAddr().String())
+	var room [128]byte // either version fits
+	b := room[:0]
+	if version == 1 {
+		b = proxyproto.AppendV1(b, h)
+	} else {
+		var err error
+		if b, err = proxyproto.AppendV2(b, h); err != nil {
+			return err
+		}
+	}
+	_ = sock.SetWriteDeadline(time.Now().Add(timeout))
+	_, err := sock.Write(b)
+	_ = sock.SetWriteDeadline(time.Time{})
+	return err
 }
 
 var errNotRaw = errors.New("the endpoint's sidecar does not take raw connections")
@@ -395,7 +426,7 @@ func (c *conn) dialEarly(ctx context.Context, d *weft.Decision) (dialled, error)
 	if end, ok := ctx.Deadline(); ok {
 		patience = min(patience, end.Sub(now))
 	}
-	sock, err := c.p.dialRaw(e, patience)
+	sock, err := c.dialRaw(e, g.policy, patience)
 	if err != nil {
 		e.connectFailed(time.Now())
 		return dialled{}, err

@@ -175,6 +175,58 @@ func TestProxyHeaderNamesTheClient(t *testing.T) {
 	}
 }
 
+// A plain endpoint learns from the header whose connection it is, whoever speaks
+// first and whatever was heard before it was dialled.
+func TestProxyHeaderIsSent(t *testing.T) {
+	for _, protocol := range []weft.Protocol{weft.TCP, ""} {
+		for version := range uint8(3) {
+			for _, greeting := range []string{"", "220 ready\r\n"} {
+				t.Run(fmt.Sprintf("%q version %d greeting %q", protocol, version, greeting), func(t *testing.T) {
+					headers := make(chan proxyproto.Header, 4)
+					m := rawMesh(t, protocol, script(t, func(c net.Conn, r *bufio.Reader) {
+						if version > 0 {
+							headers <- header(t, r)
+						}
+						_, _ = io.WriteString(c, greeting)
+						_, _ = io.Copy(c, r)
+						_ = c.(*net.TCPConn).CloseWrite()
+					}))
+					m.svc.Policy.ProxyProtocol = version
+					m.publish()
+					c, r := m.raw("")
+					talk(t, c, r, greeting)
+					if version == 0 {
+						return
+					}
+					if h := <-headers; h.Version != version || h.Source.String() != c.LocalAddr().String() || h.Destination.String() != m.addr {
+						t.Errorf("header %+v, want of %s to %s", h, c.LocalAddr(), m.addr)
+					}
+				})
+			}
+		}
+	}
+}
+
+// header reads the PROXY header that a connection begins with.
+func header(t *testing.T, r *bufio.Reader) proxyproto.Header {
+	for n := 1; ; n++ {
+		b, err := r.Peek(n)
+		if err != nil {
+			t.Errorf("no PROXY header: %v", err)
+			return proxyproto.Header{}
+		}
+		h, size, err := proxyproto.Parse(b)
+		switch {
+		case err == nil:
+			_, _ = r.Discard(size)
+			return h
+		case err != proxyproto.ErrIncomplete:
+			t.Errorf("%q is no PROXY header: %v", b, err)
+			return proxyproto.Header{}
+		}
+	}
+}
+
 // peerEcho answers with who the client is.
 type peerEcho struct{}
 

@@ -23,6 +23,7 @@ func overlaid(rule, subset *networking.TrafficPolicy) *networking.TrafficPolicy 
 		LoadBalancer:     rule.GetLoadBalancer(),
 		ConnectionPool:   rule.GetConnectionPool(),
 		OutlierDetection: rule.GetOutlierDetection(),
+		ProxyProtocol:    rule.GetProxyProtocol(),
 	}
 	if b := subset.GetLoadBalancer(); b != nil {
 		out.LoadBalancer = b
@@ -32,6 +33,9 @@ func overlaid(rule, subset *networking.TrafficPolicy) *networking.TrafficPolicy 
 	}
 	if b := subset.GetOutlierDetection(); b != nil {
 		out.OutlierDetection = b
+	}
+	if b := subset.GetProxyProtocol(); b != nil {
+		out.ProxyProtocol = b
 	}
 	return out
 }
@@ -56,6 +60,12 @@ func compilePolicy(p *networking.TrafficPolicy, source weft.SourceRef) weft.Traf
 	out.HTTP2 = http.GetH2UpgradePolicy() == networking.ConnectionPoolSettings_HTTPSettings_UPGRADE
 	out.MaxStreams = uint32(http.GetMaxConcurrentStreams())
 	out.Outlier = compileOutlier(p.GetOutlierDetection())
+	if b := p.GetProxyProtocol(); b != nil {
+		out.ProxyProtocol = 1
+		if b.Version == networking.TrafficPolicy_ProxyProtocol_V2 {
+			out.ProxyProtocol = 2
+		}
+	}
 	return out
 }
 

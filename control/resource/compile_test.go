@@ -266,6 +266,9 @@ func askPolicy(s *Set, words []string) string {
 	out := fmt.Sprintf("%s %s; subsets %v\n%s connect %s idle %s connections %d pending %d requests %d per connection %d http2 %v streams %d",
 		policy.Source, policy.Source.Field, names, policy.LoadBalancer, policy.ConnectTimeout, policy.IdleTimeout,
 		policy.MaxConnections, policy.MaxPendingRequests, policy.MaxRequests, policy.MaxRequestsPerConn, policy.HTTP2, policy.MaxStreams)
+	if policy.ProxyProtocol > 0 {
+		out += fmt.Sprintf(" proxy protocol %d", policy.ProxyProtocol)
+	}
 	if policy.Outlier != nil {
 		out += fmt.Sprintf("\noutlier %+v", *policy.Outlier)
 	}

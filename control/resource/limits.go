@@ -89,7 +89,6 @@ var limits = map[protoreflect.FullName]limit{
 	networkingPkg + ".DestinationRule.workload_selector":                          {refused: true},
 	networkingPkg + ".TrafficPolicy.port_level_settings":                          {refused: true, mend: "an instance has one port: put them into trafficPolicy itself"},
 	networkingPkg + ".TrafficPolicy.tunnel":                                       {refused: true},
-	networkingPkg + ".TrafficPolicy.proxy_protocol":                               {refused: true},
 	networkingPkg + ".TrafficPolicy.retry_budget":                                 {refused: true, mend: "retries always have a budget of 20 %"},
 	networkingPkg + ".LoadBalancerSettings.consistent_hash":                       {refused: true},
 	networkingPkg + ".LoadBalancerSettings.locality_lb_setting":                   {refused: true},

@@ -84,7 +84,12 @@ func (s *Set) destinationWarnings(v *virtualService, knownService func(weft.Serv
 	}
 	for i, h := range v.spec.Http {
 		for k, d := range h.Route {
-			look(fmt.Sprintf("spec.http[%d].route[%d]", i, k), d.Destination, "requests get 503")
+			path := fmt.Sprintf("spec.http[%d].route[%d]", i, k)
+			look(path, d.Destination, "requests get 503")
+			if s.announces(v.Namespace, d.Destination) {
+				out = append(out, v.warning(path, "read x-forwarded-for there",
+					"requests to %s bring no PROXY header: its proxyProtocol is for connections that are not HTTP", d.Destination.Host))
+			}
 		}
 	}
 	for i, t := range v.spec.Tcp {
@@ -98,6 +103,24 @@ func (s *Set) destinationWarnings(v *virtualService, knownService func(weft.Serv
 		}
 	}
 	return out
+}
+
+// announces reports whether connections to the destination begin with a PROXY header.
+func (s *Set) announces(namespace string, d *networking.Destination) bool {
+	n, ok := serviceOf(d.GetHost(), namespace)
+	if !ok {
+		return false
+	}
+	rules := s.destination(n, namespace)
+	if rules == nil {
+		return false
+	}
+	for _, sub := range rules.subsets {
+		if sub.Name == d.GetSubset() {
+			return sub.Policy.ProxyProtocol > 0
+		}
+	}
+	return rules.policy.ProxyProtocol > 0
 }
 
 // gatewayWarnings are about gateways that do not exist, or that have nothing to do

@@ -32,6 +32,9 @@ func fill(t *testing.T, v reflect.Value, n *int) {
 	case netip.Prefix:
 		v.Set(reflect.ValueOf(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(*n), 0, 0}), 16)))
 		return
+	case uint8: // versions of the PROXY protocol
+		v.SetUint(uint64(*n % 3))
+		return
 	case weft.Action:
 		v.SetUint(uint64(*n % 3))
 		return
@@ -265,6 +268,9 @@ func TestDecodeRefuses(t *testing.T) {
 		}
 	}
 	order := &ServiceName{Namespace: "default", Name: "order"}
+	if _, err := DecodeService(&Service{Name: order, Policy: &TrafficPolicy{ProxyProtocol: 3}}); err == nil {
+		t.Error("a version of the PROXY protocol from the future: accepted")
+	}
 	endpoints := map[string]*Endpoints{
 		"no service":           {},
 		"no address":           {Service: order, Endpoints: []*Endpoint{{Id: "a", Weight: 1}}},

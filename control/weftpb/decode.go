@@ -287,7 +287,10 @@ func (d *decoder) policy(m *TrafficPolicy) weft.TrafficPolicy {
 		ConnectTimeout: d.duration(m.GetConnectTimeout()), IdleTimeout: d.duration(m.GetIdleTimeout()),
 		MaxConnections: m.GetMaxConnections(), MaxPendingRequests: m.GetMaxPendingRequests(),
 		MaxRequests: m.GetMaxRequests(), MaxRequestsPerConn: m.GetMaxRequestsPerConn(),
-		HTTP2: m.GetHttp2(), MaxStreams: m.GetMaxStreams(),
+		HTTP2: m.GetHttp2(), MaxStreams: m.GetMaxStreams(), ProxyProtocol: uint8(m.GetProxyProtocol()),
+	}
+	if m.GetProxyProtocol() > 2 {
+		d.refuse("traffic policy", "version %d of the PROXY protocol is not known", m.GetProxyProtocol())
 	}
 	if o := m.GetOutlier(); o != nil {
 		p.Outlier = &weft.Outlier{

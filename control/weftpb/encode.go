@@ -195,7 +195,7 @@ func encodePolicy(p *weft.TrafficPolicy) *TrafficPolicy {
 		ConnectTimeout: encodeDuration(p.ConnectTimeout), IdleTimeout: encodeDuration(p.IdleTimeout),
 		MaxConnections: p.MaxConnections, MaxPendingRequests: p.MaxPendingRequests,
 		MaxRequests: p.MaxRequests, MaxRequestsPerConn: p.MaxRequestsPerConn,
-		Http2: p.HTTP2, MaxStreams: p.MaxStreams,
+		Http2: p.HTTP2, MaxStreams: p.MaxStreams, ProxyProtocol: uint32(p.ProxyProtocol),
 	}
 	if o := p.Outlier; o != nil {
 		out.Outlier = &Outlier{

@@ -1419,6 +1419,7 @@ type TrafficPolicy struct {
 	Outlier            *Outlier               `protobuf:"bytes,9,opt,name=outlier,proto3" json:"outlier,omitempty"` // absent: no ejection
 	Http2              bool                   `protobuf:"varint,10,opt,name=http2,proto3" json:"http2,omitempty"`
 	MaxStreams         uint32                 `protobuf:"varint,11,opt,name=max_streams,json=maxStreams,proto3" json:"max_streams,omitempty"`
+	ProxyProtocol      uint32                 `protobuf:"varint,12,opt,name=proxy_protocol,json=proxyProtocol,proto3" json:"proxy_protocol,omitempty"` // version of the PROXY header for raw connections; 0: none
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -1526,6 +1527,13 @@ func (x *TrafficPolicy) GetHttp2() bool {
 func (x *TrafficPolicy) GetMaxStreams() uint32 {
 	if x != nil {
 		return x.MaxStreams
+	}
+	return 0
+}
+
+func (x *TrafficPolicy) GetProxyProtocol() uint32 {
+	if x != nil {
+		return x.ProxyProtocol
 	}
 	return 0
 }
@@ -3224,7 +3232,7 @@ const file_weft_proto_rawDesc = "" +
 	"\rbase_ejection\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\fbaseEjection\x12<\n" +
 	"\fmax_ejection\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\vmaxEjection\x120\n" +
 	"\x14max_ejection_percent\x18\x06 \x01(\rR\x12maxEjectionPercent\x12,\n" +
-	"\x12min_health_percent\x18\a \x01(\rR\x10minHealthPercent\"\x86\x04\n" +
+	"\x12min_health_percent\x18\a \x01(\rR\x10minHealthPercent\"\xad\x04\n" +
 	"\rTrafficPolicy\x122\n" +
 	"\x06source\x18\x01 \x01(\v2\x1a.weft.control.v1.SourceRefR\x06source\x12#\n" +
 	"\rload_balancer\x18\x02 \x01(\tR\floadBalancer\x12B\n" +
@@ -3238,7 +3246,8 @@ const file_weft_proto_rawDesc = "" +
 	"\x05http2\x18\n" +
 	" \x01(\bR\x05http2\x12\x1f\n" +
 	"\vmax_streams\x18\v \x01(\rR\n" +
-	"maxStreams\"\xcc\x01\n" +
+	"maxStreams\x12%\n" +
+	"\x0eproxy_protocol\x18\f \x01(\rR\rproxyProtocol\"\xcc\x01\n" +
 	"\x06Subset\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12;\n" +
 	"\x06labels\x18\x02 \x03(\v2#.weft.control.v1.Subset.LabelsEntryR\x06labels\x126\n" +
