@@ -75,14 +75,14 @@ type TrafficPolicy struct {
 	MaxPendingRequests uint32        // waiting for a connection, per proxy
 	MaxRequests        uint32        // in flight, per proxy
 	MaxRequestsPerConn uint32
-	HTTP2              bool     // speak HTTP/2 to endpoints that declare nothing or plain http
-	MaxStreams         uint32   // at once on one HTTP/2 connection
+	HTTP2              bool   // speak HTTP/2 to endpoints that declare nothing or plain http
+	MaxStreams         uint32 // at once on one HTTP/2 connection
 	// ProxyProtocol is the version, 1 or 2, of the PROXY header that raw connections
 	// to endpoints without an identity begin with; 0: none. Sidecars know their
 	// callers better, and connections of HTTP carry requests of many clients: to
 	// those it does not apply.
 	ProxyProtocol uint8
-	Outlier            *Outlier // nil: no ejection
+	Outlier       *Outlier // nil: no ejection
 }
 
 // Outlier ejects endpoints that fail (DestinationRule outlierDetection).

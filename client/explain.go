@@ -136,7 +136,7 @@ type Policy struct {
 	HTTP2              bool           `json:"http2,omitempty"` // HTTP/2 to endpoints that declare nothing or plain http
 	MaxStreams         uint32         `json:"maxStreams,omitempty"`
 	ProxyProtocol      uint8          `json:"proxyProtocol,omitempty"` // version of the header before raw connections
-	Outlier            *Outlier       `json:"outlier,omitempty"` // nil: nothing is ejected
+	Outlier            *Outlier       `json:"outlier,omitempty"`       // nil: nothing is ejected
 }
 
 // Outlier is when a failing endpoint is left out for a while.
