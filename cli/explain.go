@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -14,7 +15,7 @@ import (
 func (a *app) explain() *cobra.Command {
 	var r client.ExplainRequest
 	cmd := &cobra.Command{
-		Use:   "explain METHOD URL",
+		Use:   "explain {METHOD URL | tcp://HOST:PORT | tls://NAME[:PORT]}",
 		Short: "Say where a request would go, and which rule and file decide it",
 		Long: `Say where a request would go and why, without sending it: the rule that fits
 with its file and line, the rules before it that do not and why, every
@@ -25,12 +26,16 @@ caller in.
 The answer comes from the code that the proxies run, on the configuration that
 they are sent.
 
+A whole connection has no method: tcp://database:5432 asks about one that carries
+bytes, tls://vault.example.com about one whose TLS is the application's own.
+
 The caller is --from: a service, or a gateway. A URL that leads to a gateway that
 is connected is asked as that gateway's client would ask it.`,
 		Example: `  weft explain GET http://order-service/api/orders/1
   weft explain GET http://inventory-service/api/inventory/42 --from user-service
-  weft explain GET http://localhost:8080/api/orders/1 -H 'x-beta: yes'`,
-		Args:              wantArgs(2, 2, "METHOD and URL"),
+  weft explain GET http://localhost:8080/api/orders/1 -H 'x-beta: yes'
+  weft explain tcp://database:5432 --from order-service`,
+		Args:              wantArgs(1, 2, "METHOD and URL"),
 		ValidArgsFunction: a.completeRequest,
 	}
 	cmd.Flags().StringVar(&r.From, "from", "", "`caller`: a service (\"user-service\", \"user-service.shop\") or a gateway")
@@ -39,8 +44,12 @@ is connected is asked as that gateway's client would ask it.`,
 	_ = cmd.RegisterFlagCompletionFunc("from", a.ask(a.completeServices))
 	out := formatFlag(cmd, "json")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		r.Method, r.URL = strings.ToUpper(args[0]), args[1]
-		if err := checkRequest(&r); err != nil {
+		r.URL = args[len(args)-1]
+		if len(args) == 2 {
+			r.Method = strings.ToUpper(args[0])
+		}
+		raw, err := checkRequest(&r)
+		if err != nil {
 			return err
 		}
 		e, err := a.client().Explain(cmd.Context(), r)
@@ -50,28 +59,48 @@ is connected is asked as that gateway's client would ask it.`,
 		if out.value == "json" {
 			return printJSON(a.out, e)
 		}
-		x := explainer{a}
+		x := explainer{app: a, raw: raw}
+		if raw {
+			x.line("", "connection", r.URL)
+		} else {
+			x.line("", "request", e.Method+" "+e.Scheme+"://"+e.Host+pathOf(e))
+		}
 		return x.print(e)
 	}
 	return cmd
 }
 
-// checkRequest finds what is wrong before a server is asked.
-func checkRequest(r *client.ExplainRequest) error {
+// checkRequest finds what is wrong before a server is asked. raw says that it is
+// about a connection and not a request.
+func checkRequest(r *client.ExplainRequest) (raw bool, err error) {
 	u, err := url.Parse(r.URL)
-	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return usagef("%q is no URL; want one such as http://order-service/api/orders/1", r.URL)
+	if err != nil || u.Host == "" || !slices.Contains([]string{"http", "https", "tcp", "tls"}, u.Scheme) {
+		return false, usagef("%q is no URL; want one such as http://order-service/api/orders/1", r.URL)
+	}
+	raw = u.Scheme == "tcp" || u.Scheme == "tls"
+	switch {
+	case !raw && r.Method == "":
+		return false, usagef("want METHOD and URL, as in GET %s", r.URL)
+	case raw && (r.Method != "" || len(r.Headers) > 0):
+		return false, usagef("%s is about a connection: it has no method and no headers", r.URL)
+	case raw && strings.Trim(u.Path, "/")+u.RawQuery != "":
+		return false, usagef("%s is about a connection: want only %s://%s", r.URL, u.Scheme, u.Host)
+	case u.Scheme == "tcp" && u.Port() == "":
+		return false, usagef("%s has no port; want one such as tcp://database:5432", r.URL)
 	}
 	for _, h := range r.Headers {
 		if name, _, ok := strings.Cut(h, ":"); !ok || strings.TrimSpace(name) == "" {
-			return usagef("header %q: want 'name: value'", h)
+			return false, usagef("header %q: want 'name: value'", h)
 		}
 	}
-	return nil
+	return raw, nil
 }
 
 // explainer prints an explanation.
-type explainer struct{ *app }
+type explainer struct {
+	*app
+	raw bool // of a connection
+}
 
 // line writes a label and a value, unless the value is empty.
 func (x explainer) line(indent, label, value string) {
@@ -80,12 +109,14 @@ func (x explainer) line(indent, label, value string) {
 	}
 }
 
-func (x explainer) print(e *client.Explanation) error {
-	path := e.Path
-	if e.Query != "" {
-		path += "?" + e.Query
+func pathOf(e *client.Explanation) string {
+	if e.Query == "" {
+		return e.Path
 	}
-	x.line("", "request", e.Method+" "+e.Scheme+"://"+e.Host+path)
+	return e.Path + "?" + e.Query
+}
+
+func (x explainer) print(e *client.Explanation) error {
 	x.line("", "from", caller(e))
 	if e.Edge != nil {
 		x.rule(e.Edge)
@@ -154,6 +185,9 @@ func (x explainer) rule(r *client.Rule) {
 		}
 		x.line("", "rewrite", strings.Join(parts, ", "))
 	}
+	if x.raw {
+		return
+	}
 	x.line("", "timeout", orNone(r.Timeout))
 	x.line("", "retry", retry(&r.Retry))
 }
@@ -198,6 +232,9 @@ func (x explainer) destination(d *client.Destination) error {
 		x.line("  ", "balancing", p.LoadBalancer)
 		x.line("  ", "limits", limits(p))
 		x.line("  ", "ejection", ejection(p.Outlier))
+		if x.raw && p.ProxyProtocol > 0 {
+			x.line("  ", "PROXY header", "version "+number(int(p.ProxyProtocol))+", to endpoints without identity")
+		}
 		if p.Source.Kind != "" {
 			x.line("  ", "set by", p.Source.String())
 		}
