@@ -96,8 +96,7 @@ func (b *breaker) copy(p *pair, dst, src *net.TCPConn) {
 			most = 1 + rand.IntN(1500)
 		}
 		n, err := src.Read(buf[:most])
-		b.gate.RLock()
-		b.gate.RUnlock() // whoever holds it has stalled everything
+		b.pass()
 		if n > 0 {
 			if _, err := dst.Write(buf[:n]); err != nil {
 				p.reset()
@@ -114,6 +113,12 @@ func (b *breaker) copy(p *pair, dst, src *net.TCPConn) {
 			return
 		}
 	}
+}
+
+// pass waits while everything is stalled.
+func (b *breaker) pass() {
+	b.gate.RLock()
+	defer b.gate.RUnlock()
 }
 
 func (p *pair) reset() {
