@@ -407,7 +407,7 @@ func (c *conn) expireIfDue(now int64) {
 		}
 		return
 	}
-	if c.l.Direction == Edge && c.client.over(now, c.p.grace()) {
+	if c.l.Direction == Edge && c.client.over(now, c.p.grace()) && !c.client.drains(c.base, now) {
 		c.p.refused.count("slow_client")
 		c.interrupt()
 		return

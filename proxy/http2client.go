@@ -79,6 +79,9 @@ func (c *conn) serveStream(st *mux.Stream) {
 	x.head, *st.Request() = *st.Request(), x.head
 	x.begin()
 	st.Watch((*cancellation)(x))
+	if c.l.Direction == Edge && !isGRPC(&x.head) && len(st.Protocol()) == 0 {
+		st.BoundBody() // gRPC and WebSocket may be silent for long
+	}
 	if st.TooLarge() {
 		c.p.refused.count("head_too_large")
 		x.answer(&Answer{Status: 431, Reason: "head_too_large", Text: "the request's head is too large"})

@@ -176,6 +176,11 @@ func TestSlowClientsRunOutOfPatience(t *testing.T) {
 			}
 			w.begin(22 * second)
 		}, 23 * second, grace, true},
+		{"a burst does not buy an hour", func(w *patience) {
+			w.begin(second)
+			w.end(second, 10<<20)
+			w.begin(2 * second)
+		}, 23 * second, grace, true},
 		{"slow but steady", func(w *patience) {
 			for i := int64(1); i <= 100; i++ {
 				w.begin(i * second)

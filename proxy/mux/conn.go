@@ -311,12 +311,15 @@ func (c *Conn) expireStreams() {
 		return
 	}
 	for _, s := range c.active {
-		stall, reason := c.config.Stall, "stall"
-		if s.list == &c.parked {
+		stall, reason, slow := c.config.Stall, "stall", false
+		switch {
+		case s.list == &c.parked:
 			stall, reason = c.patience(), "window_stall" // CVE-2019-9517, and HTTP/2 bombs
-			s.starved += tick
+			slow = s.giving.waits(c.config.Grace)
+		case s.bounded && s.waitsRead && !s.ended:
+			reason = "slow_body"
+			slow = s.taking.waits(c.config.Grace)
 		}
-		slow := c.config.Grace > 0 && s.list == &c.parked && s.starved > c.config.Grace+time.Duration(s.given)*time.Second/minRate
 		if !slow && c.clock.Sub(s.moved) <= stall || s.h == nil || s.err != nil {
 			continue
 		}

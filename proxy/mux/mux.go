@@ -73,8 +73,9 @@ type Config struct {
 	// the peer may take no bytes from the socket; 0: 5 min.
 	Stall time.Duration
 	// Grace, for servers whose clients nobody knows: a response may wait for the
-	// client's window for so long in all, and a second more for every minRate bytes
-	// that were sent. A byte now and then does not hold it for ever. 0: no such limit.
+	// client's window for so long, and is given a second back for every minRate bytes
+	// that are sent; so is a body after Stream.BoundBody. A byte now and then does not
+	// hold a stream for ever. 0: no such limit.
 	Grace time.Duration
 	// Hurry reports that memory is short: a peer that takes no bytes, or opens no
 	// window for those that wait, then has hurriedStall, and no window grows. May

@@ -237,6 +237,7 @@ func (c *Conn) handle(e *http2.Event) {
 		c.head(s, e)
 	case http2.DataReceived:
 		s.in.put(e.Data)
+		s.taking.bytes += len(e.Data)
 	case http2.TrailersReceived:
 		s.trailers, *e.Trailers = *e.Trailers, s.trailers
 		s.hasTrailers = true

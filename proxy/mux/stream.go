@@ -35,8 +35,9 @@ type Stream struct {
 	err     error         // the stream was reset, or its connection ended
 	refused bool          // the peer says that it did nothing with the request
 	headEnd int64         // client: where the request's head ends in all that is written
-	starved time.Duration // waited for the peer's window, in all
-	given   int           // bytes of the body that were sent
+	giving  pace          // of the response, while it waits for the peer's window
+	taking  pace          // of the request's body, while somebody waits for it
+	bounded bool          // taking counts
 	moved   time.Time     // when the last byte came or went, by c.clock
 	watch   Interrupter   // server: interrupted when the stream ends early
 
@@ -113,7 +114,7 @@ func (c *Conn) dropStream(s *Stream) {
 	s.h, s.err, s.watch, s.headEnd = nil, nil, nil, 0
 	s.refused, s.tooLarge, s.hasTrailers, s.ended, s.sentEnd = false, false, false, false, false
 	s.arrived, s.lent, s.window, s.steady = s.arrived[:0], 0, 0, 0
-	s.starved, s.given = 0, 0
+	s.giving, s.taking, s.bounded = pace{}, pace{}, false
 	s.deadline, s.expired, s.interrupted = time.Time{}, false, false
 	if c.err == nil {
 		c.free = append(c.free, s)
@@ -332,6 +333,28 @@ func (s *Stream) expire() {
 	s.expired = true
 	s.wakeReader()
 	s.wakeWriter()
+}
+
+// BoundBody makes Config.Grace count for the request's body, too. It is the
+// caller's to know whether the client may take its time.
+func (s *Stream) BoundBody() {
+	s.c.mu.Lock()
+	s.bounded = true
+	s.c.mu.Unlock()
+}
+
+// pace is how a peer that is waited for uses up its patience, and earns more.
+type pace struct {
+	used  time.Duration
+	bytes int // since the last look
+}
+
+// waits counts a tick of waiting, and reports that there is no patience left. What
+// bytes earn is never more than grace: a burst does not buy an hour.
+func (p *pace) waits(grace time.Duration) bool {
+	p.used = max(0, p.used-time.Duration(p.bytes)*time.Second/minRate) + tick
+	p.bytes = 0
+	return grace > 0 && p.used > grace
 }
 
 // Interrupt makes whatever the stream waits for fail with ErrInterrupted, now and

@@ -170,7 +170,7 @@ func (c *Conn) pump() {
 		s.out = s.out[took:]
 		if took > 0 {
 			s.moved = c.clock
-			s.given += took
+			s.giving.bytes += took
 		}
 		switch {
 		case took < n:
