@@ -50,6 +50,20 @@ var budgets = [offences]budget{
 type ledger struct {
 	spent [offences]int32
 	owing bool // something is spent
+	// lent is how many bytes of DATA the peer was sent and has not opened windows
+	// for again, counted for its stream's window and for the connection's.
+	lent int64
+}
+
+// opens charges for a window that the peer opens. Who has a large window may take
+// megabytes before it reads, and then says so piece by piece: that is no offence,
+// unless the pieces are small or are more than there was to read.
+func (c *Conn) opens(by uint32) *ConnError {
+	if by >= usefulUnit && int64(by) <= c.lent {
+		c.lent -= int64(by)
+		return nil
+	}
+	return c.charge(windowFlood, 1)
 }
 
 // charge spends n of a budget.

@@ -437,11 +437,11 @@ func (c *Conn) windowUpdate(f frame, in []byte, e *Event) (int, *ConnError) {
 		if opened {
 			*e = Event{Kind: WindowOpened}
 		}
-		return n, c.charge(windowFlood, 1)
+		return n, c.opens(by)
 	}
 	s := c.streams.find(f.stream)
 	if s == nil {
-		return n, c.charge(windowFlood, 1) // it was under way when the stream ended
+		return n, c.opens(by) // it was under way when the stream ended
 	}
 	if by == 0 {
 		return n, c.streamError(s, ProtocolError, "window_zero", e)
@@ -453,7 +453,7 @@ func (c *Conn) windowUpdate(f frame, in []byte, e *Event) (int, *ConnError) {
 	if opened {
 		*e = Event{Kind: WindowOpened, Stream: s}
 	}
-	return n, c.charge(windowFlood, 1)
+	return n, c.opens(by)
 }
 
 func (c *Conn) settings(f frame, e *Event) (int, *ConnError) {

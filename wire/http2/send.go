@@ -103,6 +103,7 @@ func (c *Conn) SendData(s *Stream, p []byte, end bool) (n int) {
 	}
 	s.send -= int32(n)
 	c.sendWindow -= int32(n)
+	c.lent += 2 * int64(n)
 	// A peer that opens its window by the byte makes the work, it does not pay with it.
 	if n == len(p) || n >= usefulData {
 		c.worked(0, int32(frames+n/usefulUnit))
