@@ -163,13 +163,6 @@ func parseGRPCStatus(v []byte) int {
 	return n
 }
 
-// grpcMethod splits "/package.Service/Method".
-func grpcMethod(path string) (service, method string) {
-	path = strings.TrimPrefix(path, "/")
-	service, method, _ = strings.Cut(path, "/")
-	return service, method
-}
-
 // earlyGRPCStatus is what a response's head says of the call's end, as the HTTP
 // status that it is judged as. early is false when the end is not known yet.
 func (x *Exchange) earlyGRPCStatus() (status int, early bool) {

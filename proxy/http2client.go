@@ -15,11 +15,10 @@ type http2Client struct {
 	x  *Exchange
 	st *mux.Stream
 
-	rest    []byte // of the request's body: read by load and not given out yet
-	lines   []byte // the response's head while it is kept back
-	held    bool
-	tail    []byte // scratch for trailers of the request
-	trailed bool   // the response has trailers that end it
+	rest  []byte // of the request's body: read by load and not given out yet
+	lines []byte // the response's head while it is kept back
+	held  bool
+	tail  []byte // scratch for trailers of the request
 }
 
 // Limits of downstream HTTP/2 connections (facts: Envoy's advice for edges).

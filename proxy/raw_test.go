@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -112,6 +113,31 @@ func TestDeadEndpointOfRawService(t *testing.T) {
 	m.endpoints(dead)
 	m.speak(weft.TCP)
 	m.refusesBytes("")
+}
+
+// A destination that does not exist ends the connection, and nothing else.
+func TestRawRouteToNowhere(t *testing.T) {
+	for problem, to := range map[string]weft.Destination{
+		"subset":  {Service: shop, Subset: "nobody"},
+		"service": {Service: weft.NewServiceName("", "nobody")},
+		"broken":  {Unresolved: "the service is in another cluster"},
+	} {
+		t.Run(problem, func(t *testing.T) {
+			m := newMesh(t, echo(t, ""))
+			table := &weft.RouteTable{Host: ":5432", TCP: []weft.RawRule{{Name: "tcp[0]", Ports: []uint16{5432}, Destinations: []weft.Destination{to}}}}
+			if err := table.Complete(); err != nil {
+				t.Fatal(err)
+			}
+			m.gateway(table)
+			m.addr = m.listen(&Listener{Direction: Edge, Raw: true, Port: 5432})
+			for range 2 {
+				_, r := m.raw("")
+				if _, err := r.ReadByte(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("read: %v; want a reset", err)
+				}
+			}
+		})
+	}
 }
 
 func TestTLSPassesByName(t *testing.T) {

@@ -291,7 +291,7 @@ func TestEarlyAnswerArrivesWhole(t *testing.T) {
 		fmt.Fprintf(c, "HTTP/1.1 413 Content Too Large\r\nContent-Length: %d\r\n\r\n%s\n", len(text)+1, text)
 		<-t.Context().Done() // reads no more
 	})
-	two := h2server(t, func(w http.ResponseWriter, r *http.Request) { http.Error(w, text, 413) }).URL
+	two := h2server(t, func(w http.ResponseWriter, r *http.Request) { http.Error(w, text, http.StatusRequestEntityTooLarge) }).URL
 	for app, address := range map[weft.Protocol]string{weft.HTTP: one, weft.HTTP2: two} {
 		m := newMesh(t, address)
 		m.speak(app)

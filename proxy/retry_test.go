@@ -24,7 +24,7 @@ func TestLastAnswerIsPassedOn(t *testing.T) {
 	var asked atomic.Int32
 	up := server(t, func(w http.ResponseWriter, r *http.Request) {
 		asked.Add(1)
-		http.Error(w, "no", 503)
+		http.Error(w, "no", http.StatusServiceUnavailable)
 	})
 	m := newMesh(t)
 	m.rule.Retry = weft.Retry{Attempts: 3, On: weft.Retry5xx}

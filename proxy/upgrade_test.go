@@ -69,7 +69,7 @@ func TestOtherUpgradesDoNotPass(t *testing.T) {
 }
 
 func TestRefusedUpgradeIsAnOrdinaryResponse(t *testing.T) {
-	up := server(t, func(w http.ResponseWriter, r *http.Request) { http.Error(w, "not today", 403) })
+	up := server(t, func(w http.ResponseWriter, r *http.Request) { http.Error(w, "not today", http.StatusForbidden) })
 	m := newMesh(t, up.URL)
 	c, r := m.raw(upgradeRequest)
 	if resp, body := m.read(r, "GET"); resp.StatusCode != 403 || body != "not today\n" {
