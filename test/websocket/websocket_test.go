@@ -2,10 +2,12 @@ package websocket
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -261,9 +263,6 @@ func serverDies(t *testing.T, w *way) {
 			t.Errorf("%s: message of kind %d: %q", how, kind, m)
 		}
 	}
-	if w.tls != nil {
-		return // a reset takes what was under way with it, handshake records too: which error is luck
-	}
 	s := w.raw(t)
 	s.say(t, request("/dies?how=reset"))
 	if _, err := io.WriteString(s, "hello"); err != nil {
@@ -280,11 +279,11 @@ func clientReset(t *testing.T, w *way) {
 	s := w.raw(t)
 	s.say(t, request("/raw?id="+id))
 	s.hear(t, behind)
-	tcp, ok := s.Conn.(interface{ SetLinger(int) error })
-	if !ok {
-		t.Skip("a reset of a socket with TLS is the same")
+	sock := s.Conn
+	if secured, ok := sock.(*tls.Conn); ok {
+		sock = secured.NetConn()
 	}
-	if err := errors.Join(tcp.SetLinger(0), s.Close()); err != nil {
+	if err := errors.Join(sock.(*net.TCPConn).SetLinger(0), sock.Close()); err != nil {
 		t.Fatal(err)
 	}
 	if err := ended(t, w, id); !errors.Is(err, syscall.ECONNRESET) {
