@@ -102,10 +102,19 @@ func problemAnswer(x *Exchange, d *weft.Decision) *Answer {
 		return &Answer{Status: 503, Reason: "not_loaded", Text: "the configuration of " + x.request.Host + " did not arrive in time"}
 	case weft.NoSubset:
 		return &Answer{Status: 503, Reason: "no_subset", Text: "subset " + d.Destination.Subset + " of " + d.Destination.Service.String() +
-			" is not defined (" + d.Rule.Source.String() + ")"}
+			" is not defined (" + decider(d) + ")"}
 	case weft.NoService:
 		return &Answer{Status: 503, Reason: "no_service", Text: "service " + d.Destination.Service.String() +
-			" does not exist yet (" + d.Rule.Source.String() + ")"}
+			" does not exist yet (" + decider(d) + ")"}
 	}
 	return &Answer{Status: 500, Reason: "internal", Text: "unknown routing problem " + strconv.Quote(string(d.Problem))}
+}
+
+// decider names what chose the destination: a rule for requests, or one for whole
+// connections.
+func decider(d *weft.Decision) string {
+	if d.Raw != nil {
+		return d.Raw.Source.String()
+	}
+	return d.Rule.Source.String()
 }
