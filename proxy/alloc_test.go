@@ -164,6 +164,7 @@ func TestLanesAllocateNothing(t *testing.T) {
 	}
 	const get = "GET /api/orders/1?x=y HTTP/1.1\r\nHost: shop\r\nUser-Agent: test\r\nAccept: */*\r\n\r\n"
 	const post = "POST /api/orders/1?x=y HTTP/1.1\r\nHost: shop\r\nUser-Agent: test\r\nContent-Length: 5\r\n\r\nhello"
+	const chunks = "POST / HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
 	for _, lane := range []struct {
 		name string
 		app  weft.Protocol
@@ -177,6 +178,7 @@ func TestLanesAllocateNothing(t *testing.T) {
 		{"2 to 1, with a body", weft.HTTP, func(t *testing.T, m *mesh) func() { return once2(t, m, "PUT") }},
 		{"2 to 2", weft.HTTP2, func(t *testing.T, m *mesh) func() { return once2(t, m, "GET") }},
 		{"2 to 2, gRPC", weft.HTTP2, func(t *testing.T, m *mesh) func() { return once2(t, m, "POST") }},
+		{"1 to 2, chunks", weft.HTTP2, func(t *testing.T, m *mesh) func() { return once1(t, m, chunks) }},
 	} {
 		t.Run(lane.name, func(t *testing.T) {
 			m := newMesh(t)

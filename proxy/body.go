@@ -12,28 +12,33 @@ import (
 // the exchange's waits for the response. It owns the client's reading side until
 // it is joined.
 type bodySender struct {
-	done  chan struct{} // has a token when the goroutine is over; made once
-	err   error         // nil: the whole body was sent
+	// made once
+	done chan struct{} // has a token when the goroutine is over
+	run  func()        // send
+
+	x     *Exchange
+	up    upstream
+	err   error // nil: the whole body was sent
 	bytes int64
 	lost  atomic.Bool // the client's side failed, and with it the upstream's
 }
 
 func (s *bodySender) start(x *Exchange, up upstream) {
 	if s.done == nil {
-		s.done = make(chan struct{}, 1)
+		s.done, s.run = make(chan struct{}, 1), s.send
 	}
-	s.err, s.bytes = nil, 0
+	s.x, s.up, s.err, s.bytes = x, up, nil, 0
 	x.streamed = true
-	go s.run(x, up)
+	go s.run()
 }
 
-func (s *bodySender) run(x *Exchange, up upstream) {
-	s.err = pump(up, x.client, &s.bytes)
+func (s *bodySender) send() {
+	s.err = pump(s.up, s.x.client, &s.bytes)
 	if s.err != nil && errors.Is(s.err, errSource) {
 		// Without its client the request will never be whole: make the upstream
 		// forget it, and wake who waits for the answer.
 		s.lost.Store(true)
-		up.interrupt()
+		s.up.interrupt()
 	}
 	s.done <- struct{}{}
 }
@@ -50,6 +55,7 @@ func (s *bodySender) join(x *Exchange, up upstream, o *outcome) {
 	default:
 		hurried = s.hurry(x, up)
 	}
+	s.up = nil
 	x.record.BytesIn = s.bytes
 	if hurried {
 		o.whole = false // its end was broken off
