@@ -37,6 +37,9 @@ func (w *patience) begin(now int64) { w.since.Store(now) }
 
 func (w *patience) end(now int64, n int) {
 	since := w.since.Swap(0)
+	if since == 0 {
+		since = now // the other direction's wait, which ended first, has counted
+	}
 	used := w.used.Load()
 	if used == 0 && now <= since {
 		return // nearly always
