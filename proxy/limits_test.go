@@ -167,7 +167,13 @@ func TestSlowClientsRunOutOfPatience(t *testing.T) {
 		over  bool
 	}{
 		{"nobody waits", func(w *patience) { w.begin(second); w.end(100*second, 1) }, 200 * second, grace, false},
-		{"both directions at once", func(w *patience) { w.begin(second); w.begin(second); w.end(second, 0); w.end(second, 0); w.begin(2 * second) },
+		{"both directions at once", func(w *patience) {
+			w.begin(second)
+			w.begin(second)
+			w.end(second, 0)
+			w.end(second, 0)
+			w.begin(2 * second)
+		},
 			3 * second, grace, false},
 		{"within grace", func(w *patience) { w.begin(second) }, 20 * second, grace, false},
 		{"nothing comes", func(w *patience) { w.begin(second) }, 22 * second, grace, true},
