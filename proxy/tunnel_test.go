@@ -4,6 +4,7 @@ import (
 	"io"
 	"net/http"
 	"testing"
+	"time"
 
 	"golang.org/x/net/http2"
 
@@ -52,6 +53,20 @@ func TestWebSocketOverHTTP2(t *testing.T) {
 			t.Errorf("%v %v", r, err)
 		}
 		settled(t, m.proxy)
+	})
+	t.Run("silence", func(t *testing.T) { // pings keep it open, but not every five minutes
+		f := openSocket(t, m)
+		m.proxy.mu.Lock()
+		for c := range m.proxy.conns {
+			c.expireIfDue(time.Now().Add(stallTimeout + time.Minute).UnixNano())
+		}
+		m.proxy.mu.Unlock()
+		if err := f.WriteData(1, true, []byte("last")); err != nil {
+			t.Fatal(err)
+		}
+		if r, err := f.reply(1); err != nil || r.body != "last" || !r.ended {
+			t.Errorf("%v %v", r, err)
+		}
 	})
 	t.Run("reset", func(t *testing.T) {
 		f := openSocket(t, m)

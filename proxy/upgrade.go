@@ -79,6 +79,7 @@ func (x *Exchange) accept(pl *plan) (relay.Side, error) {
 		x.lines = x.appendResponse(x.lines[:0], pl, true, false)
 		side := relay.Side{Conn: &streamConn{Conn: x.conn.sock, st: x.h2.st}}
 		x.record.Status = 200
+		x.h2.st.LetRest()
 		return side, x.h2.st.SendResponse(200, x.lines, nil, false)
 	}
 	out := http1.AppendStatusLine(x.takeOut()[:0], r.Status, r.Reason)

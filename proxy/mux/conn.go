@@ -316,6 +316,8 @@ func (c *Conn) expireStreams() {
 		case s.list == &c.parked:
 			stall, reason = c.patience(), "window_stall" // CVE-2019-9517, and HTTP/2 bombs
 			slow = s.giving.waits(c.config.Grace)
+		case s.rests:
+			continue
 		case s.bounded && s.waitsRead && !s.ended:
 			reason = "slow_body"
 			slow = s.taking.waits(c.config.Grace)

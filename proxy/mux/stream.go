@@ -38,6 +38,7 @@ type Stream struct {
 	giving  pace          // of the response, while it waits for the peer's window
 	taking  pace          // of the request's body, while somebody waits for it
 	bounded bool          // taking counts
+	rests   bool          // LetRest was called
 	moved   time.Time     // when the last byte came or went, by c.clock
 	watch   Interrupter   // server: interrupted when the stream ends early
 
@@ -114,7 +115,7 @@ func (c *Conn) dropStream(s *Stream) {
 	s.h, s.err, s.watch, s.headEnd = nil, nil, nil, 0
 	s.refused, s.tooLarge, s.hasTrailers, s.ended, s.sentEnd = false, false, false, false, false
 	s.arrived, s.lent, s.window, s.steady = s.arrived[:0], 0, 0, 0
-	s.giving, s.taking, s.bounded = pace{}, pace{}, false
+	s.giving, s.taking, s.bounded, s.rests = pace{}, pace{}, false, false
 	s.deadline, s.expired, s.interrupted = time.Time{}, false, false
 	if c.err == nil {
 		c.free = append(c.free, s)
@@ -340,6 +341,14 @@ func (s *Stream) expire() {
 func (s *Stream) BoundBody() {
 	s.c.mu.Lock()
 	s.bounded = true
+	s.c.mu.Unlock()
+}
+
+// LetRest lets the stream be silent for longer than Config.Stall: a tunnel has a
+// clock of its own.
+func (s *Stream) LetRest() {
+	s.c.mu.Lock()
+	s.rests = true
 	s.c.mu.Unlock()
 }
 
