@@ -1,7 +1,9 @@
 package proxy
 
 import (
+	"bufio"
 	"io"
+	"net"
 	"net/http"
 	"testing"
 	"time"
@@ -91,9 +93,36 @@ func TestWebSocketOverHTTP2(t *testing.T) {
 			t.Errorf("%v %v", r, err)
 		}
 	})
+	t.Run("one key", func(t *testing.T) {
+		keys := make(chan string, 1)
+		m := newMesh(t, peers(t, func(c net.Conn, r *bufio.Reader) {
+			h, _ := hear(r)
+			keys <- h.field("Sec-WebSocket-Key")
+		}))
+		f := dialFrames(t, m.addr)
+		if err := f.head(1, false, ":method", "CONNECT", ":protocol", "websocket", ":scheme", "http", ":authority", "shop", ":path", "/",
+			"sec-websocket-key", "theirs"); err != nil {
+			t.Fatal(err)
+		}
+		if key := <-keys; len(key) != 24 {
+			t.Errorf("the application gets the key %q", key)
+		}
+	})
 	t.Run("lost connection", func(t *testing.T) {
 		f := openSocket(t, m)
 		f.Close()
 		gone(t, m.proxy)
 	})
+}
+
+// An application that switches to what nobody asked for is not believed.
+func TestSwitchToAnotherProtocol(t *testing.T) {
+	for _, lines := range []string{"Connection: Upgrade\r\nUpgrade: h2c\r\n", "Upgrade: websocket\r\n", ""} {
+		m := newMesh(t, says(t, "HTTP/1.1 101 Switching Protocols\r\n"+lines+"\r\n"))
+		_, r := m.raw(upgradeRequest)
+		if resp, body := m.read(r, "GET"); resp.StatusCode != 502 || resp.Header.Get(reasonHeader) != "bad_response" {
+			t.Errorf("%q: %d %q", lines, resp.StatusCode, body)
+		}
+		settled(t, m.proxy)
+	}
 }
