@@ -37,7 +37,7 @@ func (x *Exchange) prepareUpgrade() *Answer {
 		}
 		h.Method, h.Form = methodGET, http1.Origin // as everybody else will see it
 		h.Framing, h.Length = http1.NoBody, -1     // the stream's data is the tunnel's
-		dropFields(&h.Head, "sec-websocket-key") // it is not used there; the application gets one of ours
+		dropFields(&h.Head, "sec-websocket-key")   // it is not used there; the application gets one of ours
 		x.upgrade = true
 		return nil
 	}
