@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,7 +24,7 @@ type cluster struct {
 
 	mu        sync.Mutex
 	endpoints map[string]*endpoint // by ID, address, identity and protocol
-	leaving   []*endpoint          // went, and are still in use
+	leaving   []*endpoint          // went, and still have HTTP/2 connections with streams
 }
 
 // endpointSet is one immutable state of a cluster's endpoints.
@@ -111,6 +112,16 @@ func (c *cluster) update(s *weft.Service) {
 			ep.muxes.drain()
 			c.leaving = append(c.leaving, ep)
 		}
+	}
+}
+
+// adopt looks after the connection of an endpoint that went before somebody connected
+// to it who had picked it.
+func (c *cluster) adopt(e *endpoint) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !slices.Contains(c.leaving, e) {
+		c.leaving = append(c.leaving, e)
 	}
 }
 
@@ -268,8 +279,8 @@ func (c *cluster) closeIdle(now int64) (left int) {
 	defer c.mu.Unlock()
 	kept := c.leaving[:0]
 	for _, e := range c.leaving {
-		if e.muxes.expire(time.Unix(0, now), c.opened) > 0 || e.target.InFlight() > 0 {
-			kept = append(kept, e) // who has picked it may still connect to it
+		if e.muxes.expire(time.Unix(0, now), c.opened) > 0 {
+			kept = append(kept, e)
 		}
 	}
 	clear(c.leaving[len(kept):])

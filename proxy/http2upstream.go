@@ -47,7 +47,9 @@ func (s *http2Upstream) open(x *Exchange, pl *plan, e *endpoint) error {
 			s.conn, s.fresh = c, true
 			s.st, err = c.Open()
 		}
-		e.muxes.called(call, c, err)
+		if e.muxes.called(call, c, err) {
+			pl.cluster.adopt(e)
+		}
 		if err != nil {
 			return err
 		}
@@ -197,8 +199,9 @@ func (m *muxes) stream() (c *mux.Conn, st *mux.Stream, d *dialing, mine bool) {
 	return nil, nil, m.dialing, false
 }
 
-// called ends a dialing.
-func (m *muxes) called(d *dialing, c *mux.Conn, err error) {
+// called ends a dialing. It reports that nobody else will look after c: the
+// endpoint has left.
+func (m *muxes) called(d *dialing, c *mux.Conn, err error) (orphan bool) {
 	m.mu.Lock()
 	if c != nil {
 		m.conns = append(m.conns, c)
@@ -208,8 +211,10 @@ func (m *muxes) called(d *dialing, c *mux.Conn, err error) {
 	}
 	d.err = err
 	m.dialing = nil
+	orphan = c != nil && m.drained
 	m.mu.Unlock()
 	close(d.done)
+	return orphan
 }
 
 // expire looks at the connections' time limits and forgets those that ended; it

@@ -162,7 +162,6 @@ func TestEndpointLeavesBetweenPickAndConnect(t *testing.T) {
 	m.speak(weft.HTTP2)
 	cl := m.proxy.view.Load().clusters[shop]
 	e := cl.set.Load().all.endpoints[0]
-	e.target.Begin() // as attempt does
 	m.endpoints()
 	<-time.After(3 * sweepInterval)
 	var x Exchange
@@ -182,7 +181,6 @@ func TestEndpointLeavesBetweenPickAndConnect(t *testing.T) {
 		return ""
 	})
 	x.stream.release(&x, &pl, true)
-	e.target.End()
 	settled(t, m.proxy)
 	until(t, "", func() string {
 		if n := cl.open.Load(); n != 0 {
