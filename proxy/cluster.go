@@ -18,6 +18,7 @@ type cluster struct {
 	limit  limit
 	budget resilience.Budget
 	open   atomic.Int64 // connections, idle ones too
+	asked  atomic.Int64 // outside the mesh: when somebody came for it last, coarse unix ns
 
 	// swapped whole by update
 	set atomic.Pointer[endpointSet]

@@ -95,6 +95,9 @@ func (x *Exchange) externalCluster() *cluster {
 		cl.update(&weft.Service{Endpoints: []weft.Endpoint{{ID: address, Address: address, Weight: 1}}})
 		p.external[address] = cl
 	}
+	if cl != nil {
+		cl.asked.Store(p.clock.Load()) // who came may not have begun yet
+	}
 	p.mu.Unlock()
 	x.record.Destination = "external"
 	return cl

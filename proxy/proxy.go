@@ -307,7 +307,7 @@ func (p *Proxy) sweep(ctx context.Context) {
 		}
 		p.gone = slices.DeleteFunc(p.gone, func(c *cluster) bool { return c.closeIdle(ns) == 0 && c.limit.inUse.Load() == 0 })
 		for key, c := range p.external {
-			if c.closeIdle(ns) == 0 && c.limit.inUse.Load() == 0 {
+			if c.closeIdle(ns) == 0 && c.limit.inUse.Load() == 0 && ns-c.asked.Load() > int64(defaultConnectTimeout) {
 				delete(p.external, key)
 			}
 		}
