@@ -3,6 +3,8 @@ package soak
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -25,6 +27,16 @@ func newWeb(address string, http2, keep bool) *web {
 	t.Protocols.SetHTTP1(!http2)
 	t.Protocols.SetUnencryptedHTTP2(http2)
 	return &web{"http://" + address, t}
+}
+
+// newWebTLS is newWeb over TLS.
+func newWebTLS(address string, http2 bool, roots *x509.CertPool) *web {
+	w := newWeb(address, false, true)
+	w.base = "https://" + address
+	w.transport.TLSClientConfig = &tls.Config{RootCAs: roots}
+	w.transport.Protocols.SetHTTP1(!http2)
+	w.transport.Protocols.SetHTTP2(http2)
+	return w
 }
 
 func (w *web) close() { w.transport.CloseIdleConnections() }

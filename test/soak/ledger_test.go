@@ -38,8 +38,12 @@ const (
 	// patience is longer than whatever a call may take: than any pause of a process,
 	// and any slow body.
 	patience = 30 * time.Second
-	// mostFailed is the share of calls that may fail in storms.
-	mostFailed = 0.5
+	// mostFailed is the share of calls that may fail in storms. What has one instance
+	// is away for seconds when that is killed.
+	mostFailed = 0.2
+	// backOff is how long a client waits after a failure, so that it does not count
+	// one thing many times.
+	backOff = 300 * time.Millisecond
 )
 
 // errCancelled is how a call ends that its client gave up.
@@ -199,8 +203,8 @@ func (l *ledger) drive(ctx context.Context, all *sync.WaitGroup, seed uint64, wo
 				cancel()
 				l.note(n.name, from, err)
 				pause := time.Duration(r.Int64N(int64(100 * time.Millisecond)))
-				if err != nil {
-					pause += 50 * time.Millisecond
+				if err != nil && !errors.Is(err, errCancelled) {
+					pause += backOff
 				}
 				select {
 				case <-ctx.Done():

@@ -133,10 +133,12 @@ type client struct {
 func (w *world) lanes(t *testing.T) (all []client) {
 	t.Helper()
 	nothing := func() {}
-	byWeb := func(name, address string, http2, keep bool, workers int) *web {
-		c := newWeb(address, http2, keep)
+	add := func(name string, workers int, c *web) *web {
 		all = append(all, client{lane{name, c.call}, workers, c.close})
 		return c
+	}
+	byWeb := func(name, address string, http2, keep bool, workers int) *web {
+		return add(name, workers, newWeb(address, http2, keep))
 	}
 	for _, at := range [][2]string{{"gateway", w.edge}, {"sidecar", w.storeDoor}} {
 		name, address := at[0], at[1]
@@ -152,11 +154,14 @@ func (w *world) lanes(t *testing.T) (all []client) {
 	}
 	byWeb("broken HTTP/1", w.near.address(), false, true, 2)
 	byWeb("broken HTTP/2", w.near.address(), true, true, 3)
+	add("gateway TLS HTTP/1", 2, newWebTLS(w.edgeTLS, false, w.roots))
+	add("gateway TLS HTTP/2", 3, newWebTLS(w.edgeTLS, true, w.roots))
 	forward := byWeb("forward proxy", "store", false, true, 2)
 	forward.transport.Proxy = http.ProxyURL(&url.URL{Scheme: "http", Host: w.forward})
 	return append(all,
-		client{lane{"gateway WebSocket", socket(w.edge)}, 2, nothing},
-		client{lane{"sidecar WebSocket", socket(w.socketsDoor)}, 2, nothing},
+		client{lane{"gateway WebSocket", socket("ws://"+w.edge, nil)}, 2, nothing},
+		client{lane{"gateway TLS WebSocket", socket("wss://"+w.edgeTLS, w.roots)}, 1, nothing},
+		client{lane{"sidecar WebSocket", socket("ws://"+w.socketsDoor, nil)}, 2, nothing},
 		client{lane{"bytes", raw(direct(w.bytesDoor), false)}, 2, nothing},
 		client{lane{"greeter", raw(direct(w.greeterDoor), true)}, 2, nothing},
 		client{lane{"CONNECT", raw(connect(w.forward, "bytes:5432"), false)}, 2, nothing},

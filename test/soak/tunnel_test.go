@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -17,9 +19,10 @@ import (
 )
 
 // socket opens a WebSocket, talks for a while, and closes it.
-func socket(address string) func(context.Context, *rand.Rand) error {
+func socket(url string, roots *x509.CertPool) func(context.Context, *rand.Rand) error {
 	return func(ctx context.Context, r *rand.Rand) error {
-		c, resp, err := websocket.DefaultDialer.DialContext(ctx, "ws://"+address+"/socket", nil)
+		dialer := websocket.Dialer{TLSClientConfig: &tls.Config{RootCAs: roots}}
+		c, resp, err := dialer.DialContext(ctx, url+"/socket", nil)
 		if resp != nil && err != nil {
 			if resp.StatusCode < 502 || resp.StatusCode > 504 {
 				return &wrongBytes{fmt.Sprintf("a WebSocket is refused with %s", resp.Status)}

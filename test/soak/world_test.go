@@ -1,8 +1,14 @@
 package soak
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	crand "crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"net"
 	"os"
 	"os/exec"
@@ -25,6 +31,7 @@ type world struct {
 	api    string // address
 	token  string // file
 	common []string
+	roots  *x509.CertPool // of the gateway's certificate
 
 	server, gateway, caller *process
 	stores                  []*process // the third stands beside an application of its own
@@ -32,7 +39,7 @@ type world struct {
 	bytes, greeter, sockets *process
 	near, inner             *breaker // before the gateway; between a sidecar and its application
 
-	edge, forward                                  string // addresses: of the gateway, of the caller's forward proxy
+	edge, edgeTLS, forward                         string // addresses: of the gateway, of the caller's forward proxy
 	storeDoor, bytesDoor, greeterDoor, socketsDoor string // of the caller's sidecar
 }
 
@@ -78,10 +85,12 @@ func build(t testing.TB, dir string, race bool) string {
 func newWorld(t testing.TB, led *ledger, dir string, race bool) *world {
 	t.Helper()
 	w := &world{t: t, led: led, dir: dir, race: race, weft: build(t, dir, race)}
-	p := freePorts(t, 13)
+	p := freePorts(t, 14)
 	w.api, w.edge, w.forward = p[0], p[1], p[2]
 	w.storeDoor, w.bytesDoor, w.greeterDoor, w.socketsDoor = p[3], p[4], p[5], p[6]
 	control, storeApp := p[7], p[8]
+	w.edgeTLS = p[13]
+	cert, key := w.certificate()
 	data := filepath.Join(dir, "data")
 	w.token = filepath.Join(data, "join-token")
 	w.server = w.process("server", "server", "--data", data, "--api", w.api, "--control", control,
@@ -92,7 +101,8 @@ func newWorld(t testing.TB, led *ledger, dir string, race bool) *world {
 	w.bytes = w.sidecar("bytes", "bytes", "--protocol", "tcp")
 	w.greeter = w.sidecar("greeter", "greeter")
 	w.sockets = w.sidecar("sockets", "sockets")
-	w.gateway = w.process("gateway", append([]string{"gateway", "--name", "edge", "--http", w.edge}, w.common...)...)
+	w.gateway = w.process("gateway", append([]string{"gateway", "--name", "edge", "--http", w.edge,
+		"--https", w.edgeTLS, "--cert", cert, "--key", key}, w.common...)...)
 	w.near = newBreaker(t, w.edge)
 	// What the caller is beside is this program: it listens, and calls.
 	self, err := net.Listen("tcp", "127.0.0.1:0")
@@ -109,6 +119,37 @@ func newWorld(t testing.TB, led *ledger, dir string, race bool) *world {
 	}
 	w.mustStart(w.gateway, w.caller)
 	return w
+}
+
+// certificate makes one that signs itself, for the gateway, and returns its files.
+func (w *world) certificate() (cert, key string) {
+	private, err := ecdsa.GenerateKey(elliptic.P256(), crand.Reader)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	leaf := &x509.Certificate{SerialNumber: big.NewInt(1), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(24 * time.Hour), KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign}
+	der, err := x509.CreateCertificate(crand.Reader, leaf, leaf, &private.PublicKey, private)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	cert, key = filepath.Join(w.dir, "cert.pem"), filepath.Join(w.dir, "key.pem")
+	for file, block := range map[string]*pem.Block{cert: {Type: "CERTIFICATE", Bytes: der}, key: {Type: "PRIVATE KEY", Bytes: pkcs8}} {
+		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	parsed, err := x509.ParseCertificate(der)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.roots = x509.NewCertPool()
+	w.roots.AddCert(parsed)
+	return cert, key
 }
 
 // storeSidecars makes the instances of the service with more than one.
