@@ -6,7 +6,7 @@ JUDGES := $(dir $(wildcard test/*/go.mod))
 # How long each fuzz target runs.
 FUZZTIME ?= 20s
 
-.PHONY: build check test fuzz soak bench microbench generate vet staticcheck floors generate-clean tidy
+.PHONY: build check test fuzz soak bench pgo microbench generate vet staticcheck floors generate-clean tidy
 
 build:
 	go build -o weft ./cmd/weft
@@ -36,6 +36,11 @@ soak:
 # weft beside its peers; bench/README.md says how to install them.
 bench:
 	go run ./bench
+
+# The compiler's profile of what a proxy does all day. Take it on a quiet machine,
+# when the data plane has changed much.
+pgo:
+	go test -run '^$$' -bench '^BenchmarkHop' -benchtime 10s -cpuprofile cmd/weft/default.pgo -o /dev/null ./proxy
 
 microbench:
 	go test -run '^$$' -bench . -benchmem ./...
