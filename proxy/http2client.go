@@ -78,8 +78,11 @@ func (c *conn) serveStream(st *mux.Stream) {
 	x.head, *st.Request() = *st.Request(), x.head
 	x.begin()
 	st.Watch((*cancellation)(x))
-	if c.l.Direction == Edge && !isGRPC(&x.head) && len(st.Protocol()) == 0 {
-		st.BoundBody() // gRPC and WebSocket may be silent for long
+	switch {
+	case isGRPC(&x.head):
+		st.LetRest() // watches are silent for hours; their deadlines are their own
+	case c.l.Direction == Edge && len(st.Protocol()) == 0:
+		st.BoundBody()
 	}
 	if st.TooLarge() {
 		c.p.refused.count("head_too_large")

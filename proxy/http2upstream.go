@@ -57,6 +57,9 @@ func (s *http2Upstream) open(x *Exchange, pl *plan, e *endpoint) error {
 		break
 	}
 	s.st.SetDeadline(pl.attemptDeadline())
+	if x.grpc {
+		s.st.LetRest()
+	}
 	return nil
 }
 
