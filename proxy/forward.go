@@ -185,8 +185,6 @@ func (x *Exchange) goesByHTTP2(pl *plan) bool {
 		return x.client.http2() || x.grpc
 	case e.protocol == weft.HTTP2 || e.protocol == weft.GRPC:
 		return true
-	case e.protocol == weft.HTTP:
-		return x.grpc
 	}
 	return x.grpc || pl.group.policy.HTTP2
 }
