@@ -116,7 +116,6 @@ func (s *http1Client) start() {
 	s.chunks = http1.ChunkDecoder{}
 	s.r, s.w = 0, copy(s.spill[:], c.in[c.r:c.w])
 	c.r = c.w
-	s.x.streamed = true
 }
 
 // read fills the spill when it is empty.
