@@ -62,15 +62,15 @@ type event struct {
 
 var events = []event{
 	{"kill the application of", 4, func(c *chaos, p *process, _ *rand.Rand) error { return c.killApp(p) }},
-	{"kill", 4, func(_ *chaos, p *process, _ *rand.Rand) error { return p.restart(p.pid(), syscall.SIGKILL) }},
-	{"stop politely", 2, func(_ *chaos, p *process, _ *rand.Rand) error { return p.restart(p.pid(), syscall.SIGTERM) }},
+	{"kill", 4, func(_ *chaos, p *process, _ *rand.Rand) error { return p.restart(p.pid, syscall.SIGKILL) }},
+	{"stop politely", 2, func(_ *chaos, p *process, _ *rand.Rand) error { return p.restart(p.pid, syscall.SIGTERM) }},
 	{"pause", 4, func(_ *chaos, p *process, r *rand.Rand) error { pause(p.pid(), r); return nil }},
 	{"pause the application of", 2, func(_ *chaos, p *process, r *rand.Rand) error { pause(p.appPID(), r); return nil }},
 	{"upgrade", 1, func(_ *chaos, p *process, _ *rand.Rand) error { return p.upgrade(context.Background()) }},
 	{"upgrade the gateway, and not", 1, func(c *chaos, _ *process, _ *rand.Rand) error { return c.w.gateway.upgrade(context.Background()) }},
 	{"pause the gateway, and not", 1, func(c *chaos, _ *process, r *rand.Rand) error { pause(c.w.gateway.pid(), r); return nil }},
 	{"kill the server, and not", 1, func(c *chaos, _ *process, _ *rand.Rand) error {
-		return c.w.server.restart(c.w.server.pid(), syscall.SIGKILL)
+		return c.w.server.restart(c.w.server.pid, syscall.SIGKILL)
 	}},
 	{"break connections, and not", 8, func(c *chaos, _ *process, r *rand.Rand) error { c.breakConnections(r); return nil }},
 }
@@ -79,13 +79,10 @@ var events = []event{
 // would.
 func (c *chaos) killApp(p *process) error {
 	if p == c.w.stores[2] {
-		return c.w.storeApp.restart(c.w.storeApp.pid(), syscall.SIGKILL)
+		return c.w.storeApp.restart(c.w.storeApp.pid, syscall.SIGKILL)
 	}
-	app := p.appPID()
-	if app == 0 {
-		return nil // the caller's is this program
-	}
-	return p.restart(app, syscall.SIGKILL) // its sidecar ends with it
+	// Its sidecar ends with it. The caller's is this program: it has none.
+	return p.restart(p.appPID, syscall.SIGKILL)
 }
 
 // pause stops a process for up to two seconds.

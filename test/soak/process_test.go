@@ -205,10 +205,14 @@ func exists(pid int) bool {
 	return err == nil && !strings.Contains(string(b), ") Z ")
 }
 
-// restart ends it by a signal and starts it again.
-func (p *process) restart(pid int, s syscall.Signal) error {
+// restart ends it by a signal to one of its processes, and starts it again.
+func (p *process) restart(whom func() int, s syscall.Signal) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	pid := whom() // now: it may have been another before
+	if pid == 0 {
+		return nil
+	}
 	return errors.Join(p.end(pid, s), p.start())
 }
 
