@@ -69,6 +69,7 @@ type conn struct {
 // Phases of a connection.
 const (
 	phaseIdle uint32 = iota // between requests
+	phaseOpen               // PROXY header, TLS handshake
 	phaseHead               // a head has begun to arrive
 	phaseBusy               // an exchange is on its way
 	phaseMany               // HTTP/2: its streams have phases of their own
@@ -80,7 +81,7 @@ func newConn(p *Proxy, l *Listener, sock net.Conn) *conn {
 		c.peerAddr = ap.Addr().Unmap()
 		c.peerText = c.peerAddr.String()
 	}
-	c.enter(phaseHead, time.Now().UnixNano(), shakeTimeout)
+	c.enter(phaseOpen, time.Now().UnixNano(), shakeTimeout)
 	return c
 }
 

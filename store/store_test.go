@@ -356,7 +356,12 @@ func readOnlyDir(t *testing.T) string {
 // damaged is a store of which the files that fit pattern hold rubbish.
 func damaged(pattern string) func(*testing.T) string {
 	return func(t *testing.T) string {
-		dir := t.TempDir()
+		// Not TempDir: what etcd leaves running may still write while it is removed.
+		dir, err := os.MkdirTemp("", "weft-damaged-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = os.RemoveAll(dir) })
 		s := openTest(t, dir)
 		put(t, s, "a", "b")
 		if err := s.Close(); err != nil {
