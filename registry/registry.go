@@ -231,7 +231,7 @@ func (r *Registry) do(ctx context.Context, op, thing string, plan func(*draft) e
 	select {
 	case r.requests <- req:
 		select {
-		case err = <-req.done:
+		case err := <-req.done:
 			return err
 		case <-ctx.Done():
 			err = ctx.Err()
@@ -332,11 +332,10 @@ func (r *Registry) write(events <-chan store.Batch, batch []*request) (<-chan st
 		for len(batch) > 0 && d.size < maxBatchBytes {
 			req := batch[0]
 			batch = batch[1:]
-			err := req.ctx.Err()
-			if err == nil {
-				err = req.plan(d)
+			if req.ctx.Err() != nil {
+				continue // who asked has its own answer and is gone
 			}
-			if err != nil {
+			if err := req.plan(d); err != nil {
 				req.done <- err
 				continue
 			}
