@@ -224,6 +224,11 @@ type Retry struct {
 	PerTryTimeout time.Duration // 0 is none
 	On            RetryOn
 	Statuses      []int // upstream's own answers that are retried
+	// Backoff is the pause before the second retry, doubling from there. 0: 25 ms.
+	Backoff time.Duration
+	// Chosen says that somebody wrote this, and that it is not the default: it then
+	// goes before the retries of a service's ResiliencePolicy.
+	Chosen bool
 }
 
 // RetryOn is a set of conditions, as Istio's retryOn words.
@@ -257,7 +262,10 @@ type Rule struct {
 	Rewrite      *Rewrite
 	Request      HeaderOps
 	Response     HeaderOps
-	total        uint64 // sum of the destinations' weights
+	// Resilience is the ResiliencePolicy of this route, if it has one. It goes
+	// before that of the service.
+	Resilience *Resilience
+	total      uint64 // sum of the destinations' weights
 }
 
 func (r *Rule) matches(req *Request) bool {

@@ -25,6 +25,20 @@ type Service struct {
 	Endpoints []Endpoint
 	Policy    TrafficPolicy
 	Subsets   []Subset
+	// Resilience is the ResiliencePolicy of the service, if it has one.
+	Resilience *Resilience
+	// Breaker holds the service's circuit in a state, as a person wants it:
+	// "forced-open", "disabled", "metrics-only"; "" leaves it to the calls.
+	Breaker string
+}
+
+// Resilience is a ResiliencePolicy on its way to a proxy.
+type Resilience struct {
+	Source SourceRef
+	// Spec is the JSON of a resilience.Spec that has been validated. It stays JSON
+	// because who carries it has no use for its fields, and who runs it has the
+	// struct.
+	Spec []byte
 }
 
 // Subset is the endpoints of a service that carry all of Labels, with a policy of
@@ -60,15 +74,63 @@ type LoadBalancer string
 
 const (
 	LeastRequest LoadBalancer = "LEAST_REQUEST" // two random choices, fewer in flight wins; the default
-	RoundRobin   LoadBalancer = "ROUND_ROBIN"
+	RoundRobin   LoadBalancer = "ROUND_ROBIN"   // smoothly weighted
 	Random       LoadBalancer = "RANDOM"
+	PeakEWMA     LoadBalancer = "PEAK_EWMA" // two random choices, less latency × in flight wins
+	RingHash     LoadBalancer = "RING_HASH" // by TrafficPolicy.Hash
+	Maglev       LoadBalancer = "MAGLEV"    // by TrafficPolicy.Hash
 )
+
+// Hash says what of a request chooses its endpoint, with RingHash and Maglev: the
+// first of its fields that is set. A request that lacks it is placed at random.
+type Hash struct {
+	Header     string // by name, lower case
+	Query      string // parameter
+	Cookie     string // by name; a response gets it when the request had none and CookieTTL is set
+	CookiePath string
+	CookieTTL  time.Duration // 0: the application sets the cookie
+	SessionTTL bool          // the cookie is set, and lives as long as the browser
+	SourceIP   bool
+	RingSize   uint32 // least number of points on the ring, or Maglev's table size; 0: the default
+}
+
+// SlowStart gives a new endpoint less than its share for a while.
+type SlowStart struct {
+	Window     time.Duration // until it has its whole share
+	Aggression float64       // 1 grows evenly; 0 means 1
+	MinPercent uint32        // of its share at the start; 0 means 10
+}
+
+// Locality says which endpoints come first, by where they are. Endpoint.Zone and a
+// proxy's own zone are "region/zone/subzone", or just a zone.
+type Locality struct {
+	// Distribute gives shares in percent to zones ("region/zone", or "region/*").
+	// It excludes the others.
+	Distribute []LocalityShares
+	// Failover says which region stands in for another; without one, any does.
+	Failover []LocalityFailover
+	// Priority are labels that an endpoint should share with the proxy, the most
+	// important first.
+	Priority []string
+}
+
+// LocalityShares are the shares of what calls come From.
+type LocalityShares struct {
+	From string
+	To   map[string]uint32
+}
+
+// LocalityFailover of a region.
+type LocalityFailover struct{ From, To string }
 
 // TrafficPolicy is how a proxy treats a service. Zero values mean no limit, or
 // the default named.
 type TrafficPolicy struct {
 	Source             SourceRef // the DestinationRule, if any
 	LoadBalancer       LoadBalancer
+	Hash               *Hash         // nil: endpoints are not chosen by what is asked
+	SlowStart          *SlowStart    // nil: new endpoints get their share at once
+	Locality           *Locality     // nil: where an endpoint is does not matter
 	ConnectTimeout     time.Duration // default 10 s
 	IdleTimeout        time.Duration // of pooled connections; default 1 h, capped by the proxy
 	MaxConnections     uint32        // per proxy
