@@ -218,11 +218,8 @@ func (x *Exchange) unhold() (interrupted bool) {
 
 // interruptUpstream makes whoever waits for the upstream fail, now and later.
 func (x *Exchange) interruptUpstream() {
+	x.cancel()
 	x.mu.Lock()
-	x.expired = true
-	if x.up != nil {
-		x.up.interrupt()
-	}
 	if x.relay != nil {
 		x.relay.Interrupt()
 	}
@@ -275,14 +272,8 @@ func (x *Exchange) prepare() *Answer {
 	if a := x.prepareUpgrade(); a != nil {
 		return a
 	}
-	switch h.Form {
-	case http1.Authority:
-		if x.conn.l.Direction != Outbound || x.conn.l.Host != "" || x.client.http2() {
-			return x.unserved(501, "connect", "CONNECT is only for the application's own proxy")
-		}
-	case http1.Asterisk:
-		h.Path = []byte("*")
-	default:
+	if h.Form == http1.Authority && (x.conn.l.Direction != Outbound || x.conn.l.Host != "" || x.client.http2()) {
+		return x.unserved(501, "connect", "CONNECT is only for the application's own proxy")
 	}
 	host := hostOnly(str(h.Authority))
 	if x.conn.l.Host != "" {

@@ -1,17 +1,21 @@
-// Package proxy is the data plane: it accepts connections, reads HTTP/1.1
-// requests, decides by the current weft.Snapshot where each goes, and streams it
-// to an endpoint and the answer back.
+// Package proxy is the data plane: it accepts connections, reads requests, decides
+// by the current weft.Snapshot where each goes, and streams it to an endpoint and
+// the answer back.
 //
 // One Proxy is one process's data plane. It owns the pools of upstream
 // connections, the state of every endpoint, and any number of listeners of three
 // directions: Outbound (the own application calls other services), Inbound (other
 // sidecars call the own application over mTLS) and Edge (a gateway).
 //
-// One goroutine serves one downstream connection and does its upstream I/O too:
-// it writes to and reads from a pooled upstream connection by itself, because a
-// hand-over between goroutines costs more than parsing a request. Only a request
-// body that does not fit the read buffer gets a second goroutine, so that an early
-// answer is seen while the body is still being sent.
+// An exchange, one request and its response, has two sides, a client and an
+// upstream, and either speaks HTTP/1 or HTTP/2 (gRPC and WebSocket among them). With
+// HTTP/1 one goroutine serves one downstream connection and does its upstream I/O
+// too, because a hand-over between goroutines costs more than parsing a request;
+// only a request body that does not fit the read buffer gets a second one, so that
+// an early answer is seen while the body is still being sent. With HTTP/2 (package
+// mux) a connection has one goroutine that reads it and a worker for each stream.
+// Connections that carry something else are relayed as bytes (package relay), after
+// they were routed, authorized, balanced and limited as exchanges are.
 //
 // Time limits come in two kinds. A route's own timeouts are deadlines on the
 // upstream socket. The rest (idle connections, slow heads, stalled bodies) is a

@@ -55,7 +55,11 @@ func (c *conn) serveRaw(d weft.Decision, already []byte, early *dialled) {
 		x.refuseRaw(a)
 		return
 	}
-	x.relayRaw(&x.plan, relay.Side{Conn: c.sock, Already: already}, early)
+	if a := x.relayRaw(&x.plan, relay.Side{Conn: c.sock, Already: already}, early, ""); a != nil {
+		x.refuseRaw(a)
+		return
+	}
+	x.finishRaw()
 }
 
 // planRaw plans where a decision leads, which may be older than x.view.
@@ -95,19 +99,18 @@ func (x *Exchange) refuseRaw(a *Answer) {
 	relay.Abort(x.conn.sock)
 }
 
-// relayRaw connects to an endpoint, unless that was done early, and relays.
-func (x *Exchange) relayRaw(pl *plan, client relay.Side, early *dialled) {
+// relayRaw connects to an endpoint, unless that was done early, tells the client,
+// and relays. A connection that goes nowhere is nobody's but the caller's.
+func (x *Exchange) relayRaw(pl *plan, client relay.Side, early *dialled, established string) *Answer {
 	if reason := pl.cluster.limit.acquire(pl.group.policy, false, pl.patience(x.record.Start)); reason != "" {
 		early.close()
-		x.refuseRaw(&Answer{Status: 503, Reason: reason})
-		return
+		return &Answer{Status: 503, Reason: reason, Text: "too many connections to " + pl.cluster.name}
 	}
 	defer pl.cluster.limit.release()
 	if early == nil {
 		sock, e, fault := x.connectRaw(pl)
 		if fault != nil {
-			x.refuseRaw(fault)
-			return
+			return fault
 		}
 		early = &dialled{sock: sock, endpoint: e}
 	}
@@ -118,8 +121,16 @@ func (x *Exchange) relayRaw(pl *plan, client relay.Side, early *dialled) {
 	e.target.Begin()
 	defer e.target.End()
 	pl.group.succeeded(e)
+	if established != "" {
+		x.record.Status = 200
+		if _, err := io.WriteString(client.Conn, established); err != nil {
+			early.close()
+			x.record.Reason = "client_gone"
+			return nil
+		}
+	}
 	x.join(client, relay.Side{Conn: early.sock, Already: early.already}, rawIdle(pl.group.policy))
-	x.finishRaw()
+	return nil
 }
 
 // connectRaw opens a connection, to another endpoint when one cannot be reached.
@@ -323,38 +334,21 @@ func (c *conn) detect() (done bool) {
 	}
 	// Where nobody is at the moment, bytes are still not to be answered by HTTP.
 	kind, known := c.p.speaks.Recall(c.l.Host, time.Now())
-	switch {
-	case known && kind == relay.ServerFirst:
+	if kind == relay.ServerFirst {
 		c.serveRaw(d, nil, nil)
 		return true
-	case known:
-		return c.sniff(d)
 	}
-	return c.listen(d)
+	var detector relay.Detector
+	if known {
+		detector.Quiet = longQuiet
+	}
+	return c.listen(d, detector, kind)
 }
 
-// sniff decides by the client's first bytes, where the client is known to speak
-// first.
-func (c *conn) sniff(d weft.Decision) (done bool) {
-	for {
-		if err := c.fill(); err != nil {
-			c.headFailed(err)
-			return true
-		}
-		kind, more := relay.Sniff(c.in[:c.w])
-		switch {
-		case more && c.w < len(c.in):
-			if c.phase.Load() == phaseIdle {
-				c.enter(phaseHead, c.p.clock.Load(), headTimeout)
-			}
-		case kind == relay.HTTP1, kind == relay.HTTP2:
-			return false
-		default:
-			c.serveRaw(d, c.in[:c.w], nil)
-			return true
-		}
-	}
-}
+// longQuiet is how long a client may be silent where clients are known to speak
+// first, before the server is asked whether it does: what was learnt from one
+// client, who may have spoken out of turn, must not make the others wait for ever.
+const longQuiet = time.Second
 
 // dialled is a connection that was opened before anybody knew what it is for.
 type dialled struct {
@@ -369,16 +363,21 @@ func (d *dialled) close() {
 	}
 }
 
-// listen waits for both sides: the first speaker decides, and is remembered.
-func (c *conn) listen(d weft.Decision) (done bool) {
+// listen waits for both sides: the first speaker decides, and is remembered. kind is
+// what others spoke to the same destination.
+func (c *conn) listen(d weft.Decision, detector relay.Detector, kind relay.Kind) (done bool) {
 	var early dialled
 	dial := func(ctx context.Context) (sock net.Conn, err error) {
 		early, err = c.dialEarly(ctx, &d)
 		return early.sock, err
 	}
 	c.in = takeBuffer()
-	v, err := relay.Detector{}.Detect(c.p.life, c.sock, c.in[:0], dial)
+	v, err := detector.Detect(c.p.life, c.sock, c.in[:0], dial)
+	c.w = len(v.FromClient)
 	if err != nil {
+		if kind == relay.HTTP1 || kind == relay.HTTP2 { // it can still be told of it
+			return false
+		}
 		c.p.logger.Debug("nobody could say what is spoken", "host", c.l.Host, "peer", c.peerText, "error", err)
 		relay.Abort(c.sock) // an end would be taken for the server's
 		return true
@@ -386,7 +385,6 @@ func (c *conn) listen(d weft.Decision) (done bool) {
 	if v.Sure {
 		c.p.speaks.Learn(c.l.Host, v.Kind, time.Now())
 	}
-	c.w = len(v.FromClient)
 	switch v.Kind {
 	case relay.HTTP1, relay.HTTP2, relay.Unknown:
 		if v.Server != nil {
@@ -473,32 +471,10 @@ func (x *Exchange) serveConnect() {
 			return
 		}
 	}
-	x.tunnelTo(&x.plan)
-}
-
-// tunnelTo connects, says so to the client, and relays.
-func (x *Exchange) tunnelTo(pl *plan) {
-	if reason := pl.cluster.limit.acquire(pl.group.policy, false, pl.patience(x.record.Start)); reason != "" {
-		x.answer(&Answer{Status: 503, Reason: reason, Close: true, Text: "too many connections to " + pl.cluster.name})
-		return
-	}
-	defer pl.cluster.limit.release()
-	sock, e, fault := x.connectRaw(pl)
-	if fault != nil {
-		fault.Close = true
-		x.answer(fault)
-		return
-	}
-	pl.cluster.open.Add(1)
-	defer pl.cluster.open.Add(-1)
-	e.target.Begin()
-	defer e.target.End()
-	x.record.Status = 200
 	c := x.conn
-	if _, err := io.WriteString(c.sock, "HTTP/1.1 200 Connection established\r\n\r\n"); err != nil {
-		_ = sock.Close()
-		x.record.Reason = "client_gone"
-		return
+	a := x.relayRaw(&x.plan, relay.Side{Conn: c.sock, Already: c.in[c.r:c.w]}, nil, "HTTP/1.1 200 Connection established\r\n\r\n")
+	if a != nil {
+		a.Close = true
+		x.answer(a)
 	}
-	x.join(relay.Side{Conn: c.sock, Already: c.in[c.r:c.w]}, relay.Side{Conn: sock}, rawIdle(pl.group.policy))
 }

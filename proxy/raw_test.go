@@ -98,6 +98,21 @@ func TestFirstSpeakerDecides(t *testing.T) {
 	})
 }
 
+// One client that speaks out of turn does not silence a server for all others.
+func TestClientOutOfTurn(t *testing.T) {
+	const greeting = "220 ready\r\n"
+	m := rawMesh(t, "", echo(t, greeting))
+	for _, said := range []string{"EHLO\n", "GET / HTTP/1.1\r\nHost: shop\r\n\r\n"} {
+		c, r := m.raw(said)
+		if _, err := r.ReadByte(); err != nil {
+			t.Fatalf("after %q: %v", said, err)
+		}
+		_ = c.Close()
+		c, r = m.raw("")
+		talk(t, c, r, greeting)
+	}
+}
+
 func TestDeadEndpointOfRawService(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
