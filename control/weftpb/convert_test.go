@@ -1,6 +1,8 @@
 package weftpb
 
 import (
+	"fmt"
+	"math"
 	"net/netip"
 	"reflect"
 	"strings"
@@ -41,6 +43,9 @@ func fill(t *testing.T, v reflect.Value, n *int) {
 	case weft.Protocol:
 		v.SetString(string([]weft.Protocol{weft.GRPC, weft.HTTP2, weft.TCP}[*n%3]))
 		return
+	case []byte: // the JSON of a resilience policy
+		v.SetBytes(fmt.Appendf(nil, `{"bulkhead":{"maxConcurrentCalls":%d}}`, *n))
+		return
 	case weft.Identity:
 		v.SetString("spiffe://cluster.local/ns/default/sa/x" + string(rune('a'+*n%26)))
 		return
@@ -69,6 +74,8 @@ func fill(t *testing.T, v reflect.Value, n *int) {
 		v.SetString("s" + string(rune('a'+*n%26)) + string(rune('a'+*n/26%26)))
 	case reflect.Bool:
 		v.SetBool(true)
+	case reflect.Float64:
+		v.SetFloat(float64(*n) + 0.5)
 	case reflect.Int, reflect.Int64:
 		v.SetInt(int64(*n))
 	case reflect.Uint8: // an enumeration
@@ -130,6 +137,7 @@ func TestEveryFieldIsCarried(t *testing.T) {
 	})
 	t.Run("Service with Endpoints", func(t *testing.T) {
 		want := filled[*weft.Service](t)
+		want.Breaker = "forced-open"
 		got, err := DecodeService(overTheWire(t, EncodeService(want)))
 		if err != nil {
 			t.Fatal(err)
@@ -259,6 +267,7 @@ func TestDecodeRefuses(t *testing.T) {
 		"retry conditions from the future":   rule(func(r *Rule) { r.Retry = &Retry{On: 1 << 16} }),
 	}
 	database := []*Destination{{Service: &ServiceName{Namespace: "default", Name: "database"}, Weight: 1}}
+	routes["a route's policy that is no JSON"] = rule(func(r *Rule) { r.Resilience = &Resilience{} })
 	routes["a port beyond 65535"] = &RouteTable{Host: "database", Tcp: []*RawRule{{Ports: []uint32{1 << 16}, Destinations: database}}}
 	routes["a raw destination without a name"] = &RouteTable{Host: "database", Tls: []*RawRule{{Destinations: []*Destination{{}}}}}
 	routes["a path mode from the future"] = &RouteTable{Host: "database", Paths: 17}
@@ -270,6 +279,17 @@ func TestDecodeRefuses(t *testing.T) {
 	order := &ServiceName{Namespace: "default", Name: "order"}
 	if _, err := DecodeService(&Service{Name: order, Policy: &TrafficPolicy{ProxyProtocol: 3}}); err == nil {
 		t.Error("a version of the PROXY protocol from the future: accepted")
+	}
+	for name, m := range map[string]*Service{
+		"a state of a breaker from the future": {Breaker: "ajar"},
+		"a policy that is no JSON":             {Resilience: &Resilience{Spec: []byte("timeout: 1s")}},
+		"a slow start of no aggression":        {Policy: &TrafficPolicy{SlowStart: &SlowStart{Aggression: math.NaN()}}},
+		"a cookie of negative life":            {Policy: &TrafficPolicy{Hash: &Hash{CookieTtl: durationpb.New(-time.Second)}}},
+	} {
+		m.Name = order
+		if _, err := DecodeService(m); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
 	}
 	endpoints := map[string]*Endpoints{
 		"no service":           {},

@@ -2,6 +2,8 @@ package weftpb
 
 import (
 	"crypto/x509"
+	"encoding/json"
+	"math"
 	"net/netip"
 	"time"
 	"unique"
@@ -9,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/resilience"
 )
 
 // decoder keeps the first error, so that the conversions read straight on.
@@ -34,7 +37,10 @@ func DecodeRouteTable(m *RouteTable) (*weft.RouteTable, error) {
 // DecodeService reads a service without its endpoints.
 func DecodeService(m *Service) (*weft.Service, error) {
 	var d decoder
-	s := &weft.Service{Name: d.serviceName(m.GetName()), Policy: d.policy(m.GetPolicy())}
+	s := &weft.Service{
+		Name: d.serviceName(m.GetName()), Policy: d.policy(m.GetPolicy()),
+		Resilience: d.resilience(m.GetResilience()), Breaker: d.held(m.GetBreaker()),
+	}
 	for _, sub := range m.GetSubsets() {
 		s.Subsets = append(s.Subsets, weft.Subset{Name: sub.GetName(), Labels: sub.GetLabels(), Policy: d.policy(sub.GetPolicy())})
 	}
@@ -214,7 +220,7 @@ func interned(s string) string {
 func (d *decoder) rule(m *Rule) weft.Rule {
 	r := weft.Rule{
 		Name: interned(m.GetName()), Source: source(m.GetSource()), Timeout: d.duration(m.GetTimeout()),
-		Retry:   d.retry(m.GetRetry()),
+		Retry: d.retry(m.GetRetry()), Resilience: d.resilience(m.GetResilience()),
 		Request: headerOps(m.GetRequest()), Response: headerOps(m.GetResponse()),
 	}
 	r.Matches = each(m.GetMatches(), d.match)
@@ -238,7 +244,29 @@ func (d *decoder) retry(m *Retry) weft.Retry {
 	return weft.Retry{
 		Attempts: int(m.GetAttempts()), PerTryTimeout: d.duration(m.GetPerTryTimeout()), On: weft.RetryOn(m.GetOn()),
 		Statuses: each(m.GetStatuses(), func(code int32) int { return int(code) }),
+		Backoff:  d.duration(m.GetBackoff()), Chosen: m.GetChosen(),
 	}
+}
+
+func (d *decoder) resilience(m *Resilience) *weft.Resilience {
+	if m == nil {
+		return nil
+	}
+	if !json.Valid(m.GetSpec()) {
+		d.refuse("resilience policy "+m.GetSource().GetName(), "its spec is no JSON")
+	}
+	return &weft.Resilience{Source: source(m.GetSource()), Spec: m.GetSpec()}
+}
+
+// held refuses what this weft does not know: who holds a circuit wants to know that
+// it is not held.
+func (d *decoder) held(state string) string {
+	switch resilience.Mode(state) {
+	case resilience.ModeAutomatic, resilience.ModeForcedOpen, resilience.ModeDisabled, resilience.ModeMetricsOnly:
+	default:
+		d.refuse("breaker", "this weft does not know the state %q", state)
+	}
+	return interned(state)
 }
 
 func (d *decoder) match(m *Match) weft.Match {
@@ -288,6 +316,7 @@ func (d *decoder) policy(m *TrafficPolicy) weft.TrafficPolicy {
 		MaxConnections: m.GetMaxConnections(), MaxPendingRequests: m.GetMaxPendingRequests(),
 		MaxRequests: m.GetMaxRequests(), MaxRequestsPerConn: m.GetMaxRequestsPerConn(),
 		HTTP2: m.GetHttp2(), MaxStreams: m.GetMaxStreams(), ProxyProtocol: uint8(m.GetProxyProtocol()),
+		Hash: d.hash(m.GetHash()), SlowStart: d.slowStart(m.GetSlowStart()), Locality: locality(m.GetLocality()),
 	}
 	if m.GetProxyProtocol() > 2 {
 		d.refuse("traffic policy", "version %d of the PROXY protocol is not known", m.GetProxyProtocol())
@@ -300,6 +329,41 @@ func (d *decoder) policy(m *TrafficPolicy) weft.TrafficPolicy {
 		}
 	}
 	return p
+}
+
+func (d *decoder) hash(m *Hash) *weft.Hash {
+	if m == nil {
+		return nil
+	}
+	return &weft.Hash{
+		Header: m.GetHeader(), Query: m.GetQuery(), Cookie: m.GetCookie(), CookiePath: m.GetCookiePath(), CookieTTL: d.duration(m.GetCookieTtl()),
+		SessionTTL: m.GetSessionTtl(), SourceIP: m.GetSourceIp(), RingSize: m.GetRingSize(),
+	}
+}
+
+func (d *decoder) slowStart(m *SlowStart) *weft.SlowStart {
+	if m == nil {
+		return nil
+	}
+	if !(m.GetAggression() >= 0) || math.IsInf(m.GetAggression(), 1) { // NaN is refused, too
+		d.refuse("slow start", "its aggression is %v", m.GetAggression())
+	}
+	return &weft.SlowStart{Window: d.duration(m.GetWindow()), Aggression: m.GetAggression(), MinPercent: m.GetMinPercent()}
+}
+
+func locality(m *Locality) *weft.Locality {
+	if m == nil {
+		return nil
+	}
+	return &weft.Locality{
+		Priority: m.GetPriority(),
+		Distribute: each(m.GetDistribute(), func(s *Locality_Shares) weft.LocalityShares {
+			return weft.LocalityShares{From: s.GetFrom(), To: s.GetTo()}
+		}),
+		Failover: each(m.GetFailover(), func(f *Locality_Failover) weft.LocalityFailover {
+			return weft.LocalityFailover{From: f.GetFrom(), To: f.GetTo()}
+		}),
+	}
 }
 
 func (d *decoder) authorizationPolicy(m *AuthorizationPolicy) *weft.AuthorizationPolicy {

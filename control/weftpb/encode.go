@@ -29,7 +29,10 @@ func EncodeGatewayTable(t *weft.RouteTable) *GatewayTable {
 
 // EncodeService returns the message of a service without its endpoints.
 func EncodeService(s *weft.Service) *Service {
-	out := &Service{Name: encodeServiceName(s.Name), Policy: encodePolicy(&s.Policy)}
+	out := &Service{
+		Name: encodeServiceName(s.Name), Policy: encodePolicy(&s.Policy),
+		Resilience: encodeResilience(s.Resilience), Breaker: s.Breaker,
+	}
 	for i := range s.Subsets {
 		sub := &s.Subsets[i]
 		out.Subsets = append(out.Subsets, &Subset{Name: sub.Name, Labels: sub.Labels, Policy: encodePolicy(&sub.Policy)})
@@ -116,7 +119,7 @@ func encodeSource(s weft.SourceRef) *SourceRef {
 func encodeRule(r *weft.Rule) *Rule {
 	out := &Rule{
 		Name: r.Name, Source: encodeSource(r.Source), Timeout: encodeDuration(r.Timeout),
-		Retry:   encodeRetry(&r.Retry),
+		Retry: encodeRetry(&r.Retry), Resilience: encodeResilience(r.Resilience),
 		Request: encodeHeaderOps(&r.Request), Response: encodeHeaderOps(&r.Response),
 	}
 	for i := range r.Matches {
@@ -154,7 +157,15 @@ func encodeRetry(r *weft.Retry) *Retry {
 	return &Retry{
 		Attempts: int32(r.Attempts), PerTryTimeout: encodeDuration(r.PerTryTimeout), On: uint32(r.On),
 		Statuses: each(r.Statuses, func(code int) int32 { return int32(code) }),
+		Backoff:  encodeDuration(r.Backoff), Chosen: r.Chosen,
 	}
+}
+
+func encodeResilience(r *weft.Resilience) *Resilience {
+	if r == nil {
+		return nil
+	}
+	return &Resilience{Source: encodeSource(r.Source), Spec: r.Spec}
 }
 
 func encodeMatch(m *weft.Match) *Match {
@@ -196,6 +207,10 @@ func encodePolicy(p *weft.TrafficPolicy) *TrafficPolicy {
 		MaxConnections: p.MaxConnections, MaxPendingRequests: p.MaxPendingRequests,
 		MaxRequests: p.MaxRequests, MaxRequestsPerConn: p.MaxRequestsPerConn,
 		Http2: p.HTTP2, MaxStreams: p.MaxStreams, ProxyProtocol: uint32(p.ProxyProtocol),
+		Hash: encodeHash(p.Hash), Locality: encodeLocality(p.Locality),
+	}
+	if s := p.SlowStart; s != nil {
+		out.SlowStart = &SlowStart{Window: encodeDuration(s.Window), Aggression: s.Aggression, MinPercent: s.MinPercent}
 	}
 	if o := p.Outlier; o != nil {
 		out.Outlier = &Outlier{
@@ -205,6 +220,27 @@ func encodePolicy(p *weft.TrafficPolicy) *TrafficPolicy {
 		}
 	}
 	return out
+}
+
+func encodeHash(h *weft.Hash) *Hash {
+	if h == nil {
+		return nil
+	}
+	return &Hash{
+		Header: h.Header, Query: h.Query, Cookie: h.Cookie, CookiePath: h.CookiePath, CookieTtl: encodeDuration(h.CookieTTL),
+		SessionTtl: h.SessionTTL, SourceIp: h.SourceIP, RingSize: h.RingSize,
+	}
+}
+
+func encodeLocality(l *weft.Locality) *Locality {
+	if l == nil {
+		return nil
+	}
+	return &Locality{
+		Priority:   l.Priority,
+		Distribute: each(l.Distribute, func(s weft.LocalityShares) *Locality_Shares { return &Locality_Shares{From: s.From, To: s.To} }),
+		Failover:   each(l.Failover, func(f weft.LocalityFailover) *Locality_Failover { return &Locality_Failover{From: f.From, To: f.To} }),
+	}
 }
 
 func encodePolicyOfAuthorization(p *weft.AuthorizationPolicy) *AuthorizationPolicy {

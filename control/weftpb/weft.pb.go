@@ -248,7 +248,7 @@ func (x AuthorizationPolicy_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AuthorizationPolicy_Action.Descriptor instead.
 func (AuthorizationPolicy_Action) EnumDescriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{29, 0}
+	return file_weft_proto_rawDescGZIP(), []int{33, 0}
 }
 
 // SourceRef says where something was written.
@@ -974,6 +974,8 @@ type Retry struct {
 	PerTryTimeout *durationpb.Duration   `protobuf:"bytes,2,opt,name=per_try_timeout,json=perTryTimeout,proto3" json:"per_try_timeout,omitempty"`
 	On            uint32                 `protobuf:"varint,3,opt,name=on,proto3" json:"on,omitempty"` // bits of weft.RetryOn
 	Statuses      []int32                `protobuf:"varint,4,rep,packed,name=statuses,proto3" json:"statuses,omitempty"`
+	Backoff       *durationpb.Duration   `protobuf:"bytes,5,opt,name=backoff,proto3" json:"backoff,omitempty"`
+	Chosen        bool                   `protobuf:"varint,6,opt,name=chosen,proto3" json:"chosen,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1036,6 +1038,73 @@ func (x *Retry) GetStatuses() []int32 {
 	return nil
 }
 
+func (x *Retry) GetBackoff() *durationpb.Duration {
+	if x != nil {
+		return x.Backoff
+	}
+	return nil
+}
+
+func (x *Retry) GetChosen() bool {
+	if x != nil {
+		return x.Chosen
+	}
+	return false
+}
+
+// Resilience is a ResiliencePolicy.
+type Resilience struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Source        *SourceRef             `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	Spec          []byte                 `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"` // JSON of a resilience.Spec
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Resilience) Reset() {
+	*x = Resilience{}
+	mi := &file_weft_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Resilience) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Resilience) ProtoMessage() {}
+
+func (x *Resilience) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Resilience.ProtoReflect.Descriptor instead.
+func (*Resilience) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Resilience) GetSource() *SourceRef {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *Resilience) GetSpec() []byte {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
 type Rule struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1049,13 +1118,14 @@ type Rule struct {
 	Rewrite       *Rewrite               `protobuf:"bytes,9,opt,name=rewrite,proto3" json:"rewrite,omitempty"`
 	Request       *HeaderOps             `protobuf:"bytes,10,opt,name=request,proto3" json:"request,omitempty"`
 	Response      *HeaderOps             `protobuf:"bytes,11,opt,name=response,proto3" json:"response,omitempty"`
+	Resilience    *Resilience            `protobuf:"bytes,12,opt,name=resilience,proto3" json:"resilience,omitempty"` // absent: the service's
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_weft_proto_msgTypes[12]
+	mi := &file_weft_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1067,7 +1137,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[12]
+	mi := &file_weft_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1080,7 +1150,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{12}
+	return file_weft_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Rule) GetName() string {
@@ -1160,6 +1230,13 @@ func (x *Rule) GetResponse() *HeaderOps {
 	return nil
 }
 
+func (x *Rule) GetResilience() *Resilience {
+	if x != nil {
+		return x.Resilience
+	}
+	return nil
+}
+
 // RawRule routes whole connections, by port or by SNI.
 type RawRule struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1174,7 +1251,7 @@ type RawRule struct {
 
 func (x *RawRule) Reset() {
 	*x = RawRule{}
-	mi := &file_weft_proto_msgTypes[13]
+	mi := &file_weft_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1186,7 +1263,7 @@ func (x *RawRule) String() string {
 func (*RawRule) ProtoMessage() {}
 
 func (x *RawRule) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[13]
+	mi := &file_weft_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1199,7 +1276,7 @@ func (x *RawRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RawRule.ProtoReflect.Descriptor instead.
 func (*RawRule) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{13}
+	return file_weft_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RawRule) GetName() string {
@@ -1251,7 +1328,7 @@ type RouteTable struct {
 
 func (x *RouteTable) Reset() {
 	*x = RouteTable{}
-	mi := &file_weft_proto_msgTypes[14]
+	mi := &file_weft_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1263,7 +1340,7 @@ func (x *RouteTable) String() string {
 func (*RouteTable) ProtoMessage() {}
 
 func (x *RouteTable) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[14]
+	mi := &file_weft_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1276,7 +1353,7 @@ func (x *RouteTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteTable.ProtoReflect.Descriptor instead.
 func (*RouteTable) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{14}
+	return file_weft_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RouteTable) GetHost() string {
@@ -1329,7 +1406,7 @@ type Outlier struct {
 
 func (x *Outlier) Reset() {
 	*x = Outlier{}
-	mi := &file_weft_proto_msgTypes[15]
+	mi := &file_weft_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1341,7 +1418,7 @@ func (x *Outlier) String() string {
 func (*Outlier) ProtoMessage() {}
 
 func (x *Outlier) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[15]
+	mi := &file_weft_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1354,7 +1431,7 @@ func (x *Outlier) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outlier.ProtoReflect.Descriptor instead.
 func (*Outlier) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{15}
+	return file_weft_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Outlier) GetConsecutive_5Xx() uint32 {
@@ -1406,6 +1483,228 @@ func (x *Outlier) GetMinHealthPercent() uint32 {
 	return 0
 }
 
+// Hash is what of a request chooses its endpoint: the first field that is set.
+type Hash struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        string                 `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Query         string                 `protobuf:"bytes,2,opt,name=query,proto3" json:"query,omitempty"`
+	Cookie        string                 `protobuf:"bytes,3,opt,name=cookie,proto3" json:"cookie,omitempty"`
+	CookiePath    string                 `protobuf:"bytes,4,opt,name=cookie_path,json=cookiePath,proto3" json:"cookie_path,omitempty"`
+	CookieTtl     *durationpb.Duration   `protobuf:"bytes,5,opt,name=cookie_ttl,json=cookieTtl,proto3" json:"cookie_ttl,omitempty"`
+	SessionTtl    bool                   `protobuf:"varint,6,opt,name=session_ttl,json=sessionTtl,proto3" json:"session_ttl,omitempty"`
+	SourceIp      bool                   `protobuf:"varint,7,opt,name=source_ip,json=sourceIp,proto3" json:"source_ip,omitempty"`
+	RingSize      uint32                 `protobuf:"varint,8,opt,name=ring_size,json=ringSize,proto3" json:"ring_size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Hash) Reset() {
+	*x = Hash{}
+	mi := &file_weft_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Hash) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Hash) ProtoMessage() {}
+
+func (x *Hash) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Hash.ProtoReflect.Descriptor instead.
+func (*Hash) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Hash) GetHeader() string {
+	if x != nil {
+		return x.Header
+	}
+	return ""
+}
+
+func (x *Hash) GetQuery() string {
+	if x != nil {
+		return x.Query
+	}
+	return ""
+}
+
+func (x *Hash) GetCookie() string {
+	if x != nil {
+		return x.Cookie
+	}
+	return ""
+}
+
+func (x *Hash) GetCookiePath() string {
+	if x != nil {
+		return x.CookiePath
+	}
+	return ""
+}
+
+func (x *Hash) GetCookieTtl() *durationpb.Duration {
+	if x != nil {
+		return x.CookieTtl
+	}
+	return nil
+}
+
+func (x *Hash) GetSessionTtl() bool {
+	if x != nil {
+		return x.SessionTtl
+	}
+	return false
+}
+
+func (x *Hash) GetSourceIp() bool {
+	if x != nil {
+		return x.SourceIp
+	}
+	return false
+}
+
+func (x *Hash) GetRingSize() uint32 {
+	if x != nil {
+		return x.RingSize
+	}
+	return 0
+}
+
+type SlowStart struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Window        *durationpb.Duration   `protobuf:"bytes,1,opt,name=window,proto3" json:"window,omitempty"`
+	Aggression    float64                `protobuf:"fixed64,2,opt,name=aggression,proto3" json:"aggression,omitempty"`
+	MinPercent    uint32                 `protobuf:"varint,3,opt,name=min_percent,json=minPercent,proto3" json:"min_percent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SlowStart) Reset() {
+	*x = SlowStart{}
+	mi := &file_weft_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SlowStart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SlowStart) ProtoMessage() {}
+
+func (x *SlowStart) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SlowStart.ProtoReflect.Descriptor instead.
+func (*SlowStart) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *SlowStart) GetWindow() *durationpb.Duration {
+	if x != nil {
+		return x.Window
+	}
+	return nil
+}
+
+func (x *SlowStart) GetAggression() float64 {
+	if x != nil {
+		return x.Aggression
+	}
+	return 0
+}
+
+func (x *SlowStart) GetMinPercent() uint32 {
+	if x != nil {
+		return x.MinPercent
+	}
+	return 0
+}
+
+// Locality says which endpoints come first, by where they are.
+type Locality struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Distribute    []*Locality_Shares     `protobuf:"bytes,1,rep,name=distribute,proto3" json:"distribute,omitempty"`
+	Failover      []*Locality_Failover   `protobuf:"bytes,2,rep,name=failover,proto3" json:"failover,omitempty"`
+	Priority      []string               `protobuf:"bytes,3,rep,name=priority,proto3" json:"priority,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Locality) Reset() {
+	*x = Locality{}
+	mi := &file_weft_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Locality) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Locality) ProtoMessage() {}
+
+func (x *Locality) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Locality.ProtoReflect.Descriptor instead.
+func (*Locality) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Locality) GetDistribute() []*Locality_Shares {
+	if x != nil {
+		return x.Distribute
+	}
+	return nil
+}
+
+func (x *Locality) GetFailover() []*Locality_Failover {
+	if x != nil {
+		return x.Failover
+	}
+	return nil
+}
+
+func (x *Locality) GetPriority() []string {
+	if x != nil {
+		return x.Priority
+	}
+	return nil
+}
+
 type TrafficPolicy struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	Source             *SourceRef             `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
@@ -1420,13 +1719,16 @@ type TrafficPolicy struct {
 	Http2              bool                   `protobuf:"varint,10,opt,name=http2,proto3" json:"http2,omitempty"`
 	MaxStreams         uint32                 `protobuf:"varint,11,opt,name=max_streams,json=maxStreams,proto3" json:"max_streams,omitempty"`
 	ProxyProtocol      uint32                 `protobuf:"varint,12,opt,name=proxy_protocol,json=proxyProtocol,proto3" json:"proxy_protocol,omitempty"` // version of the PROXY header for raw connections; 0: none
+	Hash               *Hash                  `protobuf:"bytes,13,opt,name=hash,proto3" json:"hash,omitempty"`
+	SlowStart          *SlowStart             `protobuf:"bytes,14,opt,name=slow_start,json=slowStart,proto3" json:"slow_start,omitempty"`
+	Locality           *Locality              `protobuf:"bytes,15,opt,name=locality,proto3" json:"locality,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
 
 func (x *TrafficPolicy) Reset() {
 	*x = TrafficPolicy{}
-	mi := &file_weft_proto_msgTypes[16]
+	mi := &file_weft_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1438,7 +1740,7 @@ func (x *TrafficPolicy) String() string {
 func (*TrafficPolicy) ProtoMessage() {}
 
 func (x *TrafficPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[16]
+	mi := &file_weft_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1451,7 +1753,7 @@ func (x *TrafficPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrafficPolicy.ProtoReflect.Descriptor instead.
 func (*TrafficPolicy) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{16}
+	return file_weft_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TrafficPolicy) GetSource() *SourceRef {
@@ -1538,6 +1840,27 @@ func (x *TrafficPolicy) GetProxyProtocol() uint32 {
 	return 0
 }
 
+func (x *TrafficPolicy) GetHash() *Hash {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *TrafficPolicy) GetSlowStart() *SlowStart {
+	if x != nil {
+		return x.SlowStart
+	}
+	return nil
+}
+
+func (x *TrafficPolicy) GetLocality() *Locality {
+	if x != nil {
+		return x.Locality
+	}
+	return nil
+}
+
 type Subset struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1549,7 +1872,7 @@ type Subset struct {
 
 func (x *Subset) Reset() {
 	*x = Subset{}
-	mi := &file_weft_proto_msgTypes[17]
+	mi := &file_weft_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1561,7 +1884,7 @@ func (x *Subset) String() string {
 func (*Subset) ProtoMessage() {}
 
 func (x *Subset) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[17]
+	mi := &file_weft_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1574,7 +1897,7 @@ func (x *Subset) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subset.ProtoReflect.Descriptor instead.
 func (*Subset) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{17}
+	return file_weft_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Subset) GetName() string {
@@ -1604,13 +1927,15 @@ type Service struct {
 	Name          *ServiceName           `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Policy        *TrafficPolicy         `protobuf:"bytes,2,opt,name=policy,proto3" json:"policy,omitempty"`
 	Subsets       []*Subset              `protobuf:"bytes,3,rep,name=subsets,proto3" json:"subsets,omitempty"`
+	Resilience    *Resilience            `protobuf:"bytes,4,opt,name=resilience,proto3" json:"resilience,omitempty"`
+	Breaker       string                 `protobuf:"bytes,5,opt,name=breaker,proto3" json:"breaker,omitempty"` // the state that its circuit is held in; empty: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_weft_proto_msgTypes[18]
+	mi := &file_weft_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1622,7 +1947,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[18]
+	mi := &file_weft_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1635,7 +1960,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{18}
+	return file_weft_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Service) GetName() *ServiceName {
@@ -1659,6 +1984,20 @@ func (x *Service) GetSubsets() []*Subset {
 	return nil
 }
 
+func (x *Service) GetResilience() *Resilience {
+	if x != nil {
+		return x.Resilience
+	}
+	return nil
+}
+
+func (x *Service) GetBreaker() string {
+	if x != nil {
+		return x.Breaker
+	}
+	return ""
+}
+
 type Endpoint struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1674,7 +2013,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_weft_proto_msgTypes[19]
+	mi := &file_weft_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +2025,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[19]
+	mi := &file_weft_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1699,7 +2038,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{19}
+	return file_weft_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Endpoint) GetId() string {
@@ -1766,7 +2105,7 @@ type Endpoints struct {
 
 func (x *Endpoints) Reset() {
 	*x = Endpoints{}
-	mi := &file_weft_proto_msgTypes[20]
+	mi := &file_weft_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1778,7 +2117,7 @@ func (x *Endpoints) String() string {
 func (*Endpoints) ProtoMessage() {}
 
 func (x *Endpoints) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[20]
+	mi := &file_weft_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1791,7 +2130,7 @@ func (x *Endpoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoints.ProtoReflect.Descriptor instead.
 func (*Endpoints) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{20}
+	return file_weft_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Endpoints) GetService() *ServiceName {
@@ -1826,7 +2165,7 @@ type Gateway struct {
 
 func (x *Gateway) Reset() {
 	*x = Gateway{}
-	mi := &file_weft_proto_msgTypes[21]
+	mi := &file_weft_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1838,7 +2177,7 @@ func (x *Gateway) String() string {
 func (*Gateway) ProtoMessage() {}
 
 func (x *Gateway) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[21]
+	mi := &file_weft_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1851,7 +2190,7 @@ func (x *Gateway) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gateway.ProtoReflect.Descriptor instead.
 func (*Gateway) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{21}
+	return file_weft_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Gateway) GetName() string {
@@ -1872,7 +2211,7 @@ type GatewayTable struct {
 
 func (x *GatewayTable) Reset() {
 	*x = GatewayTable{}
-	mi := &file_weft_proto_msgTypes[22]
+	mi := &file_weft_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1884,7 +2223,7 @@ func (x *GatewayTable) String() string {
 func (*GatewayTable) ProtoMessage() {}
 
 func (x *GatewayTable) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[22]
+	mi := &file_weft_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1897,7 +2236,7 @@ func (x *GatewayTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GatewayTable.ProtoReflect.Descriptor instead.
 func (*GatewayTable) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{22}
+	return file_weft_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GatewayTable) GetTable() *RouteTable {
@@ -1917,7 +2256,7 @@ type Values struct {
 
 func (x *Values) Reset() {
 	*x = Values{}
-	mi := &file_weft_proto_msgTypes[23]
+	mi := &file_weft_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1929,7 +2268,7 @@ func (x *Values) String() string {
 func (*Values) ProtoMessage() {}
 
 func (x *Values) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[23]
+	mi := &file_weft_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1942,7 +2281,7 @@ func (x *Values) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Values.ProtoReflect.Descriptor instead.
 func (*Values) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{23}
+	return file_weft_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Values) GetAny() []*StringMatch {
@@ -1969,7 +2308,7 @@ type Prefixes struct {
 
 func (x *Prefixes) Reset() {
 	*x = Prefixes{}
-	mi := &file_weft_proto_msgTypes[24]
+	mi := &file_weft_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1981,7 +2320,7 @@ func (x *Prefixes) String() string {
 func (*Prefixes) ProtoMessage() {}
 
 func (x *Prefixes) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[24]
+	mi := &file_weft_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1994,7 +2333,7 @@ func (x *Prefixes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prefixes.ProtoReflect.Descriptor instead.
 func (*Prefixes) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{24}
+	return file_weft_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Prefixes) GetAny() []string {
@@ -2022,7 +2361,7 @@ type SourceMatch struct {
 
 func (x *SourceMatch) Reset() {
 	*x = SourceMatch{}
-	mi := &file_weft_proto_msgTypes[25]
+	mi := &file_weft_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2034,7 +2373,7 @@ func (x *SourceMatch) String() string {
 func (*SourceMatch) ProtoMessage() {}
 
 func (x *SourceMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[25]
+	mi := &file_weft_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2047,7 +2386,7 @@ func (x *SourceMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceMatch.ProtoReflect.Descriptor instead.
 func (*SourceMatch) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{25}
+	return file_weft_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SourceMatch) GetPrincipals() *Values {
@@ -2083,7 +2422,7 @@ type OperationMatch struct {
 
 func (x *OperationMatch) Reset() {
 	*x = OperationMatch{}
-	mi := &file_weft_proto_msgTypes[26]
+	mi := &file_weft_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2095,7 +2434,7 @@ func (x *OperationMatch) String() string {
 func (*OperationMatch) ProtoMessage() {}
 
 func (x *OperationMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[26]
+	mi := &file_weft_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2108,7 +2447,7 @@ func (x *OperationMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationMatch.ProtoReflect.Descriptor instead.
 func (*OperationMatch) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{26}
+	return file_weft_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *OperationMatch) GetMethods() *Values {
@@ -2149,7 +2488,7 @@ type Condition struct {
 
 func (x *Condition) Reset() {
 	*x = Condition{}
-	mi := &file_weft_proto_msgTypes[27]
+	mi := &file_weft_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2161,7 +2500,7 @@ func (x *Condition) String() string {
 func (*Condition) ProtoMessage() {}
 
 func (x *Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[27]
+	mi := &file_weft_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2174,7 +2513,7 @@ func (x *Condition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Condition.ProtoReflect.Descriptor instead.
 func (*Condition) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{27}
+	return file_weft_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Condition) GetKey() string {
@@ -2202,7 +2541,7 @@ type AuthorizationRule struct {
 
 func (x *AuthorizationRule) Reset() {
 	*x = AuthorizationRule{}
-	mi := &file_weft_proto_msgTypes[28]
+	mi := &file_weft_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2214,7 +2553,7 @@ func (x *AuthorizationRule) String() string {
 func (*AuthorizationRule) ProtoMessage() {}
 
 func (x *AuthorizationRule) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[28]
+	mi := &file_weft_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2227,7 +2566,7 @@ func (x *AuthorizationRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorizationRule.ProtoReflect.Descriptor instead.
 func (*AuthorizationRule) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{28}
+	return file_weft_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AuthorizationRule) GetFrom() []*SourceMatch {
@@ -2263,7 +2602,7 @@ type AuthorizationPolicy struct {
 
 func (x *AuthorizationPolicy) Reset() {
 	*x = AuthorizationPolicy{}
-	mi := &file_weft_proto_msgTypes[29]
+	mi := &file_weft_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2275,7 +2614,7 @@ func (x *AuthorizationPolicy) String() string {
 func (*AuthorizationPolicy) ProtoMessage() {}
 
 func (x *AuthorizationPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[29]
+	mi := &file_weft_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2288,7 +2627,7 @@ func (x *AuthorizationPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorizationPolicy.ProtoReflect.Descriptor instead.
 func (*AuthorizationPolicy) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{29}
+	return file_weft_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *AuthorizationPolicy) GetSource() *SourceRef {
@@ -2331,7 +2670,7 @@ type Authorization struct {
 
 func (x *Authorization) Reset() {
 	*x = Authorization{}
-	mi := &file_weft_proto_msgTypes[30]
+	mi := &file_weft_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2343,7 +2682,7 @@ func (x *Authorization) String() string {
 func (*Authorization) ProtoMessage() {}
 
 func (x *Authorization) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[30]
+	mi := &file_weft_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2356,7 +2695,7 @@ func (x *Authorization) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Authorization.ProtoReflect.Descriptor instead.
 func (*Authorization) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{30}
+	return file_weft_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Authorization) GetPolicies() []*AuthorizationPolicy {
@@ -2384,7 +2723,7 @@ type Trust struct {
 
 func (x *Trust) Reset() {
 	*x = Trust{}
-	mi := &file_weft_proto_msgTypes[31]
+	mi := &file_weft_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2396,7 +2735,7 @@ func (x *Trust) String() string {
 func (*Trust) ProtoMessage() {}
 
 func (x *Trust) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[31]
+	mi := &file_weft_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2409,7 +2748,7 @@ func (x *Trust) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Trust.ProtoReflect.Descriptor instead.
 func (*Trust) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{31}
+	return file_weft_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Trust) GetTrustDomain() string {
@@ -2448,7 +2787,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_weft_proto_msgTypes[32]
+	mi := &file_weft_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2460,7 +2799,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[32]
+	mi := &file_weft_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2473,7 +2812,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{32}
+	return file_weft_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Instance) GetId() string {
@@ -2579,7 +2918,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_weft_proto_msgTypes[33]
+	mi := &file_weft_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2591,7 +2930,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[33]
+	mi := &file_weft_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2604,7 +2943,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{33}
+	return file_weft_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -2647,7 +2986,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_weft_proto_msgTypes[34]
+	mi := &file_weft_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2659,7 +2998,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[34]
+	mi := &file_weft_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2672,7 +3011,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{34}
+	return file_weft_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *JoinResponse) GetChain() [][]byte {
@@ -2712,7 +3051,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_weft_proto_msgTypes[35]
+	mi := &file_weft_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2724,7 +3063,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[35]
+	mi := &file_weft_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2737,7 +3076,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{35}
+	return file_weft_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -2758,7 +3097,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_weft_proto_msgTypes[36]
+	mi := &file_weft_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2770,7 +3109,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[36]
+	mi := &file_weft_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2783,7 +3122,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{36}
+	return file_weft_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RenewResponse) GetChain() [][]byte {
@@ -2822,7 +3161,7 @@ type LeaseRequest struct {
 
 func (x *LeaseRequest) Reset() {
 	*x = LeaseRequest{}
-	mi := &file_weft_proto_msgTypes[37]
+	mi := &file_weft_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2834,7 +3173,7 @@ func (x *LeaseRequest) String() string {
 func (*LeaseRequest) ProtoMessage() {}
 
 func (x *LeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[37]
+	mi := &file_weft_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2847,7 +3186,7 @@ func (x *LeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseRequest.ProtoReflect.Descriptor instead.
 func (*LeaseRequest) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{37}
+	return file_weft_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *LeaseRequest) GetMessage() isLeaseRequest_Message {
@@ -2918,7 +3257,7 @@ type LeaseRegister struct {
 
 func (x *LeaseRegister) Reset() {
 	*x = LeaseRegister{}
-	mi := &file_weft_proto_msgTypes[38]
+	mi := &file_weft_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2930,7 +3269,7 @@ func (x *LeaseRegister) String() string {
 func (*LeaseRegister) ProtoMessage() {}
 
 func (x *LeaseRegister) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[38]
+	mi := &file_weft_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2943,7 +3282,7 @@ func (x *LeaseRegister) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseRegister.ProtoReflect.Descriptor instead.
 func (*LeaseRegister) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{38}
+	return file_weft_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *LeaseRegister) GetInstance() *Instance {
@@ -2984,7 +3323,7 @@ type LeaseHeartbeat struct {
 
 func (x *LeaseHeartbeat) Reset() {
 	*x = LeaseHeartbeat{}
-	mi := &file_weft_proto_msgTypes[39]
+	mi := &file_weft_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2996,7 +3335,7 @@ func (x *LeaseHeartbeat) String() string {
 func (*LeaseHeartbeat) ProtoMessage() {}
 
 func (x *LeaseHeartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[39]
+	mi := &file_weft_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3009,7 +3348,7 @@ func (x *LeaseHeartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseHeartbeat.ProtoReflect.Descriptor instead.
 func (*LeaseHeartbeat) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{39}
+	return file_weft_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *LeaseHeartbeat) GetHealth() Health {
@@ -3036,7 +3375,7 @@ type LeaseDrain struct {
 
 func (x *LeaseDrain) Reset() {
 	*x = LeaseDrain{}
-	mi := &file_weft_proto_msgTypes[40]
+	mi := &file_weft_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3048,7 +3387,7 @@ func (x *LeaseDrain) String() string {
 func (*LeaseDrain) ProtoMessage() {}
 
 func (x *LeaseDrain) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[40]
+	mi := &file_weft_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3061,7 +3400,7 @@ func (x *LeaseDrain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseDrain.ProtoReflect.Descriptor instead.
 func (*LeaseDrain) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{40}
+	return file_weft_proto_rawDescGZIP(), []int{44}
 }
 
 // LeaseResponse answers register, and drain.
@@ -3076,7 +3415,7 @@ type LeaseResponse struct {
 
 func (x *LeaseResponse) Reset() {
 	*x = LeaseResponse{}
-	mi := &file_weft_proto_msgTypes[41]
+	mi := &file_weft_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3088,7 +3427,7 @@ func (x *LeaseResponse) String() string {
 func (*LeaseResponse) ProtoMessage() {}
 
 func (x *LeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[41]
+	mi := &file_weft_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3101,7 +3440,7 @@ func (x *LeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseResponse.ProtoReflect.Descriptor instead.
 func (*LeaseResponse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{41}
+	return file_weft_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *LeaseResponse) GetIndex() uint64 {
@@ -3123,6 +3462,443 @@ func (x *LeaseResponse) GetWaiting() uint32 {
 		return x.Waiting
 	}
 	return 0
+}
+
+// ProxyReport is what a proxy tells of its circuits. The first of a stream has all
+// of them, a later one those that are not as they were told last.
+type ProxyReport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Proxy         string                 `protobuf:"bytes,1,opt,name=proxy,proto3" json:"proxy,omitempty"` // in the first: node id of the proxy's ADS stream
+	Breakers      []*Breaker             `protobuf:"bytes,2,rep,name=breakers,proto3" json:"breakers,omitempty"`
+	Removed       []*Breaker             `protobuf:"bytes,3,rep,name=removed,proto3" json:"removed,omitempty"` // no more there: service and policy only
+	Events        []*BreakerEvent        `protobuf:"bytes,4,rep,name=events,proto3" json:"events,omitempty"`   // oldest first
+	Lost          uint64                 `protobuf:"varint,5,opt,name=lost,proto3" json:"lost,omitempty"`      // events that were dropped before these, as there were too many
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProxyReport) Reset() {
+	*x = ProxyReport{}
+	mi := &file_weft_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProxyReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProxyReport) ProtoMessage() {}
+
+func (x *ProxyReport) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProxyReport.ProtoReflect.Descriptor instead.
+func (*ProxyReport) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *ProxyReport) GetProxy() string {
+	if x != nil {
+		return x.Proxy
+	}
+	return ""
+}
+
+func (x *ProxyReport) GetBreakers() []*Breaker {
+	if x != nil {
+		return x.Breakers
+	}
+	return nil
+}
+
+func (x *ProxyReport) GetRemoved() []*Breaker {
+	if x != nil {
+		return x.Removed
+	}
+	return nil
+}
+
+func (x *ProxyReport) GetEvents() []*BreakerEvent {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *ProxyReport) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+// Breaker is a circuit of a proxy. A proxy has one at most of a service and policy.
+type Breaker struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"` // "inventory-service.default"
+	Policy        string                 `protobuf:"bytes,2,opt,name=policy,proto3" json:"policy,omitempty"`   // where it was asked for: "ResiliencePolicy default/inventory-service"
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`     // "closed", "open", "half-open", "forced-open", "disabled" or "metrics-only"
+	Since         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	Calls         uint32                 `protobuf:"varint,5,opt,name=calls,proto3" json:"calls,omitempty"` // in the window
+	Failures      uint32                 `protobuf:"varint,6,opt,name=failures,proto3" json:"failures,omitempty"`
+	Slow          uint32                 `protobuf:"varint,7,opt,name=slow,proto3" json:"slow,omitempty"`
+	FailureRate   float64                `protobuf:"fixed64,8,opt,name=failure_rate,json=failureRate,proto3" json:"failure_rate,omitempty"` // percent; below 0: too few calls to tell
+	SlowRate      float64                `protobuf:"fixed64,9,opt,name=slow_rate,json=slowRate,proto3" json:"slow_rate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Breaker) Reset() {
+	*x = Breaker{}
+	mi := &file_weft_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Breaker) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Breaker) ProtoMessage() {}
+
+func (x *Breaker) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Breaker.ProtoReflect.Descriptor instead.
+func (*Breaker) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *Breaker) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *Breaker) GetPolicy() string {
+	if x != nil {
+		return x.Policy
+	}
+	return ""
+}
+
+func (x *Breaker) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Breaker) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Breaker) GetCalls() uint32 {
+	if x != nil {
+		return x.Calls
+	}
+	return 0
+}
+
+func (x *Breaker) GetFailures() uint32 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
+func (x *Breaker) GetSlow() uint32 {
+	if x != nil {
+		return x.Slow
+	}
+	return 0
+}
+
+func (x *Breaker) GetFailureRate() float64 {
+	if x != nil {
+		return x.FailureRate
+	}
+	return 0
+}
+
+func (x *Breaker) GetSlowRate() float64 {
+	if x != nil {
+		return x.SlowRate
+	}
+	return 0
+}
+
+// BreakerEvent is a change of a circuit's state.
+type BreakerEvent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Time          *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	Service       string                 `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
+	Policy        string                 `protobuf:"bytes,3,opt,name=policy,proto3" json:"policy,omitempty"`
+	From          string                 `protobuf:"bytes,4,opt,name=from,proto3" json:"from,omitempty"`
+	To            string                 `protobuf:"bytes,5,opt,name=to,proto3" json:"to,omitempty"`
+	Reason        string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	Calls         uint32                 `protobuf:"varint,7,opt,name=calls,proto3" json:"calls,omitempty"` // in the window when it changed
+	Failures      uint32                 `protobuf:"varint,8,opt,name=failures,proto3" json:"failures,omitempty"`
+	Slow          uint32                 `protobuf:"varint,9,opt,name=slow,proto3" json:"slow,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BreakerEvent) Reset() {
+	*x = BreakerEvent{}
+	mi := &file_weft_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BreakerEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BreakerEvent) ProtoMessage() {}
+
+func (x *BreakerEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BreakerEvent.ProtoReflect.Descriptor instead.
+func (*BreakerEvent) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *BreakerEvent) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *BreakerEvent) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *BreakerEvent) GetPolicy() string {
+	if x != nil {
+		return x.Policy
+	}
+	return ""
+}
+
+func (x *BreakerEvent) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *BreakerEvent) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *BreakerEvent) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *BreakerEvent) GetCalls() uint32 {
+	if x != nil {
+		return x.Calls
+	}
+	return 0
+}
+
+func (x *BreakerEvent) GetFailures() uint32 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
+func (x *BreakerEvent) GetSlow() uint32 {
+	if x != nil {
+		return x.Slow
+	}
+	return 0
+}
+
+// ReportResponse comes when the server ends a report.
+type ReportResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportResponse) Reset() {
+	*x = ReportResponse{}
+	mi := &file_weft_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportResponse) ProtoMessage() {}
+
+func (x *ReportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
+func (*ReportResponse) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{49}
+}
+
+type Locality_Shares struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	From          string                 `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	To            map[string]uint32      `protobuf:"bytes,2,rep,name=to,proto3" json:"to,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Locality_Shares) Reset() {
+	*x = Locality_Shares{}
+	mi := &file_weft_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Locality_Shares) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Locality_Shares) ProtoMessage() {}
+
+func (x *Locality_Shares) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Locality_Shares.ProtoReflect.Descriptor instead.
+func (*Locality_Shares) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{19, 0}
+}
+
+func (x *Locality_Shares) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *Locality_Shares) GetTo() map[string]uint32 {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+type Locality_Failover struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	From          string                 `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Locality_Failover) Reset() {
+	*x = Locality_Failover{}
+	mi := &file_weft_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Locality_Failover) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Locality_Failover) ProtoMessage() {}
+
+func (x *Locality_Failover) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Locality_Failover.ProtoReflect.Descriptor instead.
+func (*Locality_Failover) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{19, 1}
+}
+
+func (x *Locality_Failover) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *Locality_Failover) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
 }
 
 var File_weft_proto protoreflect.FileDescriptor
@@ -3193,12 +3969,18 @@ const file_weft_proto_rawDesc = "" +
 	"\aRewrite\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n" +
 	"\x06prefix\x18\x02 \x01(\bR\x06prefix\x12\x1c\n" +
-	"\tauthority\x18\x03 \x01(\tR\tauthority\"\x92\x01\n" +
+	"\tauthority\x18\x03 \x01(\tR\tauthority\"\xdf\x01\n" +
 	"\x05Retry\x12\x1a\n" +
 	"\battempts\x18\x01 \x01(\x05R\battempts\x12A\n" +
 	"\x0fper_try_timeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\rperTryTimeout\x12\x0e\n" +
 	"\x02on\x18\x03 \x01(\rR\x02on\x12\x1a\n" +
-	"\bstatuses\x18\x04 \x03(\x05R\bstatuses\"\xb7\x04\n" +
+	"\bstatuses\x18\x04 \x03(\x05R\bstatuses\x123\n" +
+	"\abackoff\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\abackoff\x12\x16\n" +
+	"\x06chosen\x18\x06 \x01(\bR\x06chosen\"T\n" +
+	"\n" +
+	"Resilience\x122\n" +
+	"\x06source\x18\x01 \x01(\v2\x1a.weft.control.v1.SourceRefR\x06source\x12\x12\n" +
+	"\x04spec\x18\x02 \x01(\fR\x04spec\"\xf4\x04\n" +
 	"\x04Rule\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x122\n" +
 	"\x06source\x18\x02 \x01(\v2\x1a.weft.control.v1.SourceRefR\x06source\x120\n" +
@@ -3211,7 +3993,10 @@ const file_weft_proto_rawDesc = "" +
 	"\arewrite\x18\t \x01(\v2\x18.weft.control.v1.RewriteR\arewrite\x124\n" +
 	"\arequest\x18\n" +
 	" \x01(\v2\x1a.weft.control.v1.HeaderOpsR\arequest\x126\n" +
-	"\bresponse\x18\v \x01(\v2\x1a.weft.control.v1.HeaderOpsR\bresponse\"\xbb\x01\n" +
+	"\bresponse\x18\v \x01(\v2\x1a.weft.control.v1.HeaderOpsR\bresponse\x12;\n" +
+	"\n" +
+	"resilience\x18\f \x01(\v2\x1b.weft.control.v1.ResilienceR\n" +
+	"resilience\"\xbb\x01\n" +
 	"\aRawRule\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x122\n" +
 	"\x06source\x18\x02 \x01(\v2\x1a.weft.control.v1.SourceRefR\x06source\x12\x14\n" +
@@ -3232,7 +4017,41 @@ const file_weft_proto_rawDesc = "" +
 	"\rbase_ejection\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\fbaseEjection\x12<\n" +
 	"\fmax_ejection\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\vmaxEjection\x120\n" +
 	"\x14max_ejection_percent\x18\x06 \x01(\rR\x12maxEjectionPercent\x12,\n" +
-	"\x12min_health_percent\x18\a \x01(\rR\x10minHealthPercent\"\xad\x04\n" +
+	"\x12min_health_percent\x18\a \x01(\rR\x10minHealthPercent\"\x82\x02\n" +
+	"\x04Hash\x12\x16\n" +
+	"\x06header\x18\x01 \x01(\tR\x06header\x12\x14\n" +
+	"\x05query\x18\x02 \x01(\tR\x05query\x12\x16\n" +
+	"\x06cookie\x18\x03 \x01(\tR\x06cookie\x12\x1f\n" +
+	"\vcookie_path\x18\x04 \x01(\tR\n" +
+	"cookiePath\x128\n" +
+	"\n" +
+	"cookie_ttl\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tcookieTtl\x12\x1f\n" +
+	"\vsession_ttl\x18\x06 \x01(\bR\n" +
+	"sessionTtl\x12\x1b\n" +
+	"\tsource_ip\x18\a \x01(\bR\bsourceIp\x12\x1b\n" +
+	"\tring_size\x18\b \x01(\rR\bringSize\"\x7f\n" +
+	"\tSlowStart\x121\n" +
+	"\x06window\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x06window\x12\x1e\n" +
+	"\n" +
+	"aggression\x18\x02 \x01(\x01R\n" +
+	"aggression\x12\x1f\n" +
+	"\vmin_percent\x18\x03 \x01(\rR\n" +
+	"minPercent\"\xe8\x02\n" +
+	"\bLocality\x12@\n" +
+	"\n" +
+	"distribute\x18\x01 \x03(\v2 .weft.control.v1.Locality.SharesR\n" +
+	"distribute\x12>\n" +
+	"\bfailover\x18\x02 \x03(\v2\".weft.control.v1.Locality.FailoverR\bfailover\x12\x1a\n" +
+	"\bpriority\x18\x03 \x03(\tR\bpriority\x1a\x8d\x01\n" +
+	"\x06Shares\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\tR\x04from\x128\n" +
+	"\x02to\x18\x02 \x03(\v2(.weft.control.v1.Locality.Shares.ToEntryR\x02to\x1a5\n" +
+	"\aToEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\x1a.\n" +
+	"\bFailover\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\"\xca\x05\n" +
 	"\rTrafficPolicy\x122\n" +
 	"\x06source\x18\x01 \x01(\v2\x1a.weft.control.v1.SourceRefR\x06source\x12#\n" +
 	"\rload_balancer\x18\x02 \x01(\tR\floadBalancer\x12B\n" +
@@ -3247,18 +4066,26 @@ const file_weft_proto_rawDesc = "" +
 	" \x01(\bR\x05http2\x12\x1f\n" +
 	"\vmax_streams\x18\v \x01(\rR\n" +
 	"maxStreams\x12%\n" +
-	"\x0eproxy_protocol\x18\f \x01(\rR\rproxyProtocol\"\xcc\x01\n" +
+	"\x0eproxy_protocol\x18\f \x01(\rR\rproxyProtocol\x12)\n" +
+	"\x04hash\x18\r \x01(\v2\x15.weft.control.v1.HashR\x04hash\x129\n" +
+	"\n" +
+	"slow_start\x18\x0e \x01(\v2\x1a.weft.control.v1.SlowStartR\tslowStart\x125\n" +
+	"\blocality\x18\x0f \x01(\v2\x19.weft.control.v1.LocalityR\blocality\"\xcc\x01\n" +
 	"\x06Subset\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12;\n" +
 	"\x06labels\x18\x02 \x03(\v2#.weft.control.v1.Subset.LabelsEntryR\x06labels\x126\n" +
 	"\x06policy\x18\x03 \x01(\v2\x1e.weft.control.v1.TrafficPolicyR\x06policy\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa6\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfd\x01\n" +
 	"\aService\x120\n" +
 	"\x04name\x18\x01 \x01(\v2\x1c.weft.control.v1.ServiceNameR\x04name\x126\n" +
 	"\x06policy\x18\x02 \x01(\v2\x1e.weft.control.v1.TrafficPolicyR\x06policy\x121\n" +
-	"\asubsets\x18\x03 \x03(\v2\x17.weft.control.v1.SubsetR\asubsets\"\x92\x02\n" +
+	"\asubsets\x18\x03 \x03(\v2\x17.weft.control.v1.SubsetR\asubsets\x12;\n" +
+	"\n" +
+	"resilience\x18\x04 \x01(\v2\x1b.weft.control.v1.ResilienceR\n" +
+	"resilience\x12\x18\n" +
+	"\abreaker\x18\x05 \x01(\tR\abreaker\"\x92\x02\n" +
 	"\bEndpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1a\n" +
@@ -3371,7 +4198,34 @@ const file_weft_proto_rawDesc = "" +
 	"\rLeaseResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12+\n" +
 	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x18\n" +
-	"\awaiting\x18\x03 \x01(\rR\awaiting*c\n" +
+	"\awaiting\x18\x03 \x01(\rR\awaiting\"\xd8\x01\n" +
+	"\vProxyReport\x12\x14\n" +
+	"\x05proxy\x18\x01 \x01(\tR\x05proxy\x124\n" +
+	"\bbreakers\x18\x02 \x03(\v2\x18.weft.control.v1.BreakerR\bbreakers\x122\n" +
+	"\aremoved\x18\x03 \x03(\v2\x18.weft.control.v1.BreakerR\aremoved\x125\n" +
+	"\x06events\x18\x04 \x03(\v2\x1d.weft.control.v1.BreakerEventR\x06events\x12\x12\n" +
+	"\x04lost\x18\x05 \x01(\x04R\x04lost\"\x89\x02\n" +
+	"\aBreaker\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\x12\x16\n" +
+	"\x06policy\x18\x02 \x01(\tR\x06policy\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x120\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x14\n" +
+	"\x05calls\x18\x05 \x01(\rR\x05calls\x12\x1a\n" +
+	"\bfailures\x18\x06 \x01(\rR\bfailures\x12\x12\n" +
+	"\x04slow\x18\a \x01(\rR\x04slow\x12!\n" +
+	"\ffailure_rate\x18\b \x01(\x01R\vfailureRate\x12\x1b\n" +
+	"\tslow_rate\x18\t \x01(\x01R\bslowRate\"\xf2\x01\n" +
+	"\fBreakerEvent\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x18\n" +
+	"\aservice\x18\x02 \x01(\tR\aservice\x12\x16\n" +
+	"\x06policy\x18\x03 \x01(\tR\x06policy\x12\x12\n" +
+	"\x04from\x18\x04 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x05 \x01(\tR\x02to\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05calls\x18\a \x01(\rR\x05calls\x12\x1a\n" +
+	"\bfailures\x18\b \x01(\rR\bfailures\x12\x12\n" +
+	"\x04slow\x18\t \x01(\rR\x04slow\"\x10\n" +
+	"\x0eReportResponse*c\n" +
 	"\bPathMode\x12\r\n" +
 	"\tPATH_BASE\x10\x00\x12\r\n" +
 	"\tPATH_NONE\x10\x01\x12\x16\n" +
@@ -3381,11 +4235,12 @@ const file_weft_proto_rawDesc = "" +
 	"\aPASSING\x10\x00\x12\v\n" +
 	"\aWARNING\x10\x01\x12\f\n" +
 	"\bCRITICAL\x10\x02\x12\x0f\n" +
-	"\vMAINTENANCE\x10\x032\xe3\x01\n" +
+	"\vMAINTENANCE\x10\x032\xae\x02\n" +
 	"\bWorkload\x12C\n" +
 	"\x04Join\x12\x1c.weft.control.v1.JoinRequest\x1a\x1d.weft.control.v1.JoinResponse\x12F\n" +
 	"\x05Renew\x12\x1d.weft.control.v1.RenewRequest\x1a\x1e.weft.control.v1.RenewResponse\x12J\n" +
-	"\x05Lease\x12\x1d.weft.control.v1.LeaseRequest\x1a\x1e.weft.control.v1.LeaseResponse(\x010\x01B)Z'github.com/weftmesh/weft/control/weftpbb\x06proto3"
+	"\x05Lease\x12\x1d.weft.control.v1.LeaseRequest\x1a\x1e.weft.control.v1.LeaseResponse(\x010\x01\x12I\n" +
+	"\x06Report\x12\x1c.weft.control.v1.ProxyReport\x1a\x1f.weft.control.v1.ReportResponse(\x01B)Z'github.com/weftmesh/weft/control/weftpbb\x06proto3"
 
 var (
 	file_weft_proto_rawDescOnce sync.Once
@@ -3400,7 +4255,7 @@ func file_weft_proto_rawDescGZIP() []byte {
 }
 
 var file_weft_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_weft_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_weft_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_weft_proto_goTypes = []any{
 	(PathMode)(0),                   // 0: weft.control.v1.PathMode
 	(Health)(0),                     // 1: weft.control.v1.Health
@@ -3418,41 +4273,52 @@ var file_weft_proto_goTypes = []any{
 	(*DirectResponse)(nil),          // 13: weft.control.v1.DirectResponse
 	(*Rewrite)(nil),                 // 14: weft.control.v1.Rewrite
 	(*Retry)(nil),                   // 15: weft.control.v1.Retry
-	(*Rule)(nil),                    // 16: weft.control.v1.Rule
-	(*RawRule)(nil),                 // 17: weft.control.v1.RawRule
-	(*RouteTable)(nil),              // 18: weft.control.v1.RouteTable
-	(*Outlier)(nil),                 // 19: weft.control.v1.Outlier
-	(*TrafficPolicy)(nil),           // 20: weft.control.v1.TrafficPolicy
-	(*Subset)(nil),                  // 21: weft.control.v1.Subset
-	(*Service)(nil),                 // 22: weft.control.v1.Service
-	(*Endpoint)(nil),                // 23: weft.control.v1.Endpoint
-	(*Endpoints)(nil),               // 24: weft.control.v1.Endpoints
-	(*Gateway)(nil),                 // 25: weft.control.v1.Gateway
-	(*GatewayTable)(nil),            // 26: weft.control.v1.GatewayTable
-	(*Values)(nil),                  // 27: weft.control.v1.Values
-	(*Prefixes)(nil),                // 28: weft.control.v1.Prefixes
-	(*SourceMatch)(nil),             // 29: weft.control.v1.SourceMatch
-	(*OperationMatch)(nil),          // 30: weft.control.v1.OperationMatch
-	(*Condition)(nil),               // 31: weft.control.v1.Condition
-	(*AuthorizationRule)(nil),       // 32: weft.control.v1.AuthorizationRule
-	(*AuthorizationPolicy)(nil),     // 33: weft.control.v1.AuthorizationPolicy
-	(*Authorization)(nil),           // 34: weft.control.v1.Authorization
-	(*Trust)(nil),                   // 35: weft.control.v1.Trust
-	(*Instance)(nil),                // 36: weft.control.v1.Instance
-	(*JoinRequest)(nil),             // 37: weft.control.v1.JoinRequest
-	(*JoinResponse)(nil),            // 38: weft.control.v1.JoinResponse
-	(*RenewRequest)(nil),            // 39: weft.control.v1.RenewRequest
-	(*RenewResponse)(nil),           // 40: weft.control.v1.RenewResponse
-	(*LeaseRequest)(nil),            // 41: weft.control.v1.LeaseRequest
-	(*LeaseRegister)(nil),           // 42: weft.control.v1.LeaseRegister
-	(*LeaseHeartbeat)(nil),          // 43: weft.control.v1.LeaseHeartbeat
-	(*LeaseDrain)(nil),              // 44: weft.control.v1.LeaseDrain
-	(*LeaseResponse)(nil),           // 45: weft.control.v1.LeaseResponse
-	nil,                             // 46: weft.control.v1.Subset.LabelsEntry
-	nil,                             // 47: weft.control.v1.Endpoint.LabelsEntry
-	nil,                             // 48: weft.control.v1.Instance.LabelsEntry
-	(*durationpb.Duration)(nil),     // 49: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 50: google.protobuf.Timestamp
+	(*Resilience)(nil),              // 16: weft.control.v1.Resilience
+	(*Rule)(nil),                    // 17: weft.control.v1.Rule
+	(*RawRule)(nil),                 // 18: weft.control.v1.RawRule
+	(*RouteTable)(nil),              // 19: weft.control.v1.RouteTable
+	(*Outlier)(nil),                 // 20: weft.control.v1.Outlier
+	(*Hash)(nil),                    // 21: weft.control.v1.Hash
+	(*SlowStart)(nil),               // 22: weft.control.v1.SlowStart
+	(*Locality)(nil),                // 23: weft.control.v1.Locality
+	(*TrafficPolicy)(nil),           // 24: weft.control.v1.TrafficPolicy
+	(*Subset)(nil),                  // 25: weft.control.v1.Subset
+	(*Service)(nil),                 // 26: weft.control.v1.Service
+	(*Endpoint)(nil),                // 27: weft.control.v1.Endpoint
+	(*Endpoints)(nil),               // 28: weft.control.v1.Endpoints
+	(*Gateway)(nil),                 // 29: weft.control.v1.Gateway
+	(*GatewayTable)(nil),            // 30: weft.control.v1.GatewayTable
+	(*Values)(nil),                  // 31: weft.control.v1.Values
+	(*Prefixes)(nil),                // 32: weft.control.v1.Prefixes
+	(*SourceMatch)(nil),             // 33: weft.control.v1.SourceMatch
+	(*OperationMatch)(nil),          // 34: weft.control.v1.OperationMatch
+	(*Condition)(nil),               // 35: weft.control.v1.Condition
+	(*AuthorizationRule)(nil),       // 36: weft.control.v1.AuthorizationRule
+	(*AuthorizationPolicy)(nil),     // 37: weft.control.v1.AuthorizationPolicy
+	(*Authorization)(nil),           // 38: weft.control.v1.Authorization
+	(*Trust)(nil),                   // 39: weft.control.v1.Trust
+	(*Instance)(nil),                // 40: weft.control.v1.Instance
+	(*JoinRequest)(nil),             // 41: weft.control.v1.JoinRequest
+	(*JoinResponse)(nil),            // 42: weft.control.v1.JoinResponse
+	(*RenewRequest)(nil),            // 43: weft.control.v1.RenewRequest
+	(*RenewResponse)(nil),           // 44: weft.control.v1.RenewResponse
+	(*LeaseRequest)(nil),            // 45: weft.control.v1.LeaseRequest
+	(*LeaseRegister)(nil),           // 46: weft.control.v1.LeaseRegister
+	(*LeaseHeartbeat)(nil),          // 47: weft.control.v1.LeaseHeartbeat
+	(*LeaseDrain)(nil),              // 48: weft.control.v1.LeaseDrain
+	(*LeaseResponse)(nil),           // 49: weft.control.v1.LeaseResponse
+	(*ProxyReport)(nil),             // 50: weft.control.v1.ProxyReport
+	(*Breaker)(nil),                 // 51: weft.control.v1.Breaker
+	(*BreakerEvent)(nil),            // 52: weft.control.v1.BreakerEvent
+	(*ReportResponse)(nil),          // 53: weft.control.v1.ReportResponse
+	(*Locality_Shares)(nil),         // 54: weft.control.v1.Locality.Shares
+	(*Locality_Failover)(nil),       // 55: weft.control.v1.Locality.Failover
+	nil,                             // 56: weft.control.v1.Locality.Shares.ToEntry
+	nil,                             // 57: weft.control.v1.Subset.LabelsEntry
+	nil,                             // 58: weft.control.v1.Endpoint.LabelsEntry
+	nil,                             // 59: weft.control.v1.Instance.LabelsEntry
+	(*durationpb.Duration)(nil),     // 60: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 61: google.protobuf.Timestamp
 }
 var file_weft_proto_depIdxs = []int32{
 	2,  // 0: weft.control.v1.StringMatch.kind:type_name -> weft.control.v1.StringMatch.Kind
@@ -3467,80 +4333,99 @@ var file_weft_proto_depIdxs = []int32{
 	9,  // 9: weft.control.v1.HeaderOps.add:type_name -> weft.control.v1.HeaderField
 	5,  // 10: weft.control.v1.Destination.service:type_name -> weft.control.v1.ServiceName
 	10, // 11: weft.control.v1.Destination.request:type_name -> weft.control.v1.HeaderOps
-	49, // 12: weft.control.v1.Retry.per_try_timeout:type_name -> google.protobuf.Duration
-	4,  // 13: weft.control.v1.Rule.source:type_name -> weft.control.v1.SourceRef
-	8,  // 14: weft.control.v1.Rule.matches:type_name -> weft.control.v1.Match
-	12, // 15: weft.control.v1.Rule.redirect:type_name -> weft.control.v1.Redirect
-	13, // 16: weft.control.v1.Rule.direct:type_name -> weft.control.v1.DirectResponse
-	11, // 17: weft.control.v1.Rule.destinations:type_name -> weft.control.v1.Destination
-	49, // 18: weft.control.v1.Rule.timeout:type_name -> google.protobuf.Duration
-	15, // 19: weft.control.v1.Rule.retry:type_name -> weft.control.v1.Retry
-	14, // 20: weft.control.v1.Rule.rewrite:type_name -> weft.control.v1.Rewrite
-	10, // 21: weft.control.v1.Rule.request:type_name -> weft.control.v1.HeaderOps
-	10, // 22: weft.control.v1.Rule.response:type_name -> weft.control.v1.HeaderOps
-	4,  // 23: weft.control.v1.RawRule.source:type_name -> weft.control.v1.SourceRef
-	11, // 24: weft.control.v1.RawRule.destinations:type_name -> weft.control.v1.Destination
-	16, // 25: weft.control.v1.RouteTable.rules:type_name -> weft.control.v1.Rule
-	17, // 26: weft.control.v1.RouteTable.tcp:type_name -> weft.control.v1.RawRule
-	17, // 27: weft.control.v1.RouteTable.tls:type_name -> weft.control.v1.RawRule
-	0,  // 28: weft.control.v1.RouteTable.paths:type_name -> weft.control.v1.PathMode
-	49, // 29: weft.control.v1.Outlier.interval:type_name -> google.protobuf.Duration
-	49, // 30: weft.control.v1.Outlier.base_ejection:type_name -> google.protobuf.Duration
-	49, // 31: weft.control.v1.Outlier.max_ejection:type_name -> google.protobuf.Duration
-	4,  // 32: weft.control.v1.TrafficPolicy.source:type_name -> weft.control.v1.SourceRef
-	49, // 33: weft.control.v1.TrafficPolicy.connect_timeout:type_name -> google.protobuf.Duration
-	49, // 34: weft.control.v1.TrafficPolicy.idle_timeout:type_name -> google.protobuf.Duration
-	19, // 35: weft.control.v1.TrafficPolicy.outlier:type_name -> weft.control.v1.Outlier
-	46, // 36: weft.control.v1.Subset.labels:type_name -> weft.control.v1.Subset.LabelsEntry
-	20, // 37: weft.control.v1.Subset.policy:type_name -> weft.control.v1.TrafficPolicy
-	5,  // 38: weft.control.v1.Service.name:type_name -> weft.control.v1.ServiceName
-	20, // 39: weft.control.v1.Service.policy:type_name -> weft.control.v1.TrafficPolicy
-	21, // 40: weft.control.v1.Service.subsets:type_name -> weft.control.v1.Subset
-	47, // 41: weft.control.v1.Endpoint.labels:type_name -> weft.control.v1.Endpoint.LabelsEntry
-	5,  // 42: weft.control.v1.Endpoints.service:type_name -> weft.control.v1.ServiceName
-	23, // 43: weft.control.v1.Endpoints.endpoints:type_name -> weft.control.v1.Endpoint
-	18, // 44: weft.control.v1.GatewayTable.table:type_name -> weft.control.v1.RouteTable
-	6,  // 45: weft.control.v1.Values.any:type_name -> weft.control.v1.StringMatch
-	6,  // 46: weft.control.v1.Values.not:type_name -> weft.control.v1.StringMatch
-	27, // 47: weft.control.v1.SourceMatch.principals:type_name -> weft.control.v1.Values
-	27, // 48: weft.control.v1.SourceMatch.namespaces:type_name -> weft.control.v1.Values
-	28, // 49: weft.control.v1.SourceMatch.addresses:type_name -> weft.control.v1.Prefixes
-	27, // 50: weft.control.v1.OperationMatch.methods:type_name -> weft.control.v1.Values
-	27, // 51: weft.control.v1.OperationMatch.paths:type_name -> weft.control.v1.Values
-	27, // 52: weft.control.v1.OperationMatch.hosts:type_name -> weft.control.v1.Values
-	27, // 53: weft.control.v1.OperationMatch.ports:type_name -> weft.control.v1.Values
-	27, // 54: weft.control.v1.Condition.values:type_name -> weft.control.v1.Values
-	29, // 55: weft.control.v1.AuthorizationRule.from:type_name -> weft.control.v1.SourceMatch
-	30, // 56: weft.control.v1.AuthorizationRule.to:type_name -> weft.control.v1.OperationMatch
-	31, // 57: weft.control.v1.AuthorizationRule.when:type_name -> weft.control.v1.Condition
-	4,  // 58: weft.control.v1.AuthorizationPolicy.source:type_name -> weft.control.v1.SourceRef
-	3,  // 59: weft.control.v1.AuthorizationPolicy.action:type_name -> weft.control.v1.AuthorizationPolicy.Action
-	32, // 60: weft.control.v1.AuthorizationPolicy.rules:type_name -> weft.control.v1.AuthorizationRule
-	33, // 61: weft.control.v1.Authorization.policies:type_name -> weft.control.v1.AuthorizationPolicy
-	0,  // 62: weft.control.v1.Authorization.paths:type_name -> weft.control.v1.PathMode
-	5,  // 63: weft.control.v1.Instance.service:type_name -> weft.control.v1.ServiceName
-	48, // 64: weft.control.v1.Instance.labels:type_name -> weft.control.v1.Instance.LabelsEntry
-	50, // 65: weft.control.v1.JoinResponse.not_after:type_name -> google.protobuf.Timestamp
-	50, // 66: weft.control.v1.RenewResponse.not_after:type_name -> google.protobuf.Timestamp
-	42, // 67: weft.control.v1.LeaseRequest.register:type_name -> weft.control.v1.LeaseRegister
-	43, // 68: weft.control.v1.LeaseRequest.heartbeat:type_name -> weft.control.v1.LeaseHeartbeat
-	44, // 69: weft.control.v1.LeaseRequest.drain:type_name -> weft.control.v1.LeaseDrain
-	36, // 70: weft.control.v1.LeaseRegister.instance:type_name -> weft.control.v1.Instance
-	49, // 71: weft.control.v1.LeaseRegister.ttl:type_name -> google.protobuf.Duration
-	43, // 72: weft.control.v1.LeaseRegister.health:type_name -> weft.control.v1.LeaseHeartbeat
-	1,  // 73: weft.control.v1.LeaseHeartbeat.health:type_name -> weft.control.v1.Health
-	49, // 74: weft.control.v1.LeaseResponse.ttl:type_name -> google.protobuf.Duration
-	37, // 75: weft.control.v1.Workload.Join:input_type -> weft.control.v1.JoinRequest
-	39, // 76: weft.control.v1.Workload.Renew:input_type -> weft.control.v1.RenewRequest
-	41, // 77: weft.control.v1.Workload.Lease:input_type -> weft.control.v1.LeaseRequest
-	38, // 78: weft.control.v1.Workload.Join:output_type -> weft.control.v1.JoinResponse
-	40, // 79: weft.control.v1.Workload.Renew:output_type -> weft.control.v1.RenewResponse
-	45, // 80: weft.control.v1.Workload.Lease:output_type -> weft.control.v1.LeaseResponse
-	78, // [78:81] is the sub-list for method output_type
-	75, // [75:78] is the sub-list for method input_type
-	75, // [75:75] is the sub-list for extension type_name
-	75, // [75:75] is the sub-list for extension extendee
-	0,  // [0:75] is the sub-list for field type_name
+	60, // 12: weft.control.v1.Retry.per_try_timeout:type_name -> google.protobuf.Duration
+	60, // 13: weft.control.v1.Retry.backoff:type_name -> google.protobuf.Duration
+	4,  // 14: weft.control.v1.Resilience.source:type_name -> weft.control.v1.SourceRef
+	4,  // 15: weft.control.v1.Rule.source:type_name -> weft.control.v1.SourceRef
+	8,  // 16: weft.control.v1.Rule.matches:type_name -> weft.control.v1.Match
+	12, // 17: weft.control.v1.Rule.redirect:type_name -> weft.control.v1.Redirect
+	13, // 18: weft.control.v1.Rule.direct:type_name -> weft.control.v1.DirectResponse
+	11, // 19: weft.control.v1.Rule.destinations:type_name -> weft.control.v1.Destination
+	60, // 20: weft.control.v1.Rule.timeout:type_name -> google.protobuf.Duration
+	15, // 21: weft.control.v1.Rule.retry:type_name -> weft.control.v1.Retry
+	14, // 22: weft.control.v1.Rule.rewrite:type_name -> weft.control.v1.Rewrite
+	10, // 23: weft.control.v1.Rule.request:type_name -> weft.control.v1.HeaderOps
+	10, // 24: weft.control.v1.Rule.response:type_name -> weft.control.v1.HeaderOps
+	16, // 25: weft.control.v1.Rule.resilience:type_name -> weft.control.v1.Resilience
+	4,  // 26: weft.control.v1.RawRule.source:type_name -> weft.control.v1.SourceRef
+	11, // 27: weft.control.v1.RawRule.destinations:type_name -> weft.control.v1.Destination
+	17, // 28: weft.control.v1.RouteTable.rules:type_name -> weft.control.v1.Rule
+	18, // 29: weft.control.v1.RouteTable.tcp:type_name -> weft.control.v1.RawRule
+	18, // 30: weft.control.v1.RouteTable.tls:type_name -> weft.control.v1.RawRule
+	0,  // 31: weft.control.v1.RouteTable.paths:type_name -> weft.control.v1.PathMode
+	60, // 32: weft.control.v1.Outlier.interval:type_name -> google.protobuf.Duration
+	60, // 33: weft.control.v1.Outlier.base_ejection:type_name -> google.protobuf.Duration
+	60, // 34: weft.control.v1.Outlier.max_ejection:type_name -> google.protobuf.Duration
+	60, // 35: weft.control.v1.Hash.cookie_ttl:type_name -> google.protobuf.Duration
+	60, // 36: weft.control.v1.SlowStart.window:type_name -> google.protobuf.Duration
+	54, // 37: weft.control.v1.Locality.distribute:type_name -> weft.control.v1.Locality.Shares
+	55, // 38: weft.control.v1.Locality.failover:type_name -> weft.control.v1.Locality.Failover
+	4,  // 39: weft.control.v1.TrafficPolicy.source:type_name -> weft.control.v1.SourceRef
+	60, // 40: weft.control.v1.TrafficPolicy.connect_timeout:type_name -> google.protobuf.Duration
+	60, // 41: weft.control.v1.TrafficPolicy.idle_timeout:type_name -> google.protobuf.Duration
+	20, // 42: weft.control.v1.TrafficPolicy.outlier:type_name -> weft.control.v1.Outlier
+	21, // 43: weft.control.v1.TrafficPolicy.hash:type_name -> weft.control.v1.Hash
+	22, // 44: weft.control.v1.TrafficPolicy.slow_start:type_name -> weft.control.v1.SlowStart
+	23, // 45: weft.control.v1.TrafficPolicy.locality:type_name -> weft.control.v1.Locality
+	57, // 46: weft.control.v1.Subset.labels:type_name -> weft.control.v1.Subset.LabelsEntry
+	24, // 47: weft.control.v1.Subset.policy:type_name -> weft.control.v1.TrafficPolicy
+	5,  // 48: weft.control.v1.Service.name:type_name -> weft.control.v1.ServiceName
+	24, // 49: weft.control.v1.Service.policy:type_name -> weft.control.v1.TrafficPolicy
+	25, // 50: weft.control.v1.Service.subsets:type_name -> weft.control.v1.Subset
+	16, // 51: weft.control.v1.Service.resilience:type_name -> weft.control.v1.Resilience
+	58, // 52: weft.control.v1.Endpoint.labels:type_name -> weft.control.v1.Endpoint.LabelsEntry
+	5,  // 53: weft.control.v1.Endpoints.service:type_name -> weft.control.v1.ServiceName
+	27, // 54: weft.control.v1.Endpoints.endpoints:type_name -> weft.control.v1.Endpoint
+	19, // 55: weft.control.v1.GatewayTable.table:type_name -> weft.control.v1.RouteTable
+	6,  // 56: weft.control.v1.Values.any:type_name -> weft.control.v1.StringMatch
+	6,  // 57: weft.control.v1.Values.not:type_name -> weft.control.v1.StringMatch
+	31, // 58: weft.control.v1.SourceMatch.principals:type_name -> weft.control.v1.Values
+	31, // 59: weft.control.v1.SourceMatch.namespaces:type_name -> weft.control.v1.Values
+	32, // 60: weft.control.v1.SourceMatch.addresses:type_name -> weft.control.v1.Prefixes
+	31, // 61: weft.control.v1.OperationMatch.methods:type_name -> weft.control.v1.Values
+	31, // 62: weft.control.v1.OperationMatch.paths:type_name -> weft.control.v1.Values
+	31, // 63: weft.control.v1.OperationMatch.hosts:type_name -> weft.control.v1.Values
+	31, // 64: weft.control.v1.OperationMatch.ports:type_name -> weft.control.v1.Values
+	31, // 65: weft.control.v1.Condition.values:type_name -> weft.control.v1.Values
+	33, // 66: weft.control.v1.AuthorizationRule.from:type_name -> weft.control.v1.SourceMatch
+	34, // 67: weft.control.v1.AuthorizationRule.to:type_name -> weft.control.v1.OperationMatch
+	35, // 68: weft.control.v1.AuthorizationRule.when:type_name -> weft.control.v1.Condition
+	4,  // 69: weft.control.v1.AuthorizationPolicy.source:type_name -> weft.control.v1.SourceRef
+	3,  // 70: weft.control.v1.AuthorizationPolicy.action:type_name -> weft.control.v1.AuthorizationPolicy.Action
+	36, // 71: weft.control.v1.AuthorizationPolicy.rules:type_name -> weft.control.v1.AuthorizationRule
+	37, // 72: weft.control.v1.Authorization.policies:type_name -> weft.control.v1.AuthorizationPolicy
+	0,  // 73: weft.control.v1.Authorization.paths:type_name -> weft.control.v1.PathMode
+	5,  // 74: weft.control.v1.Instance.service:type_name -> weft.control.v1.ServiceName
+	59, // 75: weft.control.v1.Instance.labels:type_name -> weft.control.v1.Instance.LabelsEntry
+	61, // 76: weft.control.v1.JoinResponse.not_after:type_name -> google.protobuf.Timestamp
+	61, // 77: weft.control.v1.RenewResponse.not_after:type_name -> google.protobuf.Timestamp
+	46, // 78: weft.control.v1.LeaseRequest.register:type_name -> weft.control.v1.LeaseRegister
+	47, // 79: weft.control.v1.LeaseRequest.heartbeat:type_name -> weft.control.v1.LeaseHeartbeat
+	48, // 80: weft.control.v1.LeaseRequest.drain:type_name -> weft.control.v1.LeaseDrain
+	40, // 81: weft.control.v1.LeaseRegister.instance:type_name -> weft.control.v1.Instance
+	60, // 82: weft.control.v1.LeaseRegister.ttl:type_name -> google.protobuf.Duration
+	47, // 83: weft.control.v1.LeaseRegister.health:type_name -> weft.control.v1.LeaseHeartbeat
+	1,  // 84: weft.control.v1.LeaseHeartbeat.health:type_name -> weft.control.v1.Health
+	60, // 85: weft.control.v1.LeaseResponse.ttl:type_name -> google.protobuf.Duration
+	51, // 86: weft.control.v1.ProxyReport.breakers:type_name -> weft.control.v1.Breaker
+	51, // 87: weft.control.v1.ProxyReport.removed:type_name -> weft.control.v1.Breaker
+	52, // 88: weft.control.v1.ProxyReport.events:type_name -> weft.control.v1.BreakerEvent
+	61, // 89: weft.control.v1.Breaker.since:type_name -> google.protobuf.Timestamp
+	61, // 90: weft.control.v1.BreakerEvent.time:type_name -> google.protobuf.Timestamp
+	56, // 91: weft.control.v1.Locality.Shares.to:type_name -> weft.control.v1.Locality.Shares.ToEntry
+	41, // 92: weft.control.v1.Workload.Join:input_type -> weft.control.v1.JoinRequest
+	43, // 93: weft.control.v1.Workload.Renew:input_type -> weft.control.v1.RenewRequest
+	45, // 94: weft.control.v1.Workload.Lease:input_type -> weft.control.v1.LeaseRequest
+	50, // 95: weft.control.v1.Workload.Report:input_type -> weft.control.v1.ProxyReport
+	42, // 96: weft.control.v1.Workload.Join:output_type -> weft.control.v1.JoinResponse
+	44, // 97: weft.control.v1.Workload.Renew:output_type -> weft.control.v1.RenewResponse
+	49, // 98: weft.control.v1.Workload.Lease:output_type -> weft.control.v1.LeaseResponse
+	53, // 99: weft.control.v1.Workload.Report:output_type -> weft.control.v1.ReportResponse
+	96, // [96:100] is the sub-list for method output_type
+	92, // [92:96] is the sub-list for method input_type
+	92, // [92:92] is the sub-list for extension type_name
+	92, // [92:92] is the sub-list for extension extendee
+	0,  // [0:92] is the sub-list for field type_name
 }
 
 func init() { file_weft_proto_init() }
@@ -3548,7 +4433,7 @@ func file_weft_proto_init() {
 	if File_weft_proto != nil {
 		return
 	}
-	file_weft_proto_msgTypes[37].OneofWrappers = []any{
+	file_weft_proto_msgTypes[41].OneofWrappers = []any{
 		(*LeaseRequest_Register)(nil),
 		(*LeaseRequest_Heartbeat)(nil),
 		(*LeaseRequest_Drain)(nil),
@@ -3559,7 +4444,7 @@ func file_weft_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weft_proto_rawDesc), len(file_weft_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   45,
+			NumMessages:   56,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -38,9 +38,10 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Workload_Join_FullMethodName  = "/weft.control.v1.Workload/Join"
-	Workload_Renew_FullMethodName = "/weft.control.v1.Workload/Renew"
-	Workload_Lease_FullMethodName = "/weft.control.v1.Workload/Lease"
+	Workload_Join_FullMethodName   = "/weft.control.v1.Workload/Join"
+	Workload_Renew_FullMethodName  = "/weft.control.v1.Workload/Renew"
+	Workload_Lease_FullMethodName  = "/weft.control.v1.Workload/Lease"
+	Workload_Report_FullMethodName = "/weft.control.v1.Workload/Report"
 )
 
 // WorkloadClient is the client API for Workload service.
@@ -56,6 +57,9 @@ type WorkloadClient interface {
 	// ends without drain, the lease lapses after its TTL: the instance is critical
 	// then, and removed 30 s later.
 	Lease(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LeaseRequest, LeaseResponse], error)
+	// Report tells the state of a proxy's circuits for as long as it lasts. What was
+	// told of them is forgotten when it ends; events stay.
+	Report(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[ProxyReport, ReportResponse], error)
 }
 
 type workloadClient struct {
@@ -99,6 +103,19 @@ func (c *workloadClient) Lease(ctx context.Context, opts ...grpc.CallOption) (gr
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Workload_LeaseClient = grpc.BidiStreamingClient[LeaseRequest, LeaseResponse]
 
+func (c *workloadClient) Report(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[ProxyReport, ReportResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Workload_ServiceDesc.Streams[1], Workload_Report_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ProxyReport, ReportResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Workload_ReportClient = grpc.ClientStreamingClient[ProxyReport, ReportResponse]
+
 // WorkloadServer is the server API for Workload service.
 // All implementations must embed UnimplementedWorkloadServer
 // for forward compatibility.
@@ -112,6 +129,9 @@ type WorkloadServer interface {
 	// ends without drain, the lease lapses after its TTL: the instance is critical
 	// then, and removed 30 s later.
 	Lease(grpc.BidiStreamingServer[LeaseRequest, LeaseResponse]) error
+	// Report tells the state of a proxy's circuits for as long as it lasts. What was
+	// told of them is forgotten when it ends; events stay.
+	Report(grpc.ClientStreamingServer[ProxyReport, ReportResponse]) error
 	mustEmbedUnimplementedWorkloadServer()
 }
 
@@ -130,6 +150,9 @@ func (UnimplementedWorkloadServer) Renew(context.Context, *RenewRequest) (*Renew
 }
 func (UnimplementedWorkloadServer) Lease(grpc.BidiStreamingServer[LeaseRequest, LeaseResponse]) error {
 	return status.Error(codes.Unimplemented, "method Lease not implemented")
+}
+func (UnimplementedWorkloadServer) Report(grpc.ClientStreamingServer[ProxyReport, ReportResponse]) error {
+	return status.Error(codes.Unimplemented, "method Report not implemented")
 }
 func (UnimplementedWorkloadServer) mustEmbedUnimplementedWorkloadServer() {}
 func (UnimplementedWorkloadServer) testEmbeddedByValue()                  {}
@@ -195,6 +218,13 @@ func _Workload_Lease_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Workload_LeaseServer = grpc.BidiStreamingServer[LeaseRequest, LeaseResponse]
 
+func _Workload_Report_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(WorkloadServer).Report(&grpc.GenericServerStream[ProxyReport, ReportResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Workload_ReportServer = grpc.ClientStreamingServer[ProxyReport, ReportResponse]
+
 // Workload_ServiceDesc is the grpc.ServiceDesc for Workload service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -216,6 +246,11 @@ var Workload_ServiceDesc = grpc.ServiceDesc{
 			StreamName:    "Lease",
 			Handler:       _Workload_Lease_Handler,
 			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "Report",
+			Handler:       _Workload_Report_Handler,
 			ClientStreams: true,
 		},
 	},
