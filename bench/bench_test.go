@@ -54,11 +54,11 @@ func TestParseWrkRefusesWhatIsNoMeasurement(t *testing.T) {
 
 func TestSummaryIsTheMedianOfEachNumberAndTheWorstDisturbance(t *testing.T) {
 	got := summary("weft", []row{
-		{cpu: 9, rate: 100, p50: 3, p99: 30, rss: 5, anon: 3, others: 0.1},
+		{cpu: 9, rate: 100, p50: 3, p99: 30, rss: 5, anon: 3, others: 0.1, loader: 0.5},
 		{cpu: 11, rate: 300, p50: 1, p99: 10, rss: 7, anon: 1, others: 0.3},
 		{cpu: 10, rate: 200, p50: 2, p99: 20, rss: 6, anon: 2, others: 0.2},
 	})
-	if want := (row{peer: "weft", cpu: 10, rate: 200, p50: 2, p99: 20, rss: 6, anon: 2, others: 0.3}); got != want {
+	if want := (row{peer: "weft", cpu: 10, rate: 200, p50: 2, p99: 20, rss: 6, anon: 2, others: 0.3, loader: 0.5}); got != want {
 		t.Errorf("three rounds: got %+v, want %+v", got, want)
 	}
 	if got := summary("weft", []row{{cpu: 9}, {cpu: 12}, {cpu: 8}, {cpu: 50}}).cpu; got != 10 {
@@ -72,7 +72,8 @@ func results() []laneResult {
 			{peer: "haproxy", cpu: 10 * time.Microsecond, rate: 90000, p50: 700 * time.Microsecond, p99: 2 * time.Millisecond, rss: 15 << 20, anon: 9 << 20},
 			{peer: "weft", cpu: 11 * time.Microsecond, rate: 80000.4, p50: 800 * time.Microsecond, p99: 3 * time.Millisecond, rss: 20 << 20, anon: 10 << 20},
 		}},
-		{lane{name: "pair", title: "mTLS pair", job: small, table: requestsTable}, []row{{peer: "weft", cpu: 20 * time.Microsecond, rss: 1 << 20, others: 0.41}}},
+		{lane{name: "pair", title: "mTLS pair", job: small, table: requestsTable}, []row{{peer: "weft", cpu: 20 * time.Microsecond, rss: 1 << 20, others: 0.41, loader: 1}}},
+		{lane{name: "half", title: "Half", job: small, table: requestsTable}, []row{{peer: "weft", paced: true, loader: 0.99}}},
 		{lane{name: "1mb", title: "1 MB bodies", job: large(1<<20, 16), table: bodiesTable}, []row{
 			{peer: "haproxy", cpu: 100 * time.Microsecond, rate: 2000, peak: 30 << 20, anon: 9 << 20},
 			{peer: "weft", cpu: 150 * time.Microsecond, rate: 1900, peak: 60 << 20, anon: 10 << 20},
@@ -89,7 +90,7 @@ func TestTable(t *testing.T) {
 		`(?m)^HTTP/1 hop  weft     11\.00 +1\.10 +80000 +0\.80 +3\.00 +20\.0 +10\.0$`,
 		`(?m)^mTLS pair   weft     20\.00 +- `, // HAProxy was not there to compare with
 		`(?m)^1 MB bodies  weft +150 +1\.50 +1900 +0\.95 +60\.0 +10\.0$`,
-		`(?m); 5 s × 2 rounds\nHTTP/1 hop: 64 connections, 100-byte bodies\nmTLS pair: .*\n1 MB bodies: 16 connections, bodies of 1 MB\ntwo cores\npair/weft: others took up to 41 % of the proxy's core\n\z`,
+		`(?m); 5 s × 2 rounds\nHTTP/1 hop: 64 connections, 100-byte bodies\nmTLS pair: .*\nHalf: .*\n1 MB bodies: 16 connections, bodies of 1 MB\ntwo cores\npair/weft: others took up to 41 % of the proxy's core\nhalf/weft: the load's own core was busy for 99 %: latencies are its, too\n\z`,
 	} {
 		if !regexp.MustCompile(want).MatchString(text.String()) {
 			t.Errorf("%s is not in:\n%s", want, &text)

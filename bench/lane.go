@@ -39,7 +39,8 @@ func lanes() []lane {
 	hop := []peer{{"haproxy", "haproxy", startHAProxy}, {"nginx", "nginx", startNginx}, {"weft", "", startWeft}}
 	return []lane{
 		{"hop", "HTTP/1 hop", hop, small, requestsTable, lane.turns},
-		{"half", "HTTP/1 hop at half load", hop, small, requestsTable, lane.halfTurns},
+		{"half", "HTTP/1 hop at half load", hop, small, requestsTable, paced(2)},
+		{"quarter", "HTTP/1 hop at quarter load", hop, small, requestsTable, paced(4)},
 		{"pair", "mTLS pair", []peer{
 			{"haproxy", "haproxy", startHAProxyPair}, {"weft", "", startWeftPair}}, small, requestsTable, lane.turns},
 		{"h2", "HTTP/2 hop", []peer{
@@ -85,6 +86,8 @@ type row struct {
 	anon   int64   // of rss
 	peak   int64   // the most that rss was since the proxies started
 	others float64 // share of the proxies' core that others took; the worst round
+	loader float64 // share of the load's core that was busy; the worst round
+	paced  bool    // at a constant rate: what the load's core cannot do in time is not the proxy's
 	each   int64   // bytes of anon for each connection or route
 }
 
@@ -120,13 +123,30 @@ func (l lane) turns(ctx context.Context, r *rig, peers []peer, o options) ([]row
 	return l.rounds(ctx, r, peers, systems, o, l.job.load)
 }
 
-// halfTurns first finds how much the weakest of the peers bears, and then gives
-// half of that to each, at a constant rate, whether it answers in time or not.
-func (l lane) halfTurns(ctx context.Context, r *rig, peers []peer, o options) ([]row, error) {
-	systems, err := l.start(ctx, r, peers)
-	if err != nil {
-		return nil, err
+// paced first finds how much the weakest of the peers bears, and then gives that
+// part of it to each, at a constant rate, whether it answers in time or not.
+func paced(part float64) func(lane, context.Context, *rig, []peer, options) ([]row, error) {
+	return func(l lane, ctx context.Context, r *rig, peers []peer, o options) ([]row, error) {
+		systems, err := l.start(ctx, r, peers)
+		if err != nil {
+			return nil, err
+		}
+		rate, err := l.bearable(ctx, r, peers, systems, o)
+		if err != nil {
+			return nil, err
+		}
+		rows, err := l.rounds(ctx, r, peers, systems, o, func(r *rig, ctx context.Context, address string, seconds int) (load, error) {
+			return r.loadAt(ctx, rate/part, address, seconds)
+		})
+		for i := range rows {
+			rows[i].paced = true
+		}
+		return rows, err
 	}
+}
+
+// bearable is how many requests a second the weakest of the peers bears.
+func (l lane) bearable(ctx context.Context, r *rig, peers []peer, systems []*system, o options) (float64, error) {
 	rate := 0.0
 	for i, p := range peers {
 		found, err := l.job.load(r, ctx, systems[i].address, warmUp)
@@ -134,16 +154,13 @@ func (l lane) halfTurns(ctx context.Context, r *rig, peers []peer, o options) ([
 			found, err = l.job.load(r, ctx, systems[i].address, o.seconds)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", p.name, err)
+			return 0, fmt.Errorf("%s: %w", p.name, err)
 		}
 		if rate == 0 || found.rate < rate {
 			rate = found.rate
 		}
 	}
-	rate /= 2
-	return l.rounds(ctx, r, peers, systems, o, func(r *rig, ctx context.Context, address string, seconds int) (load, error) {
-		return r.loadAt(ctx, rate, address, seconds)
-	})
+	return rate, nil
 }
 
 // rounds takes the peers in turn, again and again.
@@ -176,6 +193,10 @@ func (r *rig) turn(ctx context.Context, s *system, give loader, seconds int) (ro
 	if err != nil {
 		return row{}, err
 	}
+	loader, err := busy(r.cores.load)
+	if err != nil {
+		return row{}, err
+	}
 	before, err := usageOf(s.proxies)
 	if err != nil {
 		return row{}, err
@@ -192,10 +213,15 @@ func (r *rig) turn(ctx context.Context, s *system, give loader, seconds int) (ro
 	if err != nil {
 		return row{}, err
 	}
+	loaderAfter, err := busy(r.cores.load)
+	if err != nil {
+		return row{}, err
+	}
+	took := float64(time.Since(began))
 	cpu := after.cpu - before.cpu
 	return row{
 		cpu: cpu / time.Duration(l.requests), rate: l.rate, p50: l.p50, p99: l.p99, rss: after.rss, anon: after.anon, peak: after.peak,
-		others: max(0, float64(coreAfter-core-cpu)/float64(time.Since(began))),
+		others: max(0, float64(coreAfter-core-cpu)/took), loader: float64(loaderAfter-loader) / took,
 	}, nil
 }
 
@@ -211,6 +237,7 @@ func summary(peer string, rounds []row) row {
 		peak:   median(rounds, func(r row) int64 { return r.peak }),
 		each:   median(rounds, func(r row) int64 { return r.each }),
 		others: slices.MaxFunc(rounds, func(a, b row) int { return cmp.Compare(a.others, b.others) }).others,
+		loader: slices.MaxFunc(rounds, func(a, b row) int { return cmp.Compare(a.loader, b.loader) }).loader,
 	}
 }
 

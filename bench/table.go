@@ -68,6 +68,9 @@ func megabytes(n int64) string      { return fmt.Sprintf("%.1f", float64(n)/(1<<
 // Some of it is error: CPU time is counted in two ways.
 const noisy = 0.03
 
+// full is the share of the load's core from which on requests wait for it.
+const full = 0.9
+
 // printResults prints the tables, what they were measured on, and what disturbed
 // it.
 func printResults(w io.Writer, results []laneResult, o options, machine []string) {
@@ -83,6 +86,9 @@ func printResults(w io.Writer, results []laneResult, o options, machine []string
 			*last = append(*last, append([]string{l.lane.title, r.peer}, l.lane.table.cells(l.lane, r, l.of("haproxy"))...))
 			if r.others > noisy {
 				disturbed = append(disturbed, fmt.Sprintf("%s/%s: others took up to %.0f %% of the proxy's core", l.lane.name, r.peer, 100*r.others))
+			}
+			if r.paced && r.loader > full {
+				disturbed = append(disturbed, fmt.Sprintf("%s/%s: the load's own core was busy for %.0f %%: latencies are its, too", l.lane.name, r.peer, 100*r.loader))
 			}
 		}
 		lines = append(lines, l.lane.title+": "+l.lane.job.how)
