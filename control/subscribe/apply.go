@@ -160,6 +160,7 @@ func (s *state) setService(resource *discovery.Resource) error {
 	svc.service = versioned[*weft.Service]{v, resource.GetVersion()}
 	svc.serviceAnswered, svc.merged = true, nil
 	s.servicesChanged = true
+	s.rely(svc)
 	return nil
 }
 
@@ -225,6 +226,7 @@ func (s *state) unset(typeURL, name string) {
 		}
 		if typeURL == weftpb.ServiceType {
 			svc.service, svc.serviceAnswered = versioned[*weft.Service]{}, true
+			s.rely(svc)
 		} else {
 			svc.endpoints, svc.endpointsVersion, svc.endpointsAnswered = nil, "", true
 		}

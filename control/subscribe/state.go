@@ -100,6 +100,8 @@ func (h *host) touch(now time.Time) {
 // service is one that a table points to.
 type service struct {
 	uses              int                      // tables that point here, those that wait included
+	standsIn          int                      // services in use that fall back to this one
+	fallback          weft.ServiceName         // what this one, while in use, falls back to; empty: nothing
 	service           versioned[*weft.Service] // without endpoints; nil: it does not exist
 	endpoints         []weft.Endpoint
 	index             uint64
@@ -110,6 +112,8 @@ type service struct {
 }
 
 func (s *service) answered() bool { return s.serviceAnswered && s.endpointsAnswered }
+
+func (s *service) needed() bool { return s.uses+s.standsIn > 0 }
 
 // names are the subscriptions of one type: those that the server does not know of
 // yet, and those that it should forget.
@@ -323,10 +327,15 @@ func (s *state) takeUp(t *routed) {
 	s.release(before)
 }
 
-// complete reports whether every service that a table points to is answered.
+// complete reports whether every service that a table points to is answered, and
+// what it falls back to, too.
 func (s *state) complete(t *weft.RouteTable) bool {
 	for n := range pointsTo(t) {
-		if svc := s.services[n]; svc == nil || !svc.answered() {
+		svc := s.services[n]
+		if svc == nil || !svc.answered() {
+			return false
+		}
+		if svc.fallback.Name != "" && !s.services[svc.fallback].answered() {
 			return false
 		}
 	}
@@ -363,10 +372,19 @@ func eachDestination(t *weft.RouteTable, f func(*weft.Destination)) {
 	}
 }
 
-// pointsTo are the services that a table's rules send requests or connections to.
+// pointsTo are the services that a table's rules send requests or connections to, or
+// fall back to.
 func pointsTo(t *weft.RouteTable) map[weft.ServiceName]bool {
 	out := make(map[weft.ServiceName]bool)
 	eachDestination(t, func(d *weft.Destination) { out[d.Service] = true })
+	if t == nil {
+		return out
+	}
+	for i := range t.Rules {
+		if n, ok := weftpb.Fallback(t.Rules[i].Resilience); ok {
+			out[n] = true
+		}
+	}
 	return out
 }
 
@@ -384,21 +402,59 @@ func leadsInto(t *weft.RouteTable) map[weft.ServiceName]bool {
 // use asks for the services that a table points to.
 func (s *state) use(t *weft.RouteTable) {
 	for n := range pointsTo(t) {
-		if s.services[n] == nil {
-			s.services[n] = &service{}
-			s.subscribe(weftpb.ServiceType, weftpb.ServiceResource(n))
-			s.subscribe(weftpb.EndpointsType, weftpb.ServiceResource(n))
-		}
-		s.services[n].uses++
+		svc := s.serviceOf(n)
+		svc.uses++
+		s.rely(svc)
 	}
 }
 
 // release ends use.
 func (s *state) release(t *weft.RouteTable) {
 	for n := range pointsTo(t) {
-		if s.services[n].uses--; s.services[n].uses == 0 {
-			s.spareServices[n] = struct{}{}
-		}
+		svc := s.services[n]
+		svc.uses--
+		s.rely(svc)
+		s.spare(n)
+	}
+}
+
+// serviceOf is a service that has come to be needed.
+func (s *state) serviceOf(n weft.ServiceName) *service {
+	svc := s.services[n]
+	if svc == nil {
+		svc = &service{}
+		s.services[n] = svc
+		s.subscribe(weftpb.ServiceType, weftpb.ServiceResource(n))
+		s.subscribe(weftpb.EndpointsType, weftpb.ServiceResource(n))
+	}
+	return svc
+}
+
+// spare notes a service that may be needed no more.
+func (s *state) spare(n weft.ServiceName) {
+	if !s.services[n].needed() {
+		s.spareServices[n] = struct{}{}
+	}
+}
+
+// rely asks for the service that svc falls back to, as long as tables point to svc.
+// What that one falls back to is not asked for: a fallback has none.
+func (s *state) rely(svc *service) {
+	var next weft.ServiceName
+	if svc.uses > 0 && svc.service.value != nil {
+		next, _ = weftpb.Fallback(svc.service.value.Resilience)
+	}
+	before := svc.fallback
+	if next == before {
+		return
+	}
+	svc.fallback = next
+	if next.Name != "" {
+		s.serviceOf(next).standsIn++
+	}
+	if before.Name != "" {
+		s.services[before].standsIn--
+		s.spare(before)
 	}
 }
 
@@ -442,7 +498,7 @@ func (s *state) sweep() {
 	clear(s.spareHosts)
 	for n := range s.spareServices {
 		svc := s.services[n]
-		if svc == nil || svc.uses > 0 {
+		if svc == nil || svc.needed() {
 			continue
 		}
 		s.servicesChanged = s.servicesChanged || svc.merge() != nil

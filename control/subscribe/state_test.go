@@ -151,6 +151,97 @@ func TestAServiceThatDoesNotExistIsAnAnswerToo(t *testing.T) {
 	}
 }
 
+// fallsBack tells of a service that falls back to another.
+func (s *told) fallsBack(name, version, to string) {
+	s.tell(weftpb.ServiceType, nil, resourceOf(s.t, "default/"+name, version, weftpb.EncodeService(&weft.Service{
+		Name: weft.NewServiceName("", name), Resilience: fallbackTo(to)})))
+}
+
+func fallbackTo(service string) *weft.Resilience {
+	return &weft.Resilience{Spec: fmt.Appendf(nil, `{"fallback":{"service":%q}}`, service)}
+}
+
+func TestAServiceComesWithItsFallback(t *testing.T) {
+	s := newTold(t, Sidecar)
+	s.want("order", time.Unix(1, 0))
+	s.table("order", "1", "order")
+	s.asks()
+	s.fallsBack("order", "1", "spare")
+	s.endpoint("order", "10.0.0.1:80")
+	if got := s.asks(); got != "+default/spare +default/spare" {
+		t.Errorf("asks %q for the fallback and its endpoints", got)
+	}
+	if got := s.route("order"); got != string(weft.NotLoaded) {
+		t.Errorf("without its fallback: %s", got)
+	}
+	s.fallsBack("spare", "1", "cart") // that is for those who call spare
+	s.endpoint("spare", "10.0.0.2:80")
+	if got := s.route("order"); got != "order" || s.snapshot().Services[weft.NewServiceName("", "spare")] == nil {
+		t.Errorf("with its fallback: %s", got)
+	}
+	if got := s.asks(); got != "" {
+		t.Errorf("asks %q: a fallback has none", got)
+	}
+	s.fallsBack("order", "2", "other")
+	if got := s.asks(); got != "+default/other -default/spare +default/other -default/spare" {
+		t.Errorf("asks %q", got)
+	}
+	if got := s.route("order"); got != "order" {
+		t.Errorf("while the new fallback is not there: %s", got)
+	}
+	s.tell(weftpb.RouteTableType, []string{"default/order"})
+	if got := s.asks(); got != "-default/order -default/other -default/order -default/other" {
+		t.Errorf("asks %q: what is not called needs no fallback", got)
+	}
+}
+
+func TestServicesThatFallBackToEachOtherAreGivenUp(t *testing.T) {
+	s := newTold(t, Sidecar)
+	for _, pair := range [][2]string{{"a", "b"}, {"b", "a"}, {"c", "c"}} {
+		s.want(pair[0], time.Unix(1, 0))
+		s.table(pair[0], "1", pair[0])
+		s.fallsBack(pair[0], "1", pair[1])
+		s.endpoint(pair[0], "10.0.0.1:80")
+	}
+	for _, name := range []string{"a", "b", "c"} {
+		if got := s.route(name); got != name {
+			t.Errorf("%s goes to %s", name, got)
+		}
+	}
+	s.tell(weftpb.RouteTableType, []string{"default/a"})
+	if s.snapshot().Services[weft.NewServiceName("", "a")] == nil {
+		t.Error("a is not called any more, but b falls back to it")
+	}
+	s.tell(weftpb.RouteTableType, []string{"default/b", "default/c"})
+	if n := len(s.snapshot().Services); n != 0 {
+		t.Errorf("%d services are kept", n)
+	}
+}
+
+func TestARuleComesWithItsFallback(t *testing.T) {
+	s := newTold(t, Sidecar)
+	s.want("order", time.Unix(1, 0))
+	table := tableTo("order", "order", "")
+	table.Rules[0].Resilience = &weftpb.Resilience{Spec: fallbackTo("spare.shop").Spec}
+	s.tell(weftpb.RouteTableType, nil, resourceOf(t, "default/order", "1", table))
+	if got := s.asks(); got != "+default/order +default/order +shop/spare +default/order +shop/spare" {
+		t.Errorf("asks %q", got)
+	}
+	s.service("order")
+	if got := s.route("order"); got != string(weft.NotLoaded) {
+		t.Errorf("without its fallback: %s", got)
+	}
+	s.tell(weftpb.ServiceType, []string{"shop/spare"})
+	s.tell(weftpb.EndpointsType, []string{"shop/spare"})
+	if got := s.route("order"); got != "order" {
+		t.Errorf("with a fallback that does not exist: %s", got)
+	}
+	s.table("order", "2", "order")
+	if got := s.asks(); got != "-shop/spare -shop/spare" {
+		t.Errorf("asks %q", got)
+	}
+}
+
 func TestWhatDidNotChangeIsShared(t *testing.T) {
 	s := newTold(t, Sidecar)
 	for _, name := range []string{"order", "user"} {

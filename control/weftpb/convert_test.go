@@ -332,3 +332,25 @@ func TestDecodeRefuses(t *testing.T) {
 		}
 	}
 }
+
+func TestFallback(t *testing.T) {
+	for spec, want := range map[string]string{
+		`{"fallback":{"service":"backup"}}`:                    "backup.shop",
+		`{"fallback":{"service":"Backup.spare","status":200}}`: "backup.spare",
+		`{"retry":{},"fallback":{"status":503}}`:               "",
+		`{"retry":{}}`:                                         "",
+		`{"fallback":{"service":17}}`:                          "",
+		`{"fallback":{"service":"a.b.c"}}`:                     "",
+	} {
+		n, ok := Fallback(&weft.Resilience{Source: weft.SourceRef{Namespace: "shop"}, Spec: []byte(spec)})
+		if got := n.String(); ok != (want != "") || ok && got != want {
+			t.Errorf("%s: %q, %v, want %q", spec, got, ok, want)
+		}
+	}
+	if n, ok := Fallback(nil); ok {
+		t.Errorf("of no policy: %v", n)
+	}
+	if n, ok := Fallback(&weft.Resilience{Spec: []byte(`{"fallback":{"service":"backup"}}`)}); !ok || n != weft.NewServiceName("", "backup") {
+		t.Errorf("of a policy from nowhere: %v, %v", n, ok)
+	}
+}

@@ -1,10 +1,13 @@
 package weftpb
 
 import (
+	"bytes"
+	"cmp"
 	"crypto/x509"
 	"encoding/json"
 	"math"
 	"net/netip"
+	"strings"
 	"time"
 	"unique"
 
@@ -256,6 +259,22 @@ func (d *decoder) resilience(m *Resilience) *weft.Resilience {
 		d.refuse("resilience policy "+m.GetSource().GetName(), "its spec is no JSON")
 	}
 	return &weft.Resilience{Source: source(m.GetSource()), Spec: m.GetSpec()}
+}
+
+// Fallback is the service that a policy's callers are answered by when their own
+// cannot; ok is false when it names none. A name without a namespace is one in the
+// policy's own.
+func Fallback(r *weft.Resilience) (n weft.ServiceName, ok bool) {
+	if r == nil || !bytes.Contains(r.Spec, []byte(`"fallback"`)) {
+		return n, false
+	}
+	var spec struct {
+		Fallback struct{ Service string }
+	}
+	if json.Unmarshal(r.Spec, &spec) != nil || spec.Fallback.Service == "" {
+		return n, false // who runs the policy refuses it
+	}
+	return weft.ParseHost(strings.ToLower(spec.Fallback.Service), cmp.Or(r.Source.Namespace, weft.DefaultNamespace))
 }
 
 // held refuses what this weft does not know: who holds a circuit wants to know that
