@@ -63,7 +63,8 @@ func openHouse(t *testing.T) *house {
 	s := httptest.NewServer(New(Config{Registry: h.registry, Control: h.control, Collector: h.collector, Logger: logger,
 		Hosts: []string{"weft.example.com"}, Listeners: []client.Listener{{Name: "api", Address: "127.0.0.1:7400"}}}))
 	h.url = s.URL
-	h.Client = client.New(s.URL)
+	h.Client, err = client.New(ctx, client.At(s.URL))
+	check(t, err)
 	t.Cleanup(func() {
 		s.CloseClientConnections()
 		s.Close()

@@ -168,6 +168,10 @@ func (s *weftServer) apply(ctx context.Context, documents ...string) error {
 	for i, d := range documents {
 		files = append(files, client.File{Name: fmt.Sprintf("bench-%d.yaml", i), Data: d})
 	}
-	_, err := client.New(s.api).Apply(ctx, files, client.ApplyOptions{})
+	c, err := client.New(ctx, client.At(s.api))
+	if err != nil {
+		return err
+	}
+	_, err = c.Apply(ctx, files, client.ApplyOptions{})
 	return err
 }

@@ -52,11 +52,29 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 type app struct {
 	in       io.Reader
 	out, err io.Writer
-	addr     string // --addr
-	started  bool   // the command line was understood
+	addr     string         // --addr
+	api      *client.Client // of the server at addr; nil in commands that ask none
+	started  bool           // the command line was understood
 }
 
-func (a *app) client() *client.Client { return client.New(a.addr) }
+// client is for commands that ask a server; see asking.
+func (a *app) client() *client.Client { return a.api }
+
+// connect makes client. Nothing is dialled yet.
+func (a *app) connect(ctx context.Context) (err error) {
+	if a.api, err = client.New(ctx, client.At(a.addr)); err != nil {
+		return usage{err}
+	}
+	return nil
+}
+
+// serverAddr is where commands ask.
+func (a *app) serverAddr() string {
+	if a.api == nil {
+		return client.DefaultAddr
+	}
+	return a.api.Addr()
+}
 
 const (
 	groupRun    = "run"
@@ -104,6 +122,7 @@ sidecars with mTLS, routing, retries and traces.
 	asking := func(group string, commands ...*cobra.Command) {
 		for _, c := range commands {
 			c.Flags().StringVar(&a.addr, "addr", "", "`host:port` of the weft server (default $"+client.AddrEnv+", else "+client.DefaultAddr+")")
+			c.PreRunE = func(cmd *cobra.Command, _ []string) error { return a.connect(cmd.Context()) }
 		}
 		add(group, commands...)
 	}
@@ -156,7 +175,7 @@ func (a *app) report(cmd *cobra.Command, err error) int {
 	case errors.As(err, &problems):
 		a.printProblems(problems)
 	case errors.Is(err, syscall.ECONNREFUSED):
-		a.complain("weft: no weft server at %s: start one with `weft server` or `weft demo`, or set --addr/%s", a.client().Addr(), client.AddrEnv)
+		a.complain("weft: no weft server at %s: start one with `weft server` or `weft demo`, or set --addr/%s", a.serverAddr(), client.AddrEnv)
 	case errors.Is(err, context.Canceled):
 		a.complain("weft: interrupted")
 	default:

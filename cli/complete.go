@@ -33,6 +33,9 @@ func (a *app) ask(c completer) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
 		ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
 		defer cancel()
+		if a.connect(ctx) != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
 		return withPrefix(c(ctx, prefix), prefix), cobra.ShellCompDirectiveNoFileComp
 	}
 }

@@ -1,7 +1,7 @@
 // Package client is the Go door to a weft server: what the command line uses,
 // and any program that wants to read the catalogue or apply resources.
 //
-//	c := client.New("")                  // $WEFT_ADDR, else 127.0.0.1:7400
+//	c, err := client.New(ctx)            // $WEFT_ADDR, else 127.0.0.1:7400
 //	services, err := c.Services(ctx, "") // every namespace
 //
 // A Client is safe for use by several goroutines. It holds no state but idle
@@ -52,7 +52,7 @@ import (
 // DefaultAddr is where a server listens when nobody said otherwise.
 const DefaultAddr = "127.0.0.1:7400"
 
-// AddrEnv names the environment variable that New reads.
+// AddrEnv names the environment variable that New reads first.
 const AddrEnv = "WEFT_ADDR"
 
 const (
@@ -65,38 +65,67 @@ const (
 	maxAnswer = 64 << 20
 )
 
-// Client calls one weft server.
+// Client speaks with one weft server.
 type Client struct {
-	addr string // host:port, or a URL's base without a trailing slash
-	http *http.Client
+	// constant
+	addr      string // host:port, or a URL's base without a trailing slash
+	namespace string // whose names are meant without one
+	http      *http.Client
+	ctx       context.Context // ends with Close, or with New's
+	end       context.CancelFunc
 }
 
-// New returns a client of the server at addr: "host:port" or "http://host:port".
-// Empty means $WEFT_ADDR, and DefaultAddr when that is empty too. Nothing is
-// dialled before the first call.
-func New(addr string) *Client {
-	if addr == "" {
-		addr = os.Getenv(AddrEnv)
+// Option of New.
+type Option func(*Client)
+
+// At says where the server is: "host:port" or "http://host:port". Empty means
+// $WEFT_ADDR, and DefaultAddr when that is empty too; so does New without At.
+func At(addr string) Option { return func(c *Client) { c.addr = addr } }
+
+// In says in which namespace a name without one is looked up. New without In
+// takes weft.DefaultNamespace.
+func In(namespace string) Option { return func(c *Client) { c.namespace = namespace } }
+
+// New returns a client of the server that the environment names, or At another.
+// Nothing is dialled before the first call. The error is weft.Invalid for an
+// address that is none.
+func New(ctx context.Context, options ...Option) (*Client, error) {
+	c := &Client{namespace: weft.DefaultNamespace}
+	for _, o := range options {
+		o(c)
 	}
-	if addr == "" {
-		addr = DefaultAddr
+	for _, addr := range []string{os.Getenv(AddrEnv), DefaultAddr} {
+		if c.addr == "" {
+			c.addr = addr
+		}
 	}
-	return &Client{
-		addr: strings.TrimSuffix(addr, "/"),
-		http: &http.Client{
-			Timeout: requestTimeout,
-			Transport: &http.Transport{
-				// No proxy from the environment: under a sidecar HTTP_PROXY
-				// is set, and leads into the mesh.
-				DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
-				TLSHandshakeTimeout: dialTimeout,
-				IdleConnTimeout:     time.Minute,
-				MaxIdleConnsPerHost: 4,
-			},
-			// A server never redirects its API: a redirect is somebody else's.
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	c.addr = strings.TrimSuffix(c.addr, "/")
+	if _, err := http.NewRequest(http.MethodGet, c.base(), nil); err != nil {
+		return nil, weft.Errorf(weft.Invalid, "find", "weft server", "address %q: want host:port", c.addr)
+	}
+	c.ctx, c.end = context.WithCancel(ctx)
+	c.http = &http.Client{
+		Timeout: requestTimeout,
+		Transport: &http.Transport{
+			// No proxy from the environment: under a sidecar HTTP_PROXY
+			// is set, and leads into the mesh.
+			DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
+			TLSHandshakeTimeout: dialTimeout,
+			IdleConnTimeout:     time.Minute,
+			MaxIdleConnsPerHost: 4,
 		},
+		// A server never redirects its API: a redirect is somebody else's.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
+	return c, nil
+}
+
+// base is the server's address as a URL.
+func (c *Client) base() string {
+	if strings.Contains(c.addr, "://") {
+		return c.addr
+	}
+	return "http://" + c.addr
 }
 
 // Addr is the server's address as it is called: "127.0.0.1:7400".
@@ -246,10 +275,6 @@ func (c *Client) call(ctx context.Context, r request, out any) error {
 }
 
 func (c *Client) newRequest(ctx context.Context, r request) (*http.Request, error) {
-	base := c.addr
-	if !strings.Contains(base, "://") {
-		base = "http://" + base
-	}
 	method := r.method
 	if method == "" {
 		method = http.MethodGet
@@ -262,9 +287,9 @@ func (c *Client) newRequest(ctx context.Context, r request) (*http.Request, erro
 		}
 		body = bytes.NewReader(data)
 	}
-	hr, err := http.NewRequestWithContext(ctx, method, base+r.path, body)
+	hr, err := http.NewRequestWithContext(ctx, method, c.base()+r.path, body)
 	if err != nil {
-		return nil, fmt.Errorf("server address %q: want host:port", c.addr)
+		return nil, err
 	}
 	hr.Header.Set("Accept", "application/json")
 	if body != nil {

@@ -32,9 +32,19 @@ func serve(t *testing.T, status int, answer string) (*Client, *asked) {
 		io.WriteString(w, answer)
 	}))
 	t.Cleanup(s.Close)
-	c := New(s.Listener.Addr().String())
+	c := at(t, s.Listener.Addr().String())
 	t.Cleanup(c.http.CloseIdleConnections)
 	return c, &a
+}
+
+// at is a client of the server at addr.
+func at(t *testing.T, addr string) *Client {
+	t.Helper()
+	c, err := New(t.Context(), At(addr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 type asked struct{ line, body string }
@@ -160,7 +170,7 @@ func TestNoServerIsUnavailableWithTheSocketsError(t *testing.T) {
 	}
 	addr := l.Addr().String()
 	l.Close()
-	_, err = New(addr).Status(t.Context())
+	_, err = at(t, addr).Status(t.Context())
 	if weft.KindOf(err) != weft.Unavailable || !errors.Is(err, syscall.ECONNREFUSED) || !strings.Contains(err.Error(), addr) {
 		t.Errorf("got %v", err)
 	}
@@ -172,7 +182,7 @@ func TestACancelledCallEnds(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { cancel(); <-release }))
 	defer s.Close()
 	defer close(release)
-	if _, err := New(s.URL).Status(ctx); !errors.Is(err, context.Canceled) {
+	if _, err := at(t, s.URL).Status(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want context.Canceled", err)
 	}
 }
@@ -187,7 +197,7 @@ func TestAnEndlessAnswerIsCut(t *testing.T) {
 		}
 	}))
 	defer s.Close()
-	if _, err := New(s.URL).Status(t.Context()); weft.KindOf(err) != weft.TooLarge {
+	if _, err := at(t, s.URL).Status(t.Context()); weft.KindOf(err) != weft.TooLarge {
 		t.Errorf("got %v, want weft.TooLarge", err)
 	}
 }
@@ -201,11 +211,13 @@ func TestWhereTheServerIs(t *testing.T) {
 		{"", "https://weft.example", "https://weft.example"},
 	} {
 		t.Setenv(AddrEnv, tt.env)
-		if got := New(tt.addr).Addr(); got != tt.want {
+		if got := at(t, tt.addr).Addr(); got != tt.want {
 			t.Errorf("env %q, addr %q: %q, want %q", tt.env, tt.addr, got, tt.want)
 		}
 	}
-	if _, err := New("no such\naddress").Status(t.Context()); weft.KindOf(err) != weft.Invalid {
-		t.Errorf("a bad address: %v, want weft.Invalid", err)
+	for _, bad := range []string{"no such\naddress", "http://[::1", "::1:%"} {
+		if _, err := New(t.Context(), At(bad)); weft.KindOf(err) != weft.Invalid {
+			t.Errorf("address %q: %v, want weft.Invalid", bad, err)
+		}
 	}
 }

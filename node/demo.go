@@ -104,7 +104,10 @@ func (d *Demo) start(ctx context.Context) (err error) {
 	if err := d.startProxies(); err != nil {
 		return err
 	}
-	api := client.New(d.server.fact("api"))
+	api, err := client.New(ctx, client.At(d.server.fact("api")))
+	if err != nil {
+		return err
+	}
 	if _, err := api.Apply(ctx, c.Resources, client.ApplyOptions{}); err != nil {
 		return err
 	}

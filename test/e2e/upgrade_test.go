@@ -103,7 +103,9 @@ func newChain(t *testing.T) *chain {
 	}
 	c.env = []string{"WEFT_TOKEN=" + strings.TrimSpace(string(token))}
 	c.api = facts.text("api")
-	c.client = client.New(c.api)
+	if c.client, err = client.New(t.Context(), client.At(c.api)); err != nil {
+		t.Fatal(err)
+	}
 	return c
 }
 

@@ -91,7 +91,10 @@ func startDemo(t *testing.T) *demo {
 		d.api, d.consul, d.dns, d.gateway = m[1], m[2], m[3], g[1]
 		return nil
 	})
-	d.client = client.New(d.api)
+	var err error
+	if d.client, err = client.New(t.Context(), client.At(d.api)); err != nil {
+		t.Fatal(err)
+	}
 	return d
 }
 
