@@ -8,7 +8,9 @@ import "time"
 // default that its comment names; New and Validate reject what is out of range and
 // name the field as a document spells it, "circuitBreaker.slidingWindow.size".
 //
-// In JSON and YAML durations are text, "1m30s".
+// In JSON and YAML durations are text, "1m30s", and a field that is written as 0
+// although 0 is out of its range is an error: ParseSpec never takes the default for
+// something that was said.
 type Spec struct {
 	// Timeout bounds a call as a whole: waiting, every attempt and the pauses
 	// between them. 0 is no bound.
@@ -93,8 +95,8 @@ type WindowSpec struct {
 // Multiplier^(n-1), at most Max, give or take Jitter of itself.
 type OpenBackoffSpec struct {
 	Multiplier float64       `json:"multiplier,omitempty"` // 1 to 10; default 2
-	Max        time.Duration `json:"max,omitempty"`        // default 10 × the first wait
-	Jitter     float64       `json:"jitter,omitempty"`     // [0, 1]; default 0.2
+	Max        time.Duration `json:"max,omitempty"`        // at least the first wait; default 10 × it
+	Jitter     float64       `json:"jitter,omitempty"`     // (0, 1]; default 0.2
 }
 
 // RetrySpec says what is tried again, when, and how often.
@@ -131,14 +133,14 @@ const (
 type BackoffSpec struct {
 	Initial    time.Duration `json:"initial,omitempty"`    // default 25 ms
 	Multiplier float64       `json:"multiplier,omitempty"` // 1 to 10; default 2
-	Max        time.Duration `json:"max,omitempty"`        // default 10 × Initial
+	Max        time.Duration `json:"max,omitempty"`        // at least Initial; default 10 × it
 	Jitter     Jitter        `json:"jitter,omitempty"`
 }
 
 // BudgetSpec keeps retries and hedges together a fraction of the calls of the last
 // ten seconds.
 type BudgetSpec struct {
-	Percent      float64 `json:"percent,omitempty"`      // [0, 1000]; default 20
+	Percent      float64 `json:"percent,omitempty"`      // (0, 1000]; default 20
 	MinPerSecond float64 `json:"minPerSecond,omitempty"` // allowed whatever the traffic; default 3
 }
 
@@ -180,7 +182,7 @@ const (
 // least important are rejected first.
 type AdaptiveSpec struct {
 	Algorithm    Algorithm `json:"algorithm,omitempty"`
-	InitialLimit int       `json:"initialLimit,omitempty"` // default 20
+	InitialLimit int       `json:"initialLimit,omitempty"` // between the other two; default 20
 	MinLimit     int       `json:"minLimit,omitempty"`     // default 1
 	MaxLimit     int       `json:"maxLimit,omitempty"`     // default 1000
 	// PriorityHeader names the request header that carries "critical", "high",
