@@ -149,8 +149,13 @@ type TrafficPolicy struct {
 
 // Outlier ejects endpoints that fail (DestinationRule outlierDetection).
 type Outlier struct {
-	Consecutive5xx     uint32        // 0 is off
-	ConsecutiveGateway uint32        // 502, 503, 504 and broken connections; 0 is off
+	Consecutive5xx     uint32 // 0 is off
+	ConsecutiveGateway uint32 // 502, 503, 504 and broken connections; 0 is off
+	// ConsecutiveLocal counts what fails on this side (no connection, a broken one, a
+	// timeout) apart from answers: so many in a row eject, and neither of the other
+	// two counts them. 0: they count as 503. More than ever come in a row: they eject
+	// nothing.
+	ConsecutiveLocal   uint32
 	Interval           time.Duration // how often ejected endpoints are looked at
 	BaseEjection       time.Duration // × times ejected
 	MaxEjection        time.Duration // cap of one ejection

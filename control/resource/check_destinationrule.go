@@ -15,6 +15,7 @@ func checkDestinationRule(r *report, res *Resource) {
 	}
 	r.exportTo(spec.ExportTo)
 	r.trafficPolicy("spec.trafficPolicy", spec.TrafficPolicy)
+	r.balance("spec.trafficPolicy.loadBalancer", spec.TrafficPolicy.GetLoadBalancer(), named(res), spec.TrafficPolicy.GetOutlierDetection() != nil)
 	first := map[string]int{}
 	for i, s := range spec.Subsets {
 		path := fmt.Sprintf("spec.subsets[%d]", i)
@@ -29,6 +30,9 @@ func checkDestinationRule(r *report, res *Resource) {
 			first[s.Name] = i
 		}
 		r.trafficPolicy(path+".trafficPolicy", s.TrafficPolicy)
+		own := s.TrafficPolicy.GetLoadBalancer()
+		ejects := overlaid(spec.TrafficPolicy, s.TrafficPolicy).OutlierDetection != nil
+		r.balance(path+".trafficPolicy.loadBalancer", own, ofSubset(named(res), own), ejects)
 	}
 }
 
@@ -61,6 +65,9 @@ func (r *report) outlier(at string, o *networking.OutlierDetection) {
 	r.duration(at+"baseEjectionTime", o.BaseEjectionTime, false)
 	r.percent(at+"maxEjectionPercent", o.MaxEjectionPercent)
 	r.percent(at+"minHealthPercent", o.MinHealthPercent)
+	if o.ConsecutiveLocalOriginFailures != nil && !o.SplitExternalLocalOriginErrors {
+		r.warnf(at+"consecutiveLocalOriginFailures", "write splitExternalLocalOriginErrors: true", "it has no effect: what fails here is counted with the answers")
+	}
 	compiled := compileOutlier(o)
 	if compiled.ConsecutiveGateway > 0 && compiled.Consecutive5xx > 0 && compiled.ConsecutiveGateway >= compiled.Consecutive5xx {
 		r.warnf(at+"consecutiveGatewayErrors", "write fewer", "it has no effect: consecutive5xxErrors (%d) counts the same errors and is not higher", compiled.Consecutive5xx)

@@ -188,10 +188,11 @@ func (r *report) retries(path string, p *networking.HTTPRetry) {
 	if p.Attempts < 0 {
 		r.errorf(path+".attempts", "write 0 for no retries", "%d is negative", p.Attempts)
 	}
-	if p.Attempts == 0 && (p.RetryOn != "" || p.PerTryTimeout != nil) {
+	if p.Attempts == 0 && (p.RetryOn != "" || p.PerTryTimeout != nil || p.Backoff != nil) {
 		r.warnf(path, "write attempts", "attempts is 0: retries are off, and the rest says nothing")
 	}
 	r.duration(path+".perTryTimeout", p.PerTryTimeout, true)
+	r.duration(path+".backoff", p.Backoff, false)
 	if p.RetryIgnorePreviousHosts != nil && !p.RetryIgnorePreviousHosts.Value {
 		r.unsupported(path+".retryIgnorePreviousHosts", "leave it out", "retryIgnorePreviousHosts: false")
 	}

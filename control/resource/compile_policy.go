@@ -1,6 +1,7 @@
 package resource
 
 import (
+	"math"
 	"time"
 
 	"github.com/weftmesh/weft"
@@ -10,6 +11,7 @@ import (
 // Istio's and Envoy's values for what an outlierDetection leaves out.
 const (
 	defaultConsecutive5xx     = 5
+	defaultConsecutiveLocal   = 5
 	defaultOutlierInterval    = 10 * time.Second
 	defaultBaseEjection       = 30 * time.Second
 	defaultMaxEjection        = 300 * time.Second // or the base, if that is longer
@@ -42,14 +44,11 @@ func overlaid(rule, subset *networking.TrafficPolicy) *networking.TrafficPolicy 
 
 // compilePolicy leaves 0 what is left out or 0: that is weft's "no limit" and
 // "default" as it is Istio's.
-func compilePolicy(p *networking.TrafficPolicy, source weft.SourceRef) weft.TrafficPolicy {
-	out := weft.TrafficPolicy{Source: source, LoadBalancer: weft.LeastRequest}
-	switch p.GetLoadBalancer().GetSimple() {
-	case networking.LoadBalancerSettings_ROUND_ROBIN:
-		out.LoadBalancer = weft.RoundRobin
-	case networking.LoadBalancerSettings_RANDOM:
-		out.LoadBalancer = weft.Random
-	}
+//
+// instead is the algorithm that an annotation names, or "".
+func compilePolicy(p *networking.TrafficPolicy, instead weft.LoadBalancer, source weft.SourceRef) weft.TrafficPolicy {
+	out := weft.TrafficPolicy{Source: source}
+	compileBalance(&out, p, instead)
 	tcp, http := p.GetConnectionPool().GetTcp(), p.GetConnectionPool().GetHttp()
 	out.ConnectTimeout = tcp.GetConnectTimeout().AsDuration()
 	out.MaxConnections = uint32(tcp.GetMaxConnections())
@@ -95,5 +94,14 @@ func compileOutlier(o *networking.OutlierDetection) *weft.Outlier {
 		out.MaxEjectionPercent = uint32(o.MaxEjectionPercent)
 	}
 	out.MaxEjection = max(defaultMaxEjection, out.BaseEjection)
+	if o.SplitExternalLocalOriginErrors {
+		out.ConsecutiveLocal = defaultConsecutiveLocal
+		if n := o.ConsecutiveLocalOriginFailures; n != nil {
+			out.ConsecutiveLocal = n.Value
+		}
+		if out.ConsecutiveLocal == 0 {
+			out.ConsecutiveLocal = math.MaxUint32 // apart, and never enough
+		}
+	}
 	return out
 }

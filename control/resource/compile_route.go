@@ -279,9 +279,9 @@ func compileRetry(p *networking.HTTPRetry) weft.Retry {
 	case p == nil:
 		return weft.DefaultRetry
 	case p.Attempts == 0:
-		return weft.Retry{}
+		return weft.Retry{Chosen: true}
 	}
-	out := weft.Retry{Attempts: int(p.Attempts), PerTryTimeout: p.PerTryTimeout.AsDuration()}
+	out := weft.Retry{Attempts: int(p.Attempts), PerTryTimeout: p.PerTryTimeout.AsDuration(), Backoff: p.Backoff.AsDuration(), Chosen: true}
 	words := retryWords(p.RetryOn)
 	if len(words) == 0 {
 		out.On = weft.DefaultRetry.On

@@ -3,6 +3,7 @@ package resource
 import (
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -242,6 +243,12 @@ func describe(r *weft.Rule) string {
 	}
 	if fmt.Sprint(r.Retry) != fmt.Sprint(weft.DefaultRetry) {
 		say("retry %d times of %s on %07b and %v", r.Retry.Attempts, r.Retry.PerTryTimeout, r.Retry.On, r.Retry.Statuses)
+		if r.Retry.Backoff > 0 {
+			say("from %s on", r.Retry.Backoff)
+		}
+		if !r.Retry.Chosen {
+			say("chosen by nobody")
+		}
 	}
 	return strings.Join(out, ", ") + describeHeaders(" request", r.Request) + describeHeaders(" response", r.Response)
 }
@@ -268,6 +275,11 @@ func askPolicy(s *Set, words []string) string {
 		policy.MaxConnections, policy.MaxPendingRequests, policy.MaxRequests, policy.MaxRequestsPerConn, policy.HTTP2, policy.MaxStreams)
 	if policy.ProxyProtocol > 0 {
 		out += fmt.Sprintf(" proxy protocol %d", policy.ProxyProtocol)
+	}
+	for _, part := range []any{policy.Hash, policy.SlowStart, policy.Locality} {
+		if !reflect.ValueOf(part).IsNil() {
+			out += fmt.Sprintf("\n%T %+v", part, part)
+		}
 	}
 	if policy.Outlier != nil {
 		out += fmt.Sprintf("\noutlier %+v", *policy.Outlier)

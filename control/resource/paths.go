@@ -39,13 +39,17 @@ func checkAnnotations(r *report, res *Resource) {
 			continue
 		}
 		at := "metadata.annotations[" + name + "]"
-		switch _, err := weft.ParsePathMode(value); {
-		case name != pathAnnotation:
-			r.errorf(at, mendName(name, []string{pathAnnotation}), "unknown annotation %q", name)
-		case !annotated(res.Kind):
-			r.errorf(at, "write it on a VirtualService or a Gateway", "a %s says nothing of paths", res.Kind)
-		case err != nil:
-			r.errorf(at, "write NONE, BASE, MERGE_SLASHES or DECODE_AND_MERGE_SLASHES", "unknown value %q", value)
+		switch name {
+		case pathAnnotation:
+			if _, err := weft.ParsePathMode(value); !annotated(res.Kind) {
+				r.errorf(at, "write it on a VirtualService or a Gateway", "a %s says nothing of paths", res.Kind)
+			} else if err != nil {
+				r.errorf(at, "write NONE, BASE, MERGE_SLASHES or DECODE_AND_MERGE_SLASHES", "unknown value %q", value)
+			}
+		case balancerAnnotation:
+			r.balancerAnnotation(at, value, res)
+		default:
+			r.errorf(at, mendName(name, []string{pathAnnotation, balancerAnnotation}), "unknown annotation %q", name)
 		}
 	}
 }

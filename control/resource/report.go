@@ -57,8 +57,8 @@ func (l fieldLines) line(path string) int {
 }
 
 // lasting returns the lines that later answers need: of the elements of lists, of
-// the fields of spec, and of our annotation, where they differ from what encloses
-// them.
+// the fields of spec, and of our own annotation about paths, where they differ from
+// what encloses them.
 func (l fieldLines) lasting() fieldLines {
 	kept := func(path string) bool {
 		return path == pathAnnotationField || strings.HasPrefix(path, "spec") && (strings.HasSuffix(path, "]") || strings.Count(path, ".") < 2)

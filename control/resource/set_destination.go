@@ -72,13 +72,17 @@ func recompiled(index map[ruleKey]*destinationRules, left map[*Resource]bool, en
 // first subset of each name.
 func compileDestinationRules(rules []*Resource) *destinationRules {
 	var policy *networking.TrafficPolicy
+	var instead weft.LoadBalancer
 	source := rules[0].Source
 	for _, r := range rules {
-		if p := r.Spec.(*networking.DestinationRule).TrafficPolicy; p != nil && policy == nil {
-			policy, source = p, r.lines.at(r.Source, "spec.trafficPolicy")
+		p := r.Spec.(*networking.DestinationRule).TrafficPolicy
+		if p == nil && named(r) == "" {
+			continue
 		}
+		policy, instead, source = p, named(r), r.lines.at(r.Source, "spec.trafficPolicy")
+		break
 	}
-	d := &destinationRules{rules: rules, policy: compilePolicy(policy, source)}
+	d := &destinationRules{rules: rules, policy: compilePolicy(policy, instead, source)}
 	for _, r := range rules {
 		for i, sub := range r.Spec.(*networking.DestinationRule).Subsets {
 			if d.defines(sub.Name) {
@@ -88,7 +92,7 @@ func compileDestinationRules(rules []*Resource) *destinationRules {
 			if sub.TrafficPolicy != nil {
 				from = r.lines.at(r.Source, fmt.Sprintf("spec.subsets[%d].trafficPolicy", i))
 			}
-			compiled := compilePolicy(overlaid(policy, sub.TrafficPolicy), from)
+			compiled := compilePolicy(overlaid(policy, sub.TrafficPolicy), ofSubset(instead, sub.TrafficPolicy.GetLoadBalancer()), from)
 			d.subsets = append(d.subsets, weft.Subset{Name: sub.Name, Labels: sub.Labels, Policy: compiled})
 		}
 	}

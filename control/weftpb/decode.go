@@ -345,6 +345,7 @@ func (d *decoder) policy(m *TrafficPolicy) weft.TrafficPolicy {
 			Consecutive5xx: o.GetConsecutive_5Xx(), ConsecutiveGateway: o.GetConsecutiveGateway(),
 			Interval: d.duration(o.GetInterval()), BaseEjection: d.duration(o.GetBaseEjection()), MaxEjection: d.duration(o.GetMaxEjection()),
 			MaxEjectionPercent: o.GetMaxEjectionPercent(), MinHealthPercent: o.GetMinHealthPercent(),
+			ConsecutiveLocal: o.GetConsecutiveLocal(),
 		}
 	}
 	return p

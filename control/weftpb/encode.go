@@ -217,6 +217,7 @@ func encodePolicy(p *weft.TrafficPolicy) *TrafficPolicy {
 			Consecutive_5Xx: o.Consecutive5xx, ConsecutiveGateway: o.ConsecutiveGateway,
 			Interval: encodeDuration(o.Interval), BaseEjection: encodeDuration(o.BaseEjection), MaxEjection: encodeDuration(o.MaxEjection),
 			MaxEjectionPercent: o.MaxEjectionPercent, MinHealthPercent: o.MinHealthPercent,
+			ConsecutiveLocal: o.ConsecutiveLocal,
 		}
 	}
 	return out

@@ -1400,6 +1400,7 @@ type Outlier struct {
 	MaxEjection        *durationpb.Duration   `protobuf:"bytes,5,opt,name=max_ejection,json=maxEjection,proto3" json:"max_ejection,omitempty"`
 	MaxEjectionPercent uint32                 `protobuf:"varint,6,opt,name=max_ejection_percent,json=maxEjectionPercent,proto3" json:"max_ejection_percent,omitempty"`
 	MinHealthPercent   uint32                 `protobuf:"varint,7,opt,name=min_health_percent,json=minHealthPercent,proto3" json:"min_health_percent,omitempty"`
+	ConsecutiveLocal   uint32                 `protobuf:"varint,8,opt,name=consecutive_local,json=consecutiveLocal,proto3" json:"consecutive_local,omitempty"` // 0: what fails here counts as an answer
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -1479,6 +1480,13 @@ func (x *Outlier) GetMaxEjectionPercent() uint32 {
 func (x *Outlier) GetMinHealthPercent() uint32 {
 	if x != nil {
 		return x.MinHealthPercent
+	}
+	return 0
+}
+
+func (x *Outlier) GetConsecutiveLocal() uint32 {
+	if x != nil {
+		return x.ConsecutiveLocal
 	}
 	return 0
 }
@@ -4009,7 +4017,7 @@ const file_weft_proto_rawDesc = "" +
 	"\x05rules\x18\x02 \x03(\v2\x15.weft.control.v1.RuleR\x05rules\x12*\n" +
 	"\x03tcp\x18\x03 \x03(\v2\x18.weft.control.v1.RawRuleR\x03tcp\x12*\n" +
 	"\x03tls\x18\x04 \x03(\v2\x18.weft.control.v1.RawRuleR\x03tls\x12/\n" +
-	"\x05paths\x18\x05 \x01(\x0e2\x19.weft.control.v1.PathModeR\x05paths\"\xf8\x02\n" +
+	"\x05paths\x18\x05 \x01(\x0e2\x19.weft.control.v1.PathModeR\x05paths\"\xa5\x03\n" +
 	"\aOutlier\x12'\n" +
 	"\x0fconsecutive_5xx\x18\x01 \x01(\rR\x0econsecutive5xx\x12/\n" +
 	"\x13consecutive_gateway\x18\x02 \x01(\rR\x12consecutiveGateway\x125\n" +
@@ -4017,7 +4025,8 @@ const file_weft_proto_rawDesc = "" +
 	"\rbase_ejection\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\fbaseEjection\x12<\n" +
 	"\fmax_ejection\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\vmaxEjection\x120\n" +
 	"\x14max_ejection_percent\x18\x06 \x01(\rR\x12maxEjectionPercent\x12,\n" +
-	"\x12min_health_percent\x18\a \x01(\rR\x10minHealthPercent\"\x82\x02\n" +
+	"\x12min_health_percent\x18\a \x01(\rR\x10minHealthPercent\x12+\n" +
+	"\x11consecutive_local\x18\b \x01(\rR\x10consecutiveLocal\"\x82\x02\n" +
 	"\x04Hash\x12\x16\n" +
 	"\x06header\x18\x01 \x01(\tR\x06header\x12\x14\n" +
 	"\x05query\x18\x02 \x01(\tR\x05query\x12\x16\n" +
