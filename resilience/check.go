@@ -3,7 +3,9 @@ package resilience
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -500,8 +502,15 @@ func (s *FallbackSpec) check(field string, p *problems) {
 	if s.Service == "" && s.Cached == nil && s.Status == 0 {
 		p.add(field, "needs service, cached or status")
 	}
-	for name, value := range s.Headers {
-		checkHeader(field+".headers."+name, name, value, p)
+	seen := map[string]bool{}
+	for _, name := range slices.Sorted(maps.Keys(s.Headers)) {
+		at := field + ".headers." + name
+		checkHeader(at, name, s.Headers[name], p)
+		if lower := strings.ToLower(name); seen[lower] {
+			p.add(at, "is there twice, in another case")
+		} else {
+			seen[lower] = true
+		}
 	}
 	if s.Cached != nil {
 		s.Cached.check(field+".cached", p)
