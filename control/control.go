@@ -11,8 +11,9 @@
 //
 // Proxies come there to join (Workload.Join, with a join token), to follow their
 // configuration (delta ADS with the resource types of control/weftpb) and to keep
-// their instance registered (Workload.Lease). Who a proxy is tells its client
-// certificate, never the request. Package control/subscribe is the other end.
+// their instance registered (Workload.Lease), and tell of their circuits
+// (Workload.Report). Who a proxy is tells its client certificate, never the request.
+// Package control/subscribe is the other end.
 //
 // Each resource that a proxy is subscribed to is compiled once for all proxies
 // that see the same, and compiled again when something that it depends on changes:
@@ -26,7 +27,7 @@
 // route tables that came to point to them.
 //
 // Lock order: Control.writing, Control.mu, the registry's own locks. The registry
-// never calls back under its locks.
+// never calls back under its locks. breakerBook.mu is held alone.
 package control
 
 import (
@@ -70,6 +71,8 @@ type Control struct {
 	cancel      context.CancelFunc
 	unsubscribe func()
 	patience    patience
+
+	breakers breakerBook // has a lock of its own
 
 	work    sync.WaitGroup // everything that Close waits for
 	writing sync.Mutex     // one Apply or Delete at a time

@@ -56,7 +56,7 @@ func (c *Control) ServerOptions() []grpc.ServerOption {
 		grpc.ConnectionTimeout(10 * time.Second), // TLS and HTTP/2 preface
 		grpc.ReadBufferSize(8 << 10),
 		grpc.MaxRecvMsgSize(4 << 20),
-		grpc.MaxConcurrentStreams(100), // of one connection: a proxy needs three and its exports
+		grpc.MaxConcurrentStreams(100), // of one connection: a proxy needs four and its exports
 		grpc.MaxHeaderListSize(16 << 10),
 	}
 }

@@ -16,6 +16,9 @@
 // that this weft cannot read is refused by name and reason, and its last good form
 // stays; the others of the same response are used.
 //
+// The other way, a client tells the server of the proxy's circuits
+// (ReportBreakers), for people to see.
+//
 // Until a sidecar has been told the policies of its workload, its Authorization
 // denies everything.
 package subscribe
@@ -76,6 +79,7 @@ type Client struct {
 	published atomic.Pointer[published]
 	connected atomic.Bool
 	kick      chan struct{} // holds one: there is something to ask for
+	breakers  outbox
 
 	deliver   sync.Mutex // one publication at a time; taken before mu
 	observers []func(*weft.Snapshot)
@@ -118,7 +122,7 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	}
 	c := &Client{
 		config: cfg, log: cfg.Logger, id: newID(), token: token,
-		kick: make(chan struct{}, 1), told: make(chan struct{}),
+		kick: make(chan struct{}, 1), told: make(chan struct{}), breakers: outbox{kick: make(chan struct{}, 1)},
 		state: newState(cfg.Role, cfg.Namespace, cfg.GatewayName), leases: make(map[*Lease]struct{}),
 	}
 	c.publish()
@@ -271,6 +275,7 @@ func (c *Client) publish() {
 			fn(next.snapshot)
 		}
 		c.published.Store(next)
+		c.breakers.wake() // circuits may have come or gone
 	}
 	c.mu.Lock()
 	close(c.told)

@@ -20,6 +20,9 @@ const (
 	TrustType         = "type.googleapis.com/weft.control.v1.Trust"
 )
 
+// MaxBreakers is of how many circuits a proxy tells, at most.
+const MaxBreakers = 10_000
+
 // Self names the resources of which a proxy has one: Authorization and Trust.
 const Self = "self"
 

@@ -1,0 +1,285 @@
+package subscribe
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/weftmesh/weft/control/weftpb"
+)
+
+const (
+	maxEvents        = 256 // that wait for a server; beyond, the oldest go
+	maxReason        = 256 // bytes of an event's reason
+	breakersAMessage = 500 // a message stays well below the 4 MiB that the server reads
+
+	// Between two looks at the circuits: what changes in between without an event is
+	// told then. Of a closed one the figures are told every quietRounds-th time only.
+	breakerInterval = 5 * time.Second
+	quietRounds     = 6
+	// breakerGap is the least time between two reports: circuits that open together
+	// are told of together.
+	breakerGap = 50 * time.Millisecond
+	// A server that is too old to take reports is asked again after some minutes: it
+	// may be a newer one by then.
+	oldServerPause = 5 * time.Minute
+)
+
+// Breaker is a circuit of the proxy.
+type Breaker struct {
+	Service     string // "inventory-service.default"
+	Policy      string // where it was asked for: "ResiliencePolicy default/inventory-service"
+	State       string // "closed", "open", "half-open", "forced-open", "disabled" or "metrics-only"
+	Since       time.Time
+	Calls       uint32 // in its window
+	Failures    uint32
+	Slow        uint32
+	FailureRate float64 // percent; below 0: too few calls to tell
+	SlowRate    float64
+}
+
+// BreakerEvent is a change of a circuit's state.
+type BreakerEvent struct {
+	Time            time.Time
+	Service, Policy string
+	From, To        string // states
+	Reason          string
+	Calls           uint32 // in the window when it changed
+	Failures        uint32
+	Slow            uint32
+}
+
+// ReportBreakers tells the server of the proxy's circuits from now on until Close:
+// of all that list returns, one of a service and policy, and of each change that
+// BreakerChanged notes. The server is told again what is not as before; after a
+// broken connection, of everything. list must not block. ReportBreakers is called
+// once.
+func (c *Client) ReportBreakers(list func() []Breaker) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closed {
+		c.work.Go(func() { c.report(list) })
+	}
+}
+
+// BreakerChanged notes a change. It does not block, and may be called from any
+// goroutine. While the server is away only the newest changes are kept.
+func (c *Client) BreakerChanged(e BreakerEvent) {
+	c.breakers.add(e)
+	c.breakers.wake()
+}
+
+// outbox is the changes of circuits that the server is to be told of.
+type outbox struct {
+	kick chan struct{} // constant; holds one: there may be something to tell
+
+	mu     sync.Mutex     // guards what follows
+	events []BreakerEvent // oldest first
+	first  uint64         // number of events[0], counting from 0
+	known  uint64         // those below were told, or told to be lost
+}
+
+func (o *outbox) wake() {
+	select {
+	case o.kick <- struct{}{}:
+	default:
+	}
+}
+
+func (o *outbox) add(e BreakerEvent) {
+	if len(e.Reason) > maxReason {
+		e.Reason = strings.ToValidUTF8(e.Reason[:maxReason], "") + "…"
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.events) == maxEvents {
+		o.events = slices.Delete(o.events, 0, 1)
+		o.first++
+	}
+	o.events = append(o.events, e)
+}
+
+// letter is what of an outbox is told at once.
+type letter struct {
+	events []BreakerEvent
+	lost   uint64 // dropped before those
+	upTo   uint64 // number of the event after them
+}
+
+func (o *outbox) waiting() letter {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return letter{slices.Clone(o.events), o.first - o.known, o.first + uint64(len(o.events))}
+}
+
+// told forgets a letter. Of its events some may have been dropped meanwhile, and
+// others after them.
+func (o *outbox) told(l letter) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.known = l.upTo
+	if l.upTo > o.first {
+		o.events = slices.Delete(o.events, 0, int(l.upTo-o.first))
+		o.first = l.upTo
+	}
+}
+
+// report keeps a report open while there is anything to tell.
+func (c *Client) report(list func() []Breaker) {
+	failures := 0
+	for c.awaitBreakers(list) {
+		begin := time.Now()
+		err := c.reportOnce(list)
+		if c.ctx.Err() != nil {
+			return
+		}
+		if time.Since(begin) > reconnectLimit {
+			failures = 0
+		}
+		wait := retryAfter(failures, reconnectLimit)
+		if status.Code(err) == codes.Unimplemented {
+			wait = retryAfter(failures+20, oldServerPause)
+		}
+		c.log.Debug("the report of circuits is interrupted", "error", err, "again", wait)
+		if !pause(c.ctx, wait) {
+			return
+		}
+		failures++
+	}
+}
+
+// awaitBreakers waits until there is something to report: most proxies have no
+// circuit, and cost the server nothing. It reports false when the client is closed.
+func (c *Client) awaitBreakers(list func() []Breaker) bool {
+	tick := time.NewTicker(breakerInterval)
+	defer tick.Stop()
+	for len(list()) == 0 && len(c.breakers.waiting().events) == 0 {
+		select {
+		case <-c.breakers.kick:
+		case <-tick.C:
+		case <-c.ctx.Done():
+			return false
+		}
+	}
+	return c.ctx.Err() == nil
+}
+
+// reportOnce runs one stream.
+func (c *Client) reportOnce(list func() []Breaker) error {
+	ctx, cancel := context.WithCancel(c.ctx)
+	stream, err := weftpb.NewWorkloadClient(c.conn).Report(ctx)
+	if err != nil {
+		cancel()
+		return err
+	}
+	ended := make(chan error, 1) // the server says something only at the end
+	var reading sync.WaitGroup
+	reading.Go(func() { ended <- stream.RecvMsg(new(weftpb.ReportResponse)) })
+	defer reading.Wait()
+	defer cancel()
+	tick := time.NewTicker(breakerInterval)
+	defer tick.Stop()
+	t := telling{proxy: c.id, told: make(map[breakerKey]Breaker)}
+	looks := 0
+	for {
+		news := c.breakers.waiting()
+		for _, m := range t.next(list(), news, looks%quietRounds == 0) {
+			if err := stream.Send(m); err != nil {
+				return <-ended // Send says only EOF
+			}
+		}
+		c.breakers.told(news)
+		if !pause(ctx, breakerGap) {
+			return ctx.Err()
+		}
+		select {
+		case <-c.breakers.kick:
+		case <-tick.C:
+			looks++
+		case err := <-ended:
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// telling is what the server was told in one stream.
+type telling struct {
+	proxy string // "" when that was told
+	told  map[breakerKey]Breaker
+}
+
+type breakerKey struct{ service, policy string }
+
+// next makes the messages that tell of what is not as it was told; all tells also
+// of figures of closed circuits.
+func (t *telling) next(now []Breaker, news letter, all bool) []*weftpb.ProxyReport {
+	var changed []*weftpb.Breaker
+	there := make(map[breakerKey]bool, len(now))
+	for _, b := range now[:min(len(now), weftpb.MaxBreakers)] {
+		key := breakerKey{b.Service, b.Policy}
+		there[key] = true
+		before, known := t.told[key]
+		if known && !b.differs(before, all) {
+			continue
+		}
+		t.told[key] = b
+		changed = append(changed, encodeBreaker(&b))
+	}
+	first := &weftpb.ProxyReport{Proxy: t.proxy, Lost: news.lost}
+	t.proxy = ""
+	for i := range news.events {
+		first.Events = append(first.Events, encodeEvent(&news.events[i]))
+	}
+	for key := range t.told {
+		if !there[key] {
+			delete(t.told, key)
+			first.Removed = append(first.Removed, &weftpb.Breaker{Service: key.service, Policy: key.policy})
+		}
+	}
+	if first.Proxy == "" && len(first.Events)+len(first.Removed)+len(changed) == 0 {
+		return nil
+	}
+	out := []*weftpb.ProxyReport{first}
+	for chunk := range slices.Chunk(changed, breakersAMessage) {
+		if first.Breakers == nil {
+			first.Breakers = chunk
+			continue
+		}
+		out = append(out, &weftpb.ProxyReport{Breakers: chunk})
+	}
+	return out
+}
+
+// differs reports whether the server should hear of b, of which it knows before.
+func (b *Breaker) differs(before Breaker, all bool) bool {
+	if b.State != before.State || !b.Since.Equal(before.Since) {
+		return true
+	}
+	if b.State == "closed" && !all {
+		return false
+	}
+	return b.Calls != before.Calls || b.Failures != before.Failures || b.Slow != before.Slow ||
+		b.FailureRate != before.FailureRate || b.SlowRate != before.SlowRate
+}
+
+func encodeBreaker(b *Breaker) *weftpb.Breaker {
+	return &weftpb.Breaker{
+		Service: b.Service, Policy: b.Policy, State: b.State, Since: timestamppb.New(b.Since),
+		Calls: b.Calls, Failures: b.Failures, Slow: b.Slow, FailureRate: b.FailureRate, SlowRate: b.SlowRate,
+	}
+}
+
+func encodeEvent(e *BreakerEvent) *weftpb.BreakerEvent {
+	return &weftpb.BreakerEvent{
+		Time: timestamppb.New(e.Time), Service: e.Service, Policy: e.Policy, From: e.From, To: e.To,
+		Reason: e.Reason, Calls: e.Calls, Failures: e.Failures, Slow: e.Slow,
+	}
+}
