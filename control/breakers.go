@@ -31,7 +31,7 @@ type Reporter struct {
 // proxy's.
 type BreakerStatus struct {
 	Reporter
-	Service     string // "inventory-service.default"
+	Target      string // a service, "inventory-service.default", or a route's rule
 	Policy      string // where it was asked for: "ResiliencePolicy default/inventory-service"
 	State       string // "closed", "open", "half-open", "forced-open", "disabled" or "metrics-only"
 	Since       time.Time
@@ -45,25 +45,25 @@ type BreakerStatus struct {
 // BreakerEvent is a change of a circuit's state.
 type BreakerEvent struct {
 	Reporter
-	Time            time.Time
-	Service, Policy string
-	From, To        string // states
-	Reason          string
-	Calls           uint32 // in the window when it changed
-	Failures        uint32
-	Slow            uint32
-	Lost            uint64 // changes before this one that the proxy had to drop
+	Time           time.Time
+	Target, Policy string
+	From, To       string // states
+	Reason         string
+	Calls          uint32 // in the window when it changed
+	Failures       uint32
+	Slow           uint32
+	Lost           uint64 // changes before this one that the proxy had to drop
 }
 
-// Breakers returns the circuits of connected proxies, sorted by service, proxy, id
-// and policy; those of one service ("inventory-service.default") when it is not "".
-func (c *Control) Breakers(service string) []BreakerStatus { return c.breakers.list(service) }
+// Breakers returns the circuits of connected proxies, sorted by target, proxy, id
+// and policy; those of one target when it is not "".
+func (c *Control) Breakers(target string) []BreakerStatus { return c.breakers.list(target) }
 
 // BreakerEvents returns the last changes since a time, oldest first; those of one
-// service when it is not "". They outlive the connection of their proxy, but not
+// target when it is not "". They outlive the connection of their proxy, but not
 // this process.
-func (c *Control) BreakerEvents(service string, since time.Time) []BreakerEvent {
-	return c.breakers.changes(service, since)
+func (c *Control) BreakerEvents(target string, since time.Time) []BreakerEvent {
+	return c.breakers.changes(target, since)
 }
 
 // breakerBook is what proxies tell of their circuits. The zero value is ready.
@@ -82,7 +82,7 @@ type breakerReport struct {
 	breakers map[breakerKey]BreakerStatus
 }
 
-type breakerKey struct{ service, policy string }
+type breakerKey struct{ target, policy string }
 
 func (b *breakerBook) enter(of proxyKey) *breakerReport {
 	r := &breakerReport{
@@ -109,12 +109,12 @@ func (b *breakerBook) take(r *breakerReport, m *weftpb.ProxyReport) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, gone := range m.GetRemoved() {
-		delete(r.breakers, breakerKey{gone.GetService(), gone.GetPolicy()})
+		delete(r.breakers, breakerKey{gone.GetTarget(), gone.GetPolicy()})
 	}
 	for _, v := range m.GetBreakers() {
 		s := decodeBreaker(v)
 		s.Reporter = r.reporter
-		r.breakers[breakerKey{s.Service, s.Policy}] = s
+		r.breakers[breakerKey{s.Target, s.Policy}] = s
 	}
 	if len(r.breakers) > weftpb.MaxBreakers {
 		return status.Errorf(codes.ResourceExhausted, "more than %d circuits of one proxy", weftpb.MaxBreakers)
@@ -137,7 +137,7 @@ func (b *breakerBook) keep(e BreakerEvent) {
 	b.oldest = (b.oldest + 1) % maxBreakerEvents
 }
 
-func (b *breakerBook) list(service string) []BreakerStatus {
+func (b *breakerBook) list(target string) []BreakerStatus {
 	b.mu.Lock()
 	// A proxy that has just come back may have two reports: the newer counts.
 	newest := make(map[Reporter]*breakerReport, len(b.reports))
@@ -149,25 +149,25 @@ func (b *breakerBook) list(service string) []BreakerStatus {
 	var out []BreakerStatus
 	for _, r := range newest {
 		for _, s := range r.breakers {
-			if service == "" || s.Service == service {
+			if target == "" || s.Target == target {
 				out = append(out, s)
 			}
 		}
 	}
 	b.mu.Unlock()
 	slices.SortFunc(out, func(x, y BreakerStatus) int {
-		return cmp.Or(strings.Compare(x.Service, y.Service), strings.Compare(string(x.Identity), string(y.Identity)),
+		return cmp.Or(strings.Compare(x.Target, y.Target), strings.Compare(string(x.Identity), string(y.Identity)),
 			strings.Compare(x.ID, y.ID), strings.Compare(x.Policy, y.Policy))
 	})
 	return out
 }
 
-func (b *breakerBook) changes(service string, since time.Time) []BreakerEvent {
+func (b *breakerBook) changes(target string, since time.Time) []BreakerEvent {
 	b.mu.Lock()
 	var out []BreakerEvent
 	for i := range b.events {
 		e := &b.events[(b.oldest+i)%len(b.events)]
-		if !e.Time.Before(since) && (service == "" || e.Service == service) {
+		if !e.Time.Before(since) && (target == "" || e.Target == target) {
 			out = append(out, *e)
 		}
 	}
@@ -202,7 +202,7 @@ func timeOf(m *timestamppb.Timestamp) time.Time {
 
 func decodeBreaker(m *weftpb.Breaker) BreakerStatus {
 	return BreakerStatus{
-		Service: shown(m.GetService()), Policy: shown(m.GetPolicy()), State: shown(m.GetState()), Since: timeOf(m.GetSince()),
+		Target: shown(m.GetTarget()), Policy: shown(m.GetPolicy()), State: shown(m.GetState()), Since: timeOf(m.GetSince()),
 		Calls: m.GetCalls(), Failures: m.GetFailures(), Slow: m.GetSlow(),
 		FailureRate: rate(m.GetFailureRate()), SlowRate: rate(m.GetSlowRate()),
 	}
@@ -210,7 +210,7 @@ func decodeBreaker(m *weftpb.Breaker) BreakerStatus {
 
 func decodeBreakerEvent(m *weftpb.BreakerEvent) BreakerEvent {
 	return BreakerEvent{
-		Time: timeOf(m.GetTime()), Service: shown(m.GetService()), Policy: shown(m.GetPolicy()),
+		Time: timeOf(m.GetTime()), Target: shown(m.GetTarget()), Policy: shown(m.GetPolicy()),
 		From: shown(m.GetFrom()), To: shown(m.GetTo()), Reason: shown(m.GetReason()),
 		Calls: m.GetCalls(), Failures: m.GetFailures(), Slow: m.GetSlow(),
 	}

@@ -45,18 +45,18 @@ func (r *reporting) send(m *weftpb.ProxyReport) {
 	}
 }
 
-func circuit(service, state string) *weftpb.Breaker {
-	return &weftpb.Breaker{Service: service, Policy: "ResiliencePolicy default/p", State: state, Since: timestamppb.Now()}
+func circuit(target, state string) *weftpb.Breaker {
+	return &weftpb.Breaker{Target: target, Policy: "ResiliencePolicy default/p", State: state, Since: timestamppb.Now()}
 }
 
-// breakersBecome waits until the circuits are "service proxy/id state", one after
+// breakersBecome waits until the circuits are "target proxy/id state", one after
 // the other.
-func breakersBecome(t *testing.T, s *controltest.Server, service string, want ...string) {
+func breakersBecome(t *testing.T, s *controltest.Server, target string, want ...string) {
 	t.Helper()
 	controltest.Eventually(t, func() string {
 		got := []string{}
-		for _, b := range s.Control.Breakers(service) {
-			got = append(got, fmt.Sprintf("%s %s/%s %s", b.Service, b.Proxy, b.ID, b.State))
+		for _, b := range s.Control.Breakers(target) {
+			got = append(got, fmt.Sprintf("%s %s/%s %s", b.Target, b.Proxy, b.ID, b.State))
 		}
 		if fmt.Sprint(got) != fmt.Sprint(want) {
 			return fmt.Sprintf("circuits %v, want %v", got, want)
@@ -97,7 +97,7 @@ func TestAProxyReportsAsItself(t *testing.T) {
 	user := openReport(t, s, "user-service", "p1")
 	user.send(&weftpb.ProxyReport{Breakers: []*weftpb.Breaker{circuit("cart.default", "open")}})
 	evil := openReport(t, s, "evil-service", "p1")
-	evil.send(&weftpb.ProxyReport{Breakers: []*weftpb.Breaker{circuit("cart.default", "closed")}, Events: []*weftpb.BreakerEvent{{Service: "cart.default", To: "closed", Time: timestamppb.Now()}}})
+	evil.send(&weftpb.ProxyReport{Breakers: []*weftpb.Breaker{circuit("cart.default", "closed")}, Events: []*weftpb.BreakerEvent{{Target: "cart.default", To: "closed", Time: timestamppb.Now()}}})
 	breakersBecome(t, s, "", "cart.default evil-service.default/p1 closed", "cart.default user-service.default/p1 open")
 	for _, e := range s.Control.BreakerEvents("", time.Time{}) {
 		if e.Identity != weft.NewIdentity(s.CA.TrustDomain(), "default", "evil-service") {
@@ -114,11 +114,11 @@ func TestBreakerEventsAreBoundedAndInOrder(t *testing.T) {
 	start := time.Now().Truncate(time.Second)
 	const sent, kept = 1500, 1000
 	for i := range sent {
-		service := "cart.default"
+		target := "cart.default"
 		if i%2 == 1 {
-			service = "order.default"
+			target = "order.default"
 		}
-		e := &weftpb.BreakerEvent{Service: service, From: "closed", To: "open", Reason: fmt.Sprint(i), Time: timestamppb.New(start.Add(time.Duration(i) * time.Second)), Calls: 10, Failures: 7, Slow: 1}
+		e := &weftpb.BreakerEvent{Target: target, From: "closed", To: "open", Reason: fmt.Sprint(i), Time: timestamppb.New(start.Add(time.Duration(i) * time.Second)), Calls: 10, Failures: 7, Slow: 1}
 		r.send(&weftpb.ProxyReport{Events: []*weftpb.BreakerEvent{e}, Lost: uint64(i % 3)})
 	}
 	var all []control.BreakerEvent
@@ -150,7 +150,7 @@ func TestEventsThatComeLateAreSortedIn(t *testing.T) {
 	start := time.Now()
 	for i, id := range []string{"late", "early"} {
 		r := openReport(t, s, "user-service", id)
-		r.send(&weftpb.ProxyReport{Events: []*weftpb.BreakerEvent{{Service: "cart.default", Time: timestamppb.New(start.Add(time.Duration(-i) * time.Minute))}}})
+		r.send(&weftpb.ProxyReport{Events: []*weftpb.BreakerEvent{{Target: "cart.default", Time: timestamppb.New(start.Add(time.Duration(-i) * time.Minute))}}})
 		controltest.Eventually(t, func() string {
 			if got := len(s.Control.BreakerEvents("", time.Time{})); got != i+1 {
 				return fmt.Sprintf("%d events", got)

@@ -33,7 +33,7 @@ const (
 
 // Breaker is a circuit of the proxy.
 type Breaker struct {
-	Service     string // "inventory-service.default"
+	Target      string // a service, "inventory-service.default", or a route's rule
 	Policy      string // where it was asked for: "ResiliencePolicy default/inventory-service"
 	State       string // "closed", "open", "half-open", "forced-open", "disabled" or "metrics-only"
 	Since       time.Time
@@ -46,17 +46,17 @@ type Breaker struct {
 
 // BreakerEvent is a change of a circuit's state.
 type BreakerEvent struct {
-	Time            time.Time
-	Service, Policy string
-	From, To        string // states
-	Reason          string
-	Calls           uint32 // in the window when it changed
-	Failures        uint32
-	Slow            uint32
+	Time           time.Time
+	Target, Policy string
+	From, To       string // states
+	Reason         string
+	Calls          uint32 // in the window when it changed
+	Failures       uint32
+	Slow           uint32
 }
 
 // ReportBreakers tells the server of the proxy's circuits from now on until Close:
-// of all that list returns, one of a service and policy, and of each change that
+// of all that list returns, one of a target and policy, and of each change that
 // BreakerChanged notes. The server is told again what is not as before; after a
 // broken connection, of everything. list must not block. ReportBreakers is called
 // once.
@@ -216,7 +216,7 @@ type telling struct {
 	told  map[breakerKey]Breaker
 }
 
-type breakerKey struct{ service, policy string }
+type breakerKey struct{ target, policy string }
 
 // next makes the messages that tell of what is not as it was told; all tells also
 // of figures of closed circuits.
@@ -224,7 +224,7 @@ func (t *telling) next(now []Breaker, news letter, all bool) []*weftpb.ProxyRepo
 	var changed []*weftpb.Breaker
 	there := make(map[breakerKey]bool, len(now))
 	for _, b := range now[:min(len(now), weftpb.MaxBreakers)] {
-		key := breakerKey{b.Service, b.Policy}
+		key := breakerKey{b.Target, b.Policy}
 		there[key] = true
 		before, known := t.told[key]
 		if known && !b.differs(before, all) {
@@ -241,7 +241,7 @@ func (t *telling) next(now []Breaker, news letter, all bool) []*weftpb.ProxyRepo
 	for key := range t.told {
 		if !there[key] {
 			delete(t.told, key)
-			first.Removed = append(first.Removed, &weftpb.Breaker{Service: key.service, Policy: key.policy})
+			first.Removed = append(first.Removed, &weftpb.Breaker{Target: key.target, Policy: key.policy})
 		}
 	}
 	if first.Proxy == "" && len(first.Events)+len(first.Removed)+len(changed) == 0 {
@@ -272,14 +272,14 @@ func (b *Breaker) differs(before Breaker, all bool) bool {
 
 func encodeBreaker(b *Breaker) *weftpb.Breaker {
 	return &weftpb.Breaker{
-		Service: b.Service, Policy: b.Policy, State: b.State, Since: timestamppb.New(b.Since),
+		Target: b.Target, Policy: b.Policy, State: b.State, Since: timestamppb.New(b.Since),
 		Calls: b.Calls, Failures: b.Failures, Slow: b.Slow, FailureRate: b.FailureRate, SlowRate: b.SlowRate,
 	}
 }
 
 func encodeEvent(e *BreakerEvent) *weftpb.BreakerEvent {
 	return &weftpb.BreakerEvent{
-		Time: timestamppb.New(e.Time), Service: e.Service, Policy: e.Policy, From: e.From, To: e.To,
+		Time: timestamppb.New(e.Time), Target: e.Target, Policy: e.Policy, From: e.From, To: e.To,
 		Reason: e.Reason, Calls: e.Calls, Failures: e.Failures, Slow: e.Slow,
 	}
 }

@@ -22,21 +22,21 @@ func (c *circuits) list() []subscribe.Breaker {
 	return append([]subscribe.Breaker{}, c.all...)
 }
 
-// become makes the circuits of services be in states: "cart.default open".
+// become makes the circuits of targets be in states: "cart.default open".
 func (c *circuits) become(states ...string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.all = nil
 	for _, s := range states {
 		b := subscribe.Breaker{Policy: "ResiliencePolicy default/p", Since: time.Now(), Calls: 10, FailureRate: 70, SlowRate: -1}
-		fmt.Sscan(s, &b.Service, &b.State)
+		fmt.Sscan(s, &b.Target, &b.State)
 		c.all = append(c.all, b)
 	}
 }
 
-func (c *circuits) change(to *subscribe.Client, service, from, state string) {
-	c.become(service + " " + state)
-	to.BreakerChanged(subscribe.BreakerEvent{Time: time.Now(), Service: service, From: from, To: state, Reason: "told"})
+func (c *circuits) change(to *subscribe.Client, target, from, state string) {
+	c.become(target + " " + state)
+	to.BreakerChanged(subscribe.BreakerEvent{Time: time.Now(), Target: target, From: from, To: state, Reason: "told"})
 }
 
 // serverSees waits until the server knows circuits: "cart.default open".
@@ -45,7 +45,7 @@ func serverSees(t *testing.T, s *controltest.Server, want ...string) {
 	controltest.Eventually(t, func() string {
 		got := []string{}
 		for _, b := range s.Control.Breakers("") {
-			got = append(got, b.Service+" "+b.State)
+			got = append(got, b.Target+" "+b.State)
 		}
 		if fmt.Sprint(got) != fmt.Sprint(want) {
 			return fmt.Sprintf("the server sees %v, want %v", got, want)

@@ -17,7 +17,7 @@ import (
 	"github.com/weftmesh/weft/control/weftpb"
 )
 
-// told writes messages as "@proxy +service state -service !event (lost)".
+// told writes messages as "@proxy +target state -target !event (lost)".
 func (t *telling) said(now []Breaker, news letter, all bool) string {
 	var out []string
 	for _, m := range t.next(now, news, all) {
@@ -25,10 +25,10 @@ func (t *telling) said(now []Breaker, news letter, all bool) string {
 			out = append(out, "@"+m.GetProxy())
 		}
 		for _, b := range m.GetBreakers() {
-			out = append(out, "+"+b.GetService()+" "+b.GetState())
+			out = append(out, "+"+b.GetTarget()+" "+b.GetState())
 		}
 		for _, b := range m.GetRemoved() {
-			out = append(out, "-"+b.GetService())
+			out = append(out, "-"+b.GetTarget())
 		}
 		for _, e := range m.GetEvents() {
 			out = append(out, "!"+e.GetTo())
@@ -42,8 +42,8 @@ func (t *telling) said(now []Breaker, news letter, all bool) string {
 
 func TestOnlyWhatChangedIsTold(t *testing.T) {
 	now := time.Now()
-	cart := Breaker{Service: "cart", State: "closed", Since: now, Calls: 1}
-	order := Breaker{Service: "order", State: "open", Since: now, Calls: 1}
+	cart := Breaker{Target: "cart", State: "closed", Since: now, Calls: 1}
+	order := Breaker{Target: "order", State: "open", Since: now, Calls: 1}
 	tell := telling{proxy: "p1", told: map[breakerKey]Breaker{}}
 	for _, step := range []struct {
 		what string
@@ -74,7 +74,7 @@ func TestOnlyWhatChangedIsTold(t *testing.T) {
 func TestManyCircuitsAreToldInParts(t *testing.T) {
 	var all []Breaker
 	for i := range weftpb.MaxBreakers + 5 {
-		all = append(all, Breaker{Service: fmt.Sprint(i), State: "open"})
+		all = append(all, Breaker{Target: fmt.Sprint(i), State: "open"})
 	}
 	tell := telling{proxy: "p1", told: map[breakerKey]Breaker{}}
 	n := 0
@@ -171,7 +171,7 @@ func TestAnOldServerIsLeftInPeace(t *testing.T) {
 	if c.conn, err = grpc.NewClient("passthrough:///"+ln.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {
 		t.Fatal(err)
 	}
-	c.ReportBreakers(func() []Breaker { return []Breaker{{Service: "cart", State: "open"}} })
+	c.ReportBreakers(func() []Breaker { return []Breaker{{Target: "cart", State: "open"}} })
 	if wait := <-said.waits; wait < oldServerPause/2 {
 		t.Errorf("it asks again after %v", wait)
 	}

@@ -3478,7 +3478,7 @@ type ProxyReport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Proxy         string                 `protobuf:"bytes,1,opt,name=proxy,proto3" json:"proxy,omitempty"` // in the first: node id of the proxy's ADS stream
 	Breakers      []*Breaker             `protobuf:"bytes,2,rep,name=breakers,proto3" json:"breakers,omitempty"`
-	Removed       []*Breaker             `protobuf:"bytes,3,rep,name=removed,proto3" json:"removed,omitempty"` // no more there: service and policy only
+	Removed       []*Breaker             `protobuf:"bytes,3,rep,name=removed,proto3" json:"removed,omitempty"` // no more there: target and policy only
 	Events        []*BreakerEvent        `protobuf:"bytes,4,rep,name=events,proto3" json:"events,omitempty"`   // oldest first
 	Lost          uint64                 `protobuf:"varint,5,opt,name=lost,proto3" json:"lost,omitempty"`      // events that were dropped before these, as there were too many
 	unknownFields protoimpl.UnknownFields
@@ -3550,12 +3550,12 @@ func (x *ProxyReport) GetLost() uint64 {
 	return 0
 }
 
-// Breaker is a circuit of a proxy. A proxy has one at most of a service and policy.
+// Breaker is a circuit of a proxy. A proxy has one at most of a target and policy.
 type Breaker struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"` // "inventory-service.default"
-	Policy        string                 `protobuf:"bytes,2,opt,name=policy,proto3" json:"policy,omitempty"`   // where it was asked for: "ResiliencePolicy default/inventory-service"
-	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`     // "closed", "open", "half-open", "forced-open", "disabled" or "metrics-only"
+	Target        string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"` // a service, "inventory-service.default", or a route's rule
+	Policy        string                 `protobuf:"bytes,2,opt,name=policy,proto3" json:"policy,omitempty"` // where it was asked for: "ResiliencePolicy default/inventory-service"
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`   // "closed", "open", "half-open", "forced-open", "disabled" or "metrics-only"
 	Since         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
 	Calls         uint32                 `protobuf:"varint,5,opt,name=calls,proto3" json:"calls,omitempty"` // in the window
 	Failures      uint32                 `protobuf:"varint,6,opt,name=failures,proto3" json:"failures,omitempty"`
@@ -3596,9 +3596,9 @@ func (*Breaker) Descriptor() ([]byte, []int) {
 	return file_weft_proto_rawDescGZIP(), []int{47}
 }
 
-func (x *Breaker) GetService() string {
+func (x *Breaker) GetTarget() string {
 	if x != nil {
-		return x.Service
+		return x.Target
 	}
 	return ""
 }
@@ -3663,7 +3663,7 @@ func (x *Breaker) GetSlowRate() float64 {
 type BreakerEvent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Time          *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
-	Service       string                 `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
+	Target        string                 `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
 	Policy        string                 `protobuf:"bytes,3,opt,name=policy,proto3" json:"policy,omitempty"`
 	From          string                 `protobuf:"bytes,4,opt,name=from,proto3" json:"from,omitempty"`
 	To            string                 `protobuf:"bytes,5,opt,name=to,proto3" json:"to,omitempty"`
@@ -3712,9 +3712,9 @@ func (x *BreakerEvent) GetTime() *timestamppb.Timestamp {
 	return nil
 }
 
-func (x *BreakerEvent) GetService() string {
+func (x *BreakerEvent) GetTarget() string {
 	if x != nil {
-		return x.Service
+		return x.Target
 	}
 	return ""
 }
@@ -4213,9 +4213,9 @@ const file_weft_proto_rawDesc = "" +
 	"\bbreakers\x18\x02 \x03(\v2\x18.weft.control.v1.BreakerR\bbreakers\x122\n" +
 	"\aremoved\x18\x03 \x03(\v2\x18.weft.control.v1.BreakerR\aremoved\x125\n" +
 	"\x06events\x18\x04 \x03(\v2\x1d.weft.control.v1.BreakerEventR\x06events\x12\x12\n" +
-	"\x04lost\x18\x05 \x01(\x04R\x04lost\"\x89\x02\n" +
-	"\aBreaker\x12\x18\n" +
-	"\aservice\x18\x01 \x01(\tR\aservice\x12\x16\n" +
+	"\x04lost\x18\x05 \x01(\x04R\x04lost\"\x87\x02\n" +
+	"\aBreaker\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x16\n" +
 	"\x06policy\x18\x02 \x01(\tR\x06policy\x12\x14\n" +
 	"\x05state\x18\x03 \x01(\tR\x05state\x120\n" +
 	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x14\n" +
@@ -4223,10 +4223,10 @@ const file_weft_proto_rawDesc = "" +
 	"\bfailures\x18\x06 \x01(\rR\bfailures\x12\x12\n" +
 	"\x04slow\x18\a \x01(\rR\x04slow\x12!\n" +
 	"\ffailure_rate\x18\b \x01(\x01R\vfailureRate\x12\x1b\n" +
-	"\tslow_rate\x18\t \x01(\x01R\bslowRate\"\xf2\x01\n" +
+	"\tslow_rate\x18\t \x01(\x01R\bslowRate\"\xf0\x01\n" +
 	"\fBreakerEvent\x12.\n" +
-	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x18\n" +
-	"\aservice\x18\x02 \x01(\tR\aservice\x12\x16\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\x12\x16\n" +
 	"\x06policy\x18\x03 \x01(\tR\x06policy\x12\x12\n" +
 	"\x04from\x18\x04 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x05 \x01(\tR\x02to\x12\x16\n" +
