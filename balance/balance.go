@@ -1,142 +1,76 @@
 // Package balance picks one of several targets for a call.
 //
-// A Set is immutable: build a new one when the targets change and swap it. The
-// Targets themselves live on from set to set, because they carry what is known
-// of a target while calls are in flight. A pick takes no lock and allocates
-// nothing; its randomness and the excluded targets come from the caller, so that
-// tests decide them.
+// A Picker is immutable: build a new one when the members change, Refresh it, and
+// publish it with an atomic swap. The Targets live on from picker to picker, because
+// they carry what is known of a target while calls are in flight:
+//
+//	p, err := balance.NewPicker(balance.Config{Algorithm: balance.PeakEWMA}, members)
+//	p.Refresh(now, func(i int) bool { return !ejected(i) })
+//	current.Store(p)
+//
+//	i := current.Load().Pick(&balance.Query{Random: r, Now: now, Usable: func(i int) bool { return !tried(i) }})
+//	target.Begin()
+//	…
+//	target.End()
+//	target.Observe(took, now)
+//
+// A pick takes no lock and allocates nothing. The package has no clock and no
+// randomness of its own: both come from the caller, so that tests decide them.
+//
+// # Who may be picked
+//
+// There are two reasons not to pick a member. It is out of service, for everybody
+// and for a while: that is told to Refresh, at once when it changes, and every 100 ms
+// or so besides, and Refresh prepares everything that follows from it (whose share
+// the others take, how much spills over to other zones, whether there is panic, how
+// far slow starts have come). Or this one call does not want it, because it was tried
+// before: that is told to Pick by Usable, and is meant for few members. Panic
+// overrules the first reason, never the second.
+//
+// # Algorithms
+//
+// LeastRequest and PeakEWMA draw two members by weight and take the one with fewer
+// calls in flight for its weight, or with less latency × calls in flight. While
+// nothing distinguishes the two the first drawn is taken, so that shares follow the
+// weights. RoundRobin goes in turn, smoothly interleaved; Random draws by weight.
+// RingHash and Maglev give the same Query.Hash the same member, and, while that one
+// cannot be picked, the same stand-in; sticky sessions are a hash of the session's
+// cookie (HashString). Of the two Maglev spreads more evenly, and the ring moves fewer
+// keys when members come and go.
+//
+// # Where
+//
+// Members of priority 0 come first, the others stand in for what those cannot carry:
+// as in Envoy a priority counts as whole while at least 1/1.4 of it is in service. Or
+// Config.Shares gives fixed shares to zones. Subsets by label are a Picker each.
 //
 // The package imports only the standard library and is part of the stable API.
 package balance
 
 import (
+	"fmt"
 	"math/bits"
-	"sort"
-	"sync/atomic"
 )
 
-// Target is the state of one target that calls go to. The zero value is ready
-// and idle.
-type Target struct {
-	inFlight atomic.Int64
-}
-
-// Begin notes that a call to the target has started.
-func (t *Target) Begin() { t.inFlight.Add(1) }
-
-// End notes that a call that was begun has ended.
-func (t *Target) End() { t.inFlight.Add(-1) }
-
-// InFlight is the number of calls that have begun and not ended.
-func (t *Target) InFlight() int64 { return t.inFlight.Load() }
-
-// Algorithm of a Set.
+// Algorithm that chooses among members.
 type Algorithm uint8
 
 const (
 	LeastRequest Algorithm = iota // the less loaded of two random ones
 	RoundRobin                    // in turn, each as often as its weight says
-	Random
+	Random                        // by weight
+	PeakEWMA                      // of two random ones the one with less latency × calls in flight
+	RingHash                      // by Query.Hash: the next point on a ring
+	Maglev                        // by Query.Hash: an entry of a table
 )
 
-// Set is an immutable list of targets with weights.
-type Set struct {
-	algorithm Algorithm
-	targets   []*Target
-	weights   []uint32
-	ends      []uint64 // running sums of weights; nil when all weights are equal
-	total     uint64
-	turn      atomic.Uint64
-}
+var algorithmNames = [...]string{"least request", "round robin", "random", "peak EWMA", "ring hash", "Maglev"}
 
-// NewSet builds a set. weights may be nil (all equal); a weight of 0 counts as 1.
-func NewSet(algorithm Algorithm, targets []*Target, weights []uint32) *Set {
-	s := &Set{algorithm: algorithm, targets: targets, weights: weights}
-	equal := true
-	for i := range weights {
-		equal = equal && weights[i] == weights[0]
+func (a Algorithm) String() string {
+	if int(a) < len(algorithmNames) {
+		return algorithmNames[a]
 	}
-	if weights == nil || equal {
-		s.weights, s.total = nil, uint64(len(targets))
-		return s
-	}
-	for _, w := range weights {
-		s.total += uint64(max(w, 1))
-		s.ends = append(s.ends, s.total)
-	}
-	return s
-}
-
-// Len is the number of targets.
-func (s *Set) Len() int { return len(s.targets) }
-
-// Pick returns the index of a target for which usable is true, or -1 when there
-// is none. random must be uniform over 64 bits.
-func (s *Set) Pick(random uint64, usable func(int) bool) int {
-	n := len(s.targets)
-	if n == 0 {
-		return -1
-	}
-	var first int
-	switch s.algorithm {
-	case RoundRobin:
-		first = s.at(s.turn.Add(1) % s.total)
-	case Random:
-		first = s.draw(random)
-	default:
-		first = s.leastOfTwo(random, usable)
-	}
-	if usable(first) {
-		return first
-	}
-	// Walk on from a random place, so that an unusable target's share is spread
-	// over all others and does not fall on its neighbour.
-	start := int(scale(bits.RotateLeft64(random*0x9e3779b97f4a7c15, 31), uint64(n)))
-	for k := range n {
-		if i := (start + k) % n; usable(i) {
-			return i
-		}
-	}
-	return -1
-}
-
-// leastOfTwo draws two targets and returns the one with fewer calls in flight
-// per weight ("the power of two choices").
-func (s *Set) leastOfTwo(random uint64, usable func(int) bool) int {
-	a := s.draw(random)
-	b := s.draw(bits.RotateLeft64(random, 32) * 0x9e3779b97f4a7c15)
-	if a == b && len(s.targets) > 1 {
-		b = (a + 1) % len(s.targets)
-	}
-	switch {
-	case !usable(a):
-		return b
-	case !usable(b):
-		return a
-	case s.load(b) < s.load(a):
-		return b
-	}
-	return a
-}
-
-// load compares across weights by cross-free scaling: calls in flight, counting
-// this one, in 1/65536 of a weight.
-func (s *Set) load(i int) int64 {
-	l := (s.targets[i].InFlight() + 1) << 16
-	if s.weights == nil {
-		return l
-	}
-	return l / int64(max(s.weights[i], 1))
-}
-
-// draw chooses an index with probability weight/total.
-func (s *Set) draw(random uint64) int { return s.at(scale(random, s.total)) }
-
-func (s *Set) at(point uint64) int {
-	if s.ends == nil {
-		return int(point)
-	}
-	return sort.Search(len(s.ends), func(i int) bool { return point < s.ends[i] })
+	return fmt.Sprintf("algorithm %d", uint8(a))
 }
 
 // scale maps 64 random bits to 0…n-1 (Lemire's multiplication instead of a

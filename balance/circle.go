@@ -1,0 +1,180 @@
+package balance
+
+import (
+	"math"
+	"math/bits"
+)
+
+// circle is a consistent hash: a place for every key, and an order in which to go on
+// from there. It is RingHash's ring of points, or Maglev's table of entries.
+type circle struct {
+	owners []uint32 // a member for each entry or point
+	// of a ring only
+	points []uint32 // where each point lies, ascending
+	guide  []uint32 // the first point at or after the beginning of each of 2^k equal arcs
+	shift  int      // 32 - k
+}
+
+// start is the index in owners at which the search for a key's member begins.
+func (c *circle) start(hash uint64) int {
+	if c.points == nil {
+		return int(scale(hash, uint64(len(c.owners))))
+	}
+	at := uint32(hash >> 32)
+	j := int(c.guide[at>>c.shift])
+	for j < len(c.points) && c.points[j] < at {
+		j++
+	}
+	if j == len(c.points) {
+		return 0
+	}
+	return j
+}
+
+// hashed is a member as circles see it. Lists of them are sorted by key, so that a
+// circle depends on who is in it and not on the order in which they came.
+type hashed struct {
+	member uint32
+	weight uint32
+	hash   uint64 // of the key
+}
+
+const (
+	minRing        = 1024
+	maxRing        = 8 << 20
+	pointsEach     = 64 // a member's share strays by about 1/√64
+	maglevTable    = 65537
+	maxMaglevTable = 5_000_011
+)
+
+// newRing places points of each member on a ring, by weight. size is the least
+// number of points, 0 is minRing; there are pointsEach a member at least, and at most
+// maxRing and one a member.
+//
+// A point depends on its member's key and number alone. From pointsEach a member on,
+// whoever comes or goes therefore moves no keys between others while weights are
+// equal. On smaller rings, or when weights differ, the others' numbers of points
+// change a little with the sum that they divide, and so about as many keys again move.
+func newRing(members []hashed, size uint32) *circle {
+	total := 0.0
+	for _, m := range members {
+		total += float64(m.weight)
+	}
+	if size == 0 {
+		size = minRing
+	}
+	unit := min(max(float64(size), pointsEach*float64(len(members))), maxRing) / total
+	n := 0
+	counts := make([]int, len(members))
+	for i, m := range members {
+		counts[i] = max(1, int(float64(m.weight)*unit+0.5))
+		n += counts[i]
+	}
+
+	k := bits.Len(uint(n - 1)) // arcs with one point or fewer each
+	c := &circle{owners: make([]uint32, n), points: make([]uint32, n), guide: make([]uint32, 1<<k), shift: 32 - k}
+	// Points are uniform: sorting them into the arcs by counting, and then within an
+	// arc by insertion, takes linear time.
+	each := func(do func(i int, at uint32)) {
+		for i, m := range members {
+			for p := range counts[i] {
+				do(i, uint32(mix(m.hash+uint64(p)*golden)>>32))
+			}
+		}
+	}
+	each(func(_ int, at uint32) { c.guide[at>>c.shift]++ })
+	sum := uint32(0)
+	for arc, count := range c.guide {
+		sum += count
+		c.guide[arc] = sum
+	}
+	// Filling arcs from their ends leaves each guide at the arc's beginning.
+	each(func(i int, at uint32) {
+		arc := at >> c.shift
+		j := c.guide[arc] - 1
+		c.guide[arc] = j
+		c.points[j], c.owners[j] = at, uint32(i)
+	})
+	for i := 1; i < n; i++ {
+		for j := i; j > 0 && c.after(j-1, j); j-- {
+			c.points[j-1], c.points[j] = c.points[j], c.points[j-1]
+			c.owners[j-1], c.owners[j] = c.owners[j], c.owners[j-1]
+		}
+	}
+	for j, i := range c.owners {
+		c.owners[j] = members[i].member
+	}
+	return c
+}
+
+// after reports whether point i belongs behind point j. Of points at one place the
+// lower rank comes first.
+func (c *circle) after(i, j int) bool {
+	return c.points[i] > c.points[j] || c.points[i] == c.points[j] && c.owners[i] > c.owners[j]
+}
+
+// newMaglev fills a table as the Maglev paper does (Eisenbud et al., NSDI 2016,
+// section 3.4): in rounds, in which each member takes the next free entry in an order
+// of its own. A member of less weight than the heaviest sits out rounds; everyone has
+// its turn in the first. size must be a prime.
+func newMaglev(members []hashed, size uint32) *circle {
+	const free = math.MaxUint32
+	owners := make([]uint32, size)
+	for i := range owners {
+		owners[i] = free
+	}
+	type walk struct {
+		at, skip uint32
+		turns    uint64
+		next     int32 // in its round's queue
+	}
+	walks := make([]walk, len(members))
+	heaviest := uint64(0)
+	for i, m := range members {
+		walks[i] = walk{at: uint32(scale(m.hash, uint64(size))), skip: 1 + uint32(scale(mix(m.hash), uint64(size-1)))}
+		heaviest = max(heaviest, uint64(m.weight))
+	}
+	// A queue of members for each round. The heaviest takes an entry in every round,
+	// so that there are at most size of them.
+	type queue struct{ first, last int32 }
+	rounds := make([]queue, size)
+	for i := range rounds {
+		rounds[i] = queue{-1, -1}
+	}
+	join := func(round uint64, i int32) {
+		if round >= uint64(size) {
+			return
+		}
+		q := &rounds[round]
+		walks[i].next = -1
+		if q.first < 0 {
+			q.first = i
+		} else {
+			walks[q.last].next = i
+		}
+		q.last = i
+	}
+	for i := range members {
+		join(0, int32(i))
+	}
+	filled := uint32(0)
+	for round := range rounds {
+		for i := rounds[round].first; i >= 0; {
+			w, m := &walks[i], &members[i]
+			for owners[w.at] != free {
+				if w.at += w.skip; w.at >= size {
+					w.at -= size
+				}
+			}
+			owners[w.at] = m.member
+			if filled++; filled == size {
+				return &circle{owners: owners}
+			}
+			w.turns++
+			following := w.next
+			join(w.turns*heaviest/uint64(m.weight), i)
+			i = following
+		}
+	}
+	return &circle{owners: owners}
+}

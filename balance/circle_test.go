@@ -1,0 +1,197 @@
+package balance
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+)
+
+func someHashed(n int, weight func(i int) uint32) []hashed {
+	out := make([]hashed, n)
+	for i := range out {
+		out[i] = hashed{member: uint32(i), weight: weight(i), hash: HashString(fmt.Sprintf("10.1.%d.%d:80", i/250, i%250))}
+	}
+	return out
+}
+
+func even(int) uint32        { return 1 }
+func spreadOut(i int) uint32 { return uint32(i%5)*3 + 1 }
+
+// The obvious ring: all points in a list, and the least one that is not before the
+// hash, looked for from end to end.
+func TestRingIsThatOfALinearSearch(t *testing.T) {
+	r := rand.New(rand.NewPCG(2, 2))
+	for _, n := range []int{1, 2, 3, 17, 100} {
+		members := someHashed(n, spreadOut)
+		c := newRing(members, 0)
+		type point struct{ at, member uint32 }
+		var points []point
+		for i, m := range members {
+			count := 0
+			for _, owner := range c.owners {
+				if owner == uint32(i) {
+					count++
+				}
+			}
+			for p := range count {
+				points = append(points, point{uint32(mix(m.hash+uint64(p)*golden) >> 32), m.member})
+			}
+		}
+		for k := range 5000 {
+			hash := r.Uint64()
+			switch k {
+			case 0:
+				hash = 0
+			case 1:
+				hash = math.MaxUint64
+			}
+			at := uint32(hash >> 32)
+			best := -1
+			for i, p := range points {
+				if p.at >= at && (best < 0 || p.at < points[best].at) {
+					best = i
+				}
+			}
+			if best < 0 { // past the last point: around to the first
+				for i, p := range points {
+					if best < 0 || p.at < points[best].at {
+						best = i
+					}
+				}
+			}
+			if got := c.owners[c.start(hash)]; got != points[best].member {
+				t.Fatalf("%d members: %#x belongs to %d, want %d", n, hash, got, points[best].member)
+			}
+		}
+	}
+}
+
+func TestRingHasPointsByWeight(t *testing.T) {
+	for _, tc := range []struct {
+		n     int
+		size  uint32
+		least int // points in all
+	}{{1, 0, 1024}, {3, 0, 1024}, {16, 0, 1024}, {100, 0, 6400}, {100, 20_000, 20_000}, {10, 1, 640}} {
+		members := someHashed(tc.n, spreadOut)
+		c := newRing(members, tc.size)
+		total := 0.0
+		for _, m := range members {
+			total += float64(m.weight)
+		}
+		// Rounding takes half a point at most from each.
+		if n := len(c.owners); n < tc.least-tc.n || n > tc.least+tc.n {
+			t.Errorf("%d members, size %d: %d points, want %d", tc.n, tc.size, n, tc.least)
+		}
+		if !slices.IsSorted(c.points) {
+			t.Errorf("%d members: the points are not in order", tc.n)
+		}
+		counts := make([]float64, tc.n)
+		for _, owner := range c.owners {
+			counts[owner]++
+		}
+		for i, m := range members {
+			if want := float64(tc.least) * float64(m.weight) / total; math.Abs(counts[i]-want) > 0.5001 {
+				t.Errorf("%d members: %v points for weight %d, want %v", tc.n, counts[i], m.weight, want)
+			}
+		}
+	}
+}
+
+func TestRingIsBounded(t *testing.T) {
+	members := someHashed(3, func(i int) uint32 { return []uint32{1, math.MaxUint32, 1}[i] })
+	c := newRing(members, 0)
+	if n := len(c.owners); n > 1024+3 {
+		t.Errorf("%d points", n)
+	}
+	for i := range members {
+		if !slices.Contains(c.owners, uint32(i)) {
+			t.Errorf("member %d has no point", i)
+		}
+	}
+}
+
+// obviousMaglev is the paper's pseudocode, with whole permutations, and one list of
+// the turns to come, in the order in which they were asked for.
+func obviousMaglev(members []hashed, size uint32) []uint32 {
+	type turn struct {
+		round uint64
+		i     int
+	}
+	var turns []turn
+	heaviest := uint64(0)
+	permutation := make([][]uint32, len(members))
+	for i, m := range members {
+		turns = append(turns, turn{0, i})
+		heaviest = max(heaviest, uint64(m.weight))
+		offset, skip := scale(m.hash, uint64(size)), 1+scale(mix(m.hash), uint64(size-1))
+		for j := range uint64(size) {
+			permutation[i] = append(permutation[i], uint32((offset+j*skip)%uint64(size)))
+		}
+	}
+	entry := make([]uint32, size)
+	taken := make([]bool, size)
+	taking := make([]uint64, len(members))
+	for filled, round := uint32(0), uint64(0); ; round++ {
+		for k := 0; k < len(turns); k++ {
+			if turns[k].round != round {
+				continue
+			}
+			i := turns[k].i
+			for _, c := range permutation[i] {
+				if !taken[c] {
+					entry[c], taken[c] = members[i].member, true
+					break
+				}
+			}
+			if filled++; filled == size {
+				return entry
+			}
+			taking[i]++
+			turns = append(turns, turn{taking[i] * heaviest / uint64(members[i].weight), i})
+		}
+	}
+}
+
+func TestMaglevIsThePapersTable(t *testing.T) {
+	for _, tc := range []struct {
+		n      int
+		size   uint32
+		weight func(int) uint32
+	}{
+		{1, 7, even}, {2, 2, even}, {3, 7, even}, {5, 101, even}, {20, 1009, even}, {9, 7, even},
+		{3, 101, spreadOut}, {7, 53, spreadOut}, {4, 53, func(i int) uint32 { return []uint32{1, math.MaxUint32, 5, math.MaxUint32}[i] }},
+	} {
+		members := someHashed(tc.n, tc.weight)
+		got, want := newMaglev(members, tc.size).owners, obviousMaglev(members, tc.size)
+		if !slices.Equal(got, want) {
+			t.Errorf("%d members, %d entries:\n%v, want\n%v", tc.n, tc.size, got, want)
+		}
+	}
+}
+
+// In each round a member takes one entry at most, and by weight: entries deviate from
+// the exact share by the one of the first round, and by what the first entries of all
+// take from the others.
+func TestMaglevHasEntriesByWeight(t *testing.T) {
+	for _, n := range []int{1, 3, 10, 1000} {
+		for name, weight := range map[string]func(int) uint32{"equal": even, "unequal": spreadOut} {
+			members := someHashed(n, weight)
+			total := 0.0
+			for _, m := range members {
+				total += float64(m.weight)
+			}
+			counts := make([]float64, n)
+			for _, owner := range newMaglev(members, maglevTable).owners {
+				counts[owner]++
+			}
+			for i, m := range members {
+				part := float64(m.weight) / total
+				if off := counts[i] - maglevTable*part; off > 1+1e-9 || off < -1-float64(n)*part {
+					t.Errorf("%d members, %s: %v entries for %v of the weight, want %v", n, name, counts[i], part, maglevTable*part)
+				}
+			}
+		}
+	}
+}
