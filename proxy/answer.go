@@ -23,20 +23,25 @@ type Answer struct {
 	Location string
 	// RetryAfter asks the client to wait; whole seconds, rounded up.
 	RetryAfter time.Duration
+	// Lines are header lines of the answer's own, Content-Type among them.
+	Lines string
+	// Fallback is what kind of answer stands in for a failure; "" when none does.
+	Fallback string
 }
 
 // Headers that weft's proxies say to each other. They are removed from whatever
 // comes from outside.
 const (
-	reasonHeader = "x-weft-reason"
-	unsentHeader = "x-weft-unsent"
+	reasonHeader   = "x-weft-reason"
+	unsentHeader   = "x-weft-unsent"
+	fallbackHeader = "x-weft-fallback"
 )
 
 // answer sends a to the client and records it. It returns whether the client's
 // connection may carry another request.
 func (x *Exchange) answer(a *Answer) (keep bool) {
 	x.record.Status, x.record.Reason, x.record.Policy = a.Status, a.Reason, a.Policy
-	x.record.local = true
+	x.record.local, x.record.Fallback = true, a.Fallback
 	body := a.Body
 	if body == "" && a.Text != "" {
 		body = "weft: " + a.Text + "\n"
@@ -53,6 +58,9 @@ func (x *Exchange) answer(a *Answer) (keep bool) {
 	if a.Reason != "" {
 		lines = appendField(lines, reasonHeader, a.Reason)
 	}
+	if a.Fallback != "" {
+		lines = appendField(lines, fallbackHeader, a.Fallback)
+	}
 	if a.Unsent && x.conn.l.Direction == Inbound {
 		lines = appendField(lines, unsentHeader, "1")
 	}
@@ -61,6 +69,8 @@ func (x *Exchange) answer(a *Answer) (keep bool) {
 		body, x.record.GRPCStatus = "", grpcStatusOf(a.Status)
 		lines = append(lines, "Content-Type: application/grpc\r\n"...)
 		lines = appendGRPCTrailers(lines, x.record.GRPCStatus, a.Text)
+	} else if a.Lines != "" {
+		lines = append(lines, a.Lines...)
 	} else if body != "" {
 		lines = append(lines, "Content-Type: text/plain; charset=utf-8\r\n"...)
 	}

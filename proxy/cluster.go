@@ -15,13 +15,15 @@ import (
 // cluster is the runtime state of one service that this proxy calls.
 type cluster struct {
 	name   string // "order-service.default", for records
+	zone   string // the proxy's
 	limit  limit
 	budget resilience.Budget
 	open   atomic.Int64 // connections, idle ones too
 	asked  atomic.Int64 // outside the mesh: when somebody came for it last, coarse unix ns
 
 	// swapped whole by update
-	set atomic.Pointer[endpointSet]
+	set   atomic.Pointer[endpointSet]
+	guard atomic.Pointer[guard] // nil: the service has no ResiliencePolicy
 
 	mu        sync.Mutex
 	endpoints map[string]*endpoint // by ID, address, identity and protocol
@@ -33,14 +35,6 @@ type endpointSet struct {
 	service *weft.Service
 	all     *group
 	subsets map[string]*group
-}
-
-// group is a subset's endpoints (or all) with the policy that applies to them.
-type group struct {
-	policy    *weft.TrafficPolicy
-	outlier   *resilience.OutlierPolicy // nil: no ejection
-	endpoints []*endpoint
-	balance   *balance.Set
 }
 
 // endpoint is one endpoint with everything known of it. It lives as long as the
@@ -72,9 +66,10 @@ const (
 	downMax = 5 * time.Second
 )
 
-func newCluster(name string) *cluster {
-	c := &cluster{name: name, endpoints: map[string]*endpoint{}}
-	c.set.Store(&endpointSet{service: &weft.Service{}, all: &group{policy: &weft.TrafficPolicy{}, balance: balance.NewSet(balance.LeastRequest, nil, nil)}})
+// newCluster returns a cluster without endpoints. zone is where the proxy is.
+func newCluster(name, zone string) *cluster {
+	c := &cluster{name: name, zone: zone, endpoints: map[string]*endpoint{}}
+	c.set.Store(&endpointSet{service: &weft.Service{}, all: newGroup(&weft.TrafficPolicy{}, "", nil, nil, nil)})
 	return c
 }
 
@@ -88,21 +83,25 @@ func (c *cluster) update(s *weft.Service) {
 	defer c.mu.Unlock()
 	kept := make(map[string]*endpoint, len(s.Endpoints))
 	live := make([]*endpoint, len(s.Endpoints))
+	now, known := time.Now().UnixNano(), len(c.endpoints) > 0
 	for i := range s.Endpoints {
 		e := &s.Endpoints[i]
 		key := e.ID + "|" + e.Address + "|" + string(e.Identity) + "|" + string(e.Protocol)
 		ep := c.endpoints[key]
 		if ep == nil {
 			ep = &endpoint{id: e.ID, address: e.Address, identity: e.Identity, version: e.Labels["version"], protocol: e.Protocol}
+			if known { // and it was not there
+				ep.target.Join(now)
+			}
 		} else if v := e.Labels["version"]; v != ep.version {
 			ep = ep.relabelled(v)
 		}
 		kept[key], live[i] = ep, ep
 	}
-	next := &endpointSet{service: s, all: newGroup(&s.Policy, s.Endpoints, live, nil), subsets: make(map[string]*group, len(s.Subsets))}
+	next := &endpointSet{service: s, all: newGroup(&s.Policy, c.zone, s.Endpoints, live, nil), subsets: make(map[string]*group, len(s.Subsets))}
 	for i := range s.Subsets {
 		sub := &s.Subsets[i]
-		next.subsets[sub.Name] = newGroup(&sub.Policy, s.Endpoints, live, sub)
+		next.subsets[sub.Name] = newGroup(&sub.Policy, c.zone, s.Endpoints, live, sub)
 	}
 	gone := c.endpoints
 	c.endpoints = kept
@@ -132,35 +131,6 @@ func (e *endpoint) relabelled(version string) *endpoint {
 	return &endpoint{id: e.id, address: e.address, identity: e.identity, version: version, protocol: e.protocol}
 }
 
-func newGroup(p *weft.TrafficPolicy, endpoints []weft.Endpoint, live []*endpoint, subset *weft.Subset) *group {
-	g := &group{policy: p}
-	var targets []*balance.Target
-	var weights []uint32
-	for i := range endpoints {
-		if subset == nil || subset.Fits(&endpoints[i]) {
-			g.endpoints = append(g.endpoints, live[i])
-			targets = append(targets, &live[i].target)
-			weights = append(weights, endpoints[i].Weight)
-		}
-	}
-	algorithm := balance.LeastRequest
-	switch p.LoadBalancer {
-	case weft.RoundRobin:
-		algorithm = balance.RoundRobin
-	case weft.Random:
-		algorithm = balance.Random
-	}
-	g.balance = balance.NewSet(algorithm, targets, weights)
-	if o := p.Outlier; o != nil {
-		g.outlier = &resilience.OutlierPolicy{
-			Consecutive5xx: o.Consecutive5xx, ConsecutiveGateway: o.ConsecutiveGateway,
-			Interval: o.Interval, BaseEjection: o.BaseEjection, MaxEjection: o.MaxEjection,
-			MaxEjectionPercent: o.MaxEjectionPercent, MinHealthPercent: o.MinHealthPercent,
-		}
-	}
-	return g
-}
-
 // group of a subset, or of the whole service for "". nil when there is no such
 // subset.
 func (s *endpointSet) group(subset string) *group {
@@ -168,73 +138,6 @@ func (s *endpointSet) group(subset string) *group {
 		return s.all
 	}
 	return s.subsets[subset]
-}
-
-// maxTried bounds how many endpoints an exchange remembers having tried.
-const maxTried = 8
-
-// pick chooses an endpoint that is in service and was not tried yet, or nil.
-func (g *group) pick(random uint64, now time.Time, tried []*endpoint) *endpoint {
-	ns := now.UnixNano()
-	return g.at(g.balance.Pick(random, func(i int) bool {
-		e := g.endpoints[i]
-		if e.downUntil.Load() > ns || g.outlier != nil && e.outlier.Ejected(now) {
-			return false
-		}
-		for _, t := range tried {
-			if t == e {
-				return false
-			}
-		}
-		return true
-	}))
-}
-
-// pickAny chooses also what was tried or is down; ejected endpoints never get
-// traffic.
-func (g *group) pickAny(random uint64, now time.Time) *endpoint {
-	return g.at(g.balance.Pick(random, func(i int) bool {
-		return g.outlier == nil || !g.endpoints[i].outlier.Ejected(now)
-	}))
-}
-
-// dropIdle closes one idle connection to make room for a new one.
-func (g *group) dropIdle() {
-	for _, e := range g.endpoints {
-		if e.pool.dropOldest() {
-			return
-		}
-	}
-}
-
-func (g *group) at(i int) *endpoint {
-	if i < 0 {
-		return nil
-	}
-	return g.endpoints[i]
-}
-
-// succeeded and failed tell what an endpoint answered: the food of outlier
-// detection.
-func (g *group) succeeded(e *endpoint) {
-	if g.outlier != nil {
-		e.outlier.Success()
-	}
-}
-
-// failed returns for how long the endpoint was ejected because of this failure,
-// or 0.
-func (g *group) failed(e *endpoint, gateway bool, now time.Time) time.Duration {
-	if g.outlier == nil || !e.outlier.Failure(g.outlier, gateway) {
-		return 0
-	}
-	ejected := 0
-	for _, other := range g.endpoints {
-		if other.outlier.Ejected(now) {
-			ejected++
-		}
-	}
-	return e.outlier.Eject(g.outlier, now, ejected, len(g.endpoints))
 }
 
 // connectFailed keeps picks away from the endpoint for a while.
@@ -273,6 +176,7 @@ func (e *endpoint) grpcCalls(p *Proxy, d Direction, destination string) *metric.
 // closeIdle closes connections that were idle too long and returns how many stay.
 func (c *cluster) closeIdle(now int64) (left int) {
 	set := c.set.Load()
+	set.refresh(now)
 	for _, e := range set.all.endpoints {
 		left += e.pool.closeIdle(now) + e.muxes.expire(time.Unix(0, now), c.opened)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/proxy/relay"
+	"github.com/weftmesh/weft/resilience"
 	"github.com/weftmesh/weft/telemetry/trace"
 	"github.com/weftmesh/weft/wire/http1"
 )
@@ -52,11 +53,24 @@ type Exchange struct {
 	trace     trace.Context
 	span      trace.Span // scratch, so that recording one allocates nothing
 	traced    bool
+	sentAt    time.Time // when the attempt began, where the balancer wants to know
+	sticky    string    // value of the cookie that the client gets, and did not have
+
+	// of a plan with a guard
+	call      resilience.Call
+	permit    resilience.Permit
+	permitted bool // the circuit has not been told yet how the attempt ended
+	outcome   resilience.Outcome
+	headAt    time.Time     // when the attempt's response began; zero: it has not
+	hint      time.Duration // how long the endpoint asks to be left alone; negative: for ever
+	keep      copying
+	hedged    bool // the attempt may get another one beside it
 
 	parked atomic.Bool // waits for the upstream without having looked at its socket
 
 	mu      sync.Mutex   // guards what follows
 	up      upstream     // nil between attempts
+	rivals  []upstream   // of hedges that run beside up
 	relay   *relay.Relay // while bytes are relayed
 	nudged  bool         // up's read deadline is past, only to make the goroutine look
 	expired bool         // somebody ended the exchange
@@ -152,7 +166,7 @@ func (x *Exchange) begin() {
 	x.decision = weft.Decision{}
 	x.tried = [maxTried]*endpoint{}
 	x.body, x.whole, x.streamed, x.continued, x.grpc, x.upgrade = nil, false, false, false, false, false
-	x.traced = false
+	x.traced, x.sticky = false, ""
 	x.trace = trace.Context{}
 	x.request = weft.Request{}
 	x.record = Record{Start: time.Now(), Direction: x.conn.l.Direction}
@@ -233,6 +247,9 @@ func (x *Exchange) cancel() {
 	x.expired = true
 	if x.up != nil {
 		x.up.interrupt()
+	}
+	for _, up := range x.rivals {
+		up.interrupt()
 	}
 	x.mu.Unlock()
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/resilience"
 	"github.com/weftmesh/weft/wire/http1"
 )
 
@@ -22,6 +23,11 @@ type plan struct {
 	deadline time.Time     // of all tries together; zero is none
 	wait     time.Duration // before the next try
 	http2    bool          // to the endpoint
+
+	guard   *guard        // nil: no ResiliencePolicy applies
+	perTry  time.Duration // of one attempt; 0 is no bound of its own
+	retries bool          // guard's policy decides on retries, and not retry
+	instead bool          // this is where a fallback leads
 }
 
 // defaultConnectTimeout is Istio's (facts/mesh.md §2.2 item 7).
@@ -55,14 +61,42 @@ func (x *Exchange) forwardRouted() (keep bool) {
 	if pl.group == nil { // the subset went while we looked
 		return x.answer(problemAnswer(x, &weft.Decision{Problem: weft.NoSubset, Rule: d.Rule, Destination: d.Destination}))
 	}
+	pl.perTry = d.Rule.Retry.PerTryTimeout
 	timeout := d.Rule.Timeout
 	if d.Edge != nil && d.Edge.Timeout > 0 && (timeout == 0 || d.Edge.Timeout < timeout) {
 		timeout = d.Edge.Timeout
 	}
+	timeout = x.guard(pl, timeout)
 	if timeout > 0 {
 		pl.deadline = x.record.Start.Add(timeout)
 	}
 	return x.forward(pl)
+}
+
+// guard finds the policy that applies: the route's before the service's. What a
+// route says by itself goes before what its service's policy says.
+func (x *Exchange) guard(pl *plan, timeout time.Duration) time.Duration {
+	d := &x.decision
+	own := true
+	pl.guard = x.view.rules[d.Rule]
+	if pl.guard == nil && d.Edge != nil {
+		pl.guard = x.view.rules[d.Edge]
+	}
+	if pl.guard == nil {
+		pl.guard, own = pl.cluster.guard.Load(), false
+	}
+	if pl.guard == nil {
+		return timeout
+	}
+	s := pl.guard.settings.Load()
+	if s.timeout > 0 && (own || timeout == 0) {
+		timeout = s.timeout
+	}
+	if s.attempt > 0 && (own || pl.perTry == 0) {
+		pl.perTry = s.attempt
+	}
+	pl.retries = s.retries && (own || !d.Rule.Retry.Chosen)
+	return timeout
 }
 
 // maxExternal bounds how many hosts outside the mesh are remembered.
@@ -91,7 +125,7 @@ func (x *Exchange) externalCluster() *cluster {
 	cl := p.external[address]
 	full := cl == nil && len(p.external) >= maxExternal
 	if cl == nil && !full {
-		cl = newCluster("external")
+		cl = newCluster("external", "")
 		cl.update(&weft.Service{Endpoints: []weft.Endpoint{{ID: address, Address: address, Weight: 1}}})
 		p.external[address] = cl
 	}
@@ -120,7 +154,7 @@ type outcome struct {
 // failure.
 const maxStale = 3
 
-// forward makes attempts until one is answered or no more are allowed.
+// forward has the request answered: by an endpoint, or by saying why not.
 func (x *Exchange) forward(pl *plan) (keep bool) {
 	if x.upgrade {
 		x.whole = true
@@ -129,32 +163,50 @@ func (x *Exchange) forward(pl *plan) (keep bool) {
 		return false
 	}
 	x.limitByClient(pl)
+	keep, fault := x.try(pl)
+	if fault != nil {
+		return x.giveUp(pl, fault)
+	}
+	return keep
+}
+
+// try makes attempts until one is answered or no more are allowed. Without a fault
+// the client has its answer.
+func (x *Exchange) try(pl *plan) (keep bool, fault *Answer) {
+	if pl.guard != nil {
+		if fault := x.beginCall(pl); fault != nil {
+			return false, fault
+		}
+		defer x.endCall(pl)
+	}
 	policy := pl.group.policy
 	pl.http2 = x.goesByHTTP2(pl)
 	if reason := pl.cluster.limit.acquire(policy, pl.http2, pl.patience(x.record.Start)); reason != "" {
-		return x.answer(&Answer{Status: 503, Reason: reason, Unsent: true,
-			Text: "too many requests to " + pl.cluster.name + " are in flight (" + policy.Source.String() + ")"})
+		return false, &Answer{Status: 503, Reason: reason, Unsent: true,
+			Text: "too many requests to " + pl.cluster.name + " are in flight (" + policy.Source.String() + ")"}
 	}
 	defer pl.cluster.limit.release()
 	pl.cluster.budget.Call(x.record.Start)
 	now, stale := x.record.Start, 0
 	for n := 0; ; {
+		if pl.guard != nil {
+			if fault := x.beginAttempt(pl); fault != nil {
+				return false, fault
+			}
+		}
 		e := x.pick(pl, n, now)
 		if e == nil {
-			return x.answer(noEndpoint(pl))
+			return false, noEndpoint(pl)
 		}
 		x.tried[n%maxTried] = e
 		x.record.Attempts = n + 1
-		x.record.Endpoint, x.record.Version = e.id, e.version
-		if x.conn.l.Direction != Inbound {
-			x.record.series = e.requests(x.conn.p, x.conn.l.Direction, x.record.Destination)
-			if x.grpc {
-				x.record.calls = e.grpcCalls(x.conn.p, x.conn.l.Direction, x.record.Destination)
-			}
-		}
+		x.chose(e)
 		o := x.attempt(pl, e, n)
+		if pl.guard != nil {
+			x.endAttempt(pl, &o)
+		}
 		if o.done {
-			return o.keep
+			return o.keep, nil
 		}
 		now = time.Now()
 		if o.stale && stale < maxStale && !x.streamed && !x.wasExpired() && (o.unsent || x.idempotent()) {
@@ -162,11 +214,24 @@ func (x *Exchange) forward(pl *plan) (keep bool) {
 			stale++
 			continue
 		}
-		if !x.mayRepeat(pl, &o, n) || !o.paid && !pl.grant(n, now) {
-			return x.answer(&o.fault)
+		if !x.mayRepeat(pl, &o, n) || !o.paid && !x.grant(pl, n, now) {
+			fault := o.fault // only what failed is worth an allocation
+			return false, &fault
 		}
 		time.Sleep(pl.wait)
 		n++
+	}
+}
+
+// chose notes which endpoint an attempt goes to.
+func (x *Exchange) chose(e *endpoint) {
+	x.record.Endpoint, x.record.Version = e.id, e.version
+	if x.conn.l.Direction == Inbound {
+		return
+	}
+	x.record.series = e.requests(x.conn.p, x.conn.l.Direction, x.record.Destination)
+	if x.grpc {
+		x.record.calls = e.grpcCalls(x.conn.p, x.conn.l.Direction, x.record.Destination)
 	}
 }
 
@@ -196,7 +261,8 @@ func (x *Exchange) goesByHTTP2(pl *plan) bool {
 // Last comes what was tried or is down.
 func (x *Exchange) pick(pl *plan, n int, now time.Time) *endpoint {
 	tried := x.tried[:min(n, maxTried)]
-	if e := pl.group.pick(rand.Uint64(), now, tried); e != nil {
+	c := x.choice(pl, rand.Uint64(), now, tried)
+	if e := pl.group.pick(c); e != nil {
 		return e
 	}
 	if pl.rule != nil && len(pl.rule.Destinations) > 1 {
@@ -207,13 +273,13 @@ func (x *Exchange) pick(pl *plan, n int, now time.Time) *endpoint {
 			if d.Weight == 0 || d.Service != pl.dest.Service || g == nil || g == pl.group {
 				continue
 			}
-			if e := g.pick(rand.Uint64(), now, tried); e != nil {
+			if e := g.pick(c); e != nil {
 				pl.group, pl.dest = g, d
 				return e
 			}
 		}
 	}
-	return pl.group.pickAny(rand.Uint64(), now)
+	return pl.group.pickAny(c)
 }
 
 // patience is how long the exchange waits for a connection slot.
@@ -242,8 +308,11 @@ func noEndpoint(pl *plan) *Answer {
 // mayRepeat reports whether a failed attempt may be followed by another: what no
 // application has seen always, the rest only when repeating does no harm.
 func (x *Exchange) mayRepeat(pl *plan, o *outcome, n int) bool {
-	if n >= pl.retry.Attempts || !o.again || x.streamed || x.wasExpired() {
+	if !pl.retries && n >= pl.retry.Attempts || !o.again || x.streamed || x.wasExpired() {
 		return false
+	}
+	if pl.retries {
+		return o.unsent || x.idempotent() || pl.guard.policy.RetriesMethod(x.request.Method)
 	}
 	if o.unsent {
 		return pl.retry.On&(weft.RetryConnectFailure|weft.RetryRefusedStream|weft.Retry5xx|weft.RetryGatewayError) != 0
@@ -268,10 +337,19 @@ const backoffBase = 25 * time.Millisecond
 
 // grant decides whether attempt n+1 is made, and after which wait: there must be
 // time for it, and the budget pays.
-func (pl *plan) grant(n int, now time.Time) bool {
+func (x *Exchange) grant(pl *plan, n int, now time.Time) bool {
+	if pl.retries {
+		var ok bool
+		pl.wait, ok = x.call.Retry(now, x.hint)
+		return ok
+	}
 	pl.wait = 0
 	if n > 0 || len(pl.group.endpoints) == 1 {
-		pl.wait = time.Duration(rand.Int64N(int64(min(backoffBase<<n, 10*backoffBase))))
+		base := pl.retry.Backoff
+		if base == 0 {
+			base = backoffBase
+		}
+		pl.wait = time.Duration(rand.Int64N(int64(min(base<<min(n, 10), 10*base))))
 	}
 	if !pl.deadline.IsZero() && now.Add(pl.wait).After(pl.deadline) {
 		return false
@@ -284,7 +362,12 @@ func (pl *plan) grant(n int, now time.Time) bool {
 func (x *Exchange) attempt(pl *plan, e *endpoint, n int) outcome {
 	e.target.Begin()
 	defer e.target.End()
-	up, fault := x.connect(pl, e)
+	if pl.group.observes {
+		x.sentAt = time.Now()
+	}
+	delay, most := x.hedges(pl)
+	x.hedged = delay > 0
+	up, fault := x.connect(pl, e, &x.stream)
 	if fault != nil {
 		return outcome{unsent: true, again: true, fault: *fault}
 	}
@@ -295,6 +378,12 @@ func (x *Exchange) attempt(pl *plan, e *endpoint, n int) outcome {
 		stale := up.reused()
 		up.release(x, pl, false)
 		return outcome{unsent: true, again: true, stale: stale, fault: *x.broken(e, "while sending", err)}
+	}
+	if x.hedged && err == nil {
+		var other *endpoint
+		if up, other = x.race(pl, up, e, delay, most); other != e {
+			defer other.target.End()
+		}
 	}
 	sending := !x.whole && err == nil
 	x.sender.lost.Store(false)
@@ -314,10 +403,10 @@ func (x *Exchange) attempt(pl *plan, e *endpoint, n int) outcome {
 
 // attemptDeadline is the earlier of the plan's deadline and the per-try timeout.
 func (pl *plan) attemptDeadline() time.Time {
-	if pl.retry.PerTryTimeout == 0 {
+	if pl.perTry == 0 {
 		return pl.deadline
 	}
-	t := time.Now().Add(pl.retry.PerTryTimeout)
+	t := time.Now().Add(pl.perTry)
 	if !pl.deadline.IsZero() && pl.deadline.Before(t) {
 		return pl.deadline
 	}
@@ -325,14 +414,14 @@ func (pl *plan) attemptDeadline() time.Time {
 }
 
 // connect takes a connection or a stream of the endpoint, or opens one.
-func (x *Exchange) connect(pl *plan, e *endpoint) (upstream, *Answer) {
+func (x *Exchange) connect(pl *plan, e *endpoint, stream *http2Upstream) (upstream, *Answer) {
 	p := x.conn.p
 	if pl.http2 {
-		err := x.stream.open(x, pl, e)
+		err := stream.open(x, pl, e)
 		if err != nil {
 			return nil, x.unreachable(pl, e, err)
 		}
-		return &x.stream, nil
+		return stream, nil
 	}
 	if u := e.pool.get(time.Now().UnixNano(), !x.idempotent()); u != nil {
 		u.setDeadline(pl.attemptDeadline())
@@ -354,7 +443,7 @@ func (x *Exchange) connect(pl *plan, e *endpoint) (upstream, *Answer) {
 func (x *Exchange) unreachable(pl *plan, e *endpoint, err error) *Answer {
 	now := time.Now()
 	e.connectFailed(now)
-	pl.group.failed(e, true, now)
+	pl.group.failed(e, resilience.FaultLocal, now)
 	return &Answer{Status: 503, Reason: "connect_failed", Unsent: true,
 		Text: "cannot connect to " + pl.cluster.name + " (" + e.id + "): " + plainCause(err)}
 }

@@ -190,6 +190,5 @@ func (x *Exchange) judgeLate(pl *plan) {
 	if x.record.GRPCStatus < 0 {
 		x.record.GRPCStatus = grpcUnknown
 	}
-	status := judgedAs(x.record.GRPCStatus)
-	x.judge(pl, status, isGatewayError(status))
+	x.judge(pl, judgedAs(x.record.GRPCStatus))
 }

@@ -43,7 +43,7 @@ func (u *link) send(x *Exchange, pl *plan) (unsent bool, err error) {
 	if fits {
 		out = append(out, x.body...)
 	}
-	if fits && u.pass != nil && x.whole && !x.client.http2() {
+	if fits && u.pass != nil && x.whole && !x.client.http2() && !x.hedged {
 		return u.sendAndWait(x, out)
 	}
 	n, err := u.sock.Write(out)
@@ -184,6 +184,29 @@ func (u *link) await(x *Exchange) error {
 		}
 		x.conn.progress()
 	}
+}
+
+// ready implements upstream.
+func (u *link) ready(until time.Time) (ok bool, err error) {
+	if u.r < u.w || u.passErr != nil {
+		return true, u.passErr
+	}
+	if u.in == nil {
+		u.in = takeBuffer()
+	}
+	ours := !until.IsZero() && (u.until.IsZero() || until.Before(u.until))
+	if ours {
+		_ = u.sock.SetReadDeadline(until)
+	}
+	err = u.fill()
+	if ours {
+		_ = u.sock.SetReadDeadline(u.until)
+		if errors.Is(err, os.ErrDeadlineExceeded) && !u.x.wasExpired() {
+			return false, nil
+		}
+	}
+	u.passErr = err
+	return true, err
 }
 
 // next gives more of the response's body.

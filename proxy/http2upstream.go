@@ -20,6 +20,7 @@ type http2Upstream struct {
 	st    *mux.Stream
 	conn  *mux.Conn // of st
 	fresh bool      // it was opened for this exchange
+	until time.Time // deadline of the attempt
 	head  http2.RequestHead
 	lines []byte
 	path  []byte
@@ -56,7 +57,8 @@ func (s *http2Upstream) open(x *Exchange, pl *plan, e *endpoint) error {
 		e.connected()
 		break
 	}
-	s.st.SetDeadline(pl.attemptDeadline())
+	s.until = pl.attemptDeadline()
+	s.st.SetDeadline(s.until)
 	if x.grpc {
 		s.st.LetRest()
 	}
@@ -111,6 +113,22 @@ func (s *http2Upstream) await(x *Exchange) error {
 	x.response, *s.st.Response() = *s.st.Response(), x.response
 	x.conn.progress()
 	return nil
+}
+
+// ready implements upstream.
+func (s *http2Upstream) ready(until time.Time) (ok bool, err error) {
+	ours := !until.IsZero() && (s.until.IsZero() || until.Before(s.until))
+	if ours {
+		s.st.SetDeadline(until)
+	}
+	err = s.st.WaitHead()
+	if ours {
+		s.st.SetDeadline(s.until)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return false, nil
+		}
+	}
+	return true, err
 }
 
 func (s *http2Upstream) next() (data []byte, last bool, err error) {

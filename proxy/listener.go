@@ -62,7 +62,7 @@ func (l *Listener) prepare(p *Proxy) error {
 		return weft.Errorf(weft.Invalid, "serve", "inbound listener", "local address %q: want host:port", l.Local)
 	}
 	l.port = l.Local[i+1:]
-	l.local = newCluster(p.self.String())
+	l.local = newCluster(p.self.String(), "")
 	l.local.update(&weft.Service{
 		Name:      p.self,
 		Endpoints: []weft.Endpoint{{ID: "local", Address: l.Local, Weight: 1, Protocol: l.LocalProtocol}},

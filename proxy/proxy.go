@@ -68,6 +68,11 @@ type Config struct {
 	// Load decides whether new work may begin. One monitor serves a process, whose
 	// owner closes it after the proxy; nil: everything may.
 	Load *overload.Monitor
+	// Zone is where this proxy is: "region/zone/subzone", or just a zone.
+	Zone string
+	// OnBreaker is told of each change of a circuit's state, from the exchange that
+	// caused it: it must not block. nil: nobody is.
+	OnBreaker func(BreakerEvent)
 }
 
 // Proxy is one process's data plane. Create it by New and end it by Close.
@@ -82,6 +87,8 @@ type Proxy struct {
 	accessLog *accesslog.Writer
 	logger    *slog.Logger
 	load      *overload.Monitor // nil: no limits
+	zone      string
+	onBreaker func(BreakerEvent)
 	refused   refusals
 	ejected   *metric.Counter
 	workers   mux.Workers
@@ -112,13 +119,15 @@ type Proxy struct {
 type view struct {
 	snapshot *weft.Snapshot
 	clusters map[weft.ServiceName]*cluster
+	guards   map[string]*guard     // of all policies in force
+	rules    map[*weft.Rule]*guard // of rules that have their own
 }
 
 // New returns a running proxy that serves nothing yet.
 func New(c Config) *Proxy {
 	p := &Proxy{
 		self: c.Self, source: c.Source, clientTLS: c.ClientTLS, metrics: c.Metrics,
-		spans: c.Spans, sample: c.Sample, accessLog: c.AccessLog, logger: c.Logger, load: c.Load,
+		spans: c.Spans, sample: c.Sample, accessLog: c.AccessLog, logger: c.Logger, load: c.Load, zone: c.Zone, onBreaker: c.OnBreaker,
 		listeners: map[net.Listener]struct{}{}, conns: map[*conn]struct{}{}, external: map[string]*cluster{},
 	}
 	if p.metrics == nil {
@@ -149,10 +158,14 @@ func (p *Proxy) Update(s *weft.Snapshot) {
 	for name, service := range s.Services {
 		c := old.clusters[name]
 		if c == nil {
-			c = newCluster(name.String())
+			c = newCluster(name.String(), p.zone)
 		}
 		c.update(service)
 		next.clusters[name] = c
+	}
+	next.guards, next.rules = p.guards(s, old.guards)
+	for name, c := range next.clusters {
+		c.guard.Store(serviceGuard(next.guards, name))
 	}
 	p.view.Store(next)
 	for name, c := range old.clusters {

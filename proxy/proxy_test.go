@@ -29,7 +29,9 @@ type mesh struct {
 	rule  weft.Rule // of service "shop"; change it before set
 	svc   weft.Service
 	raws  []weft.RawRule
-	seq   uint64
+	// others are in the snapshot, too
+	others []*weft.Service
+	seq    uint64
 }
 
 var shop = weft.ServiceName{Namespace: "default", Name: "shop"}
@@ -70,8 +72,11 @@ func (m *mesh) publish() {
 	table := m.table()
 	m.seq++
 	svc := m.svc
-	m.proxy.Update(&weft.Snapshot{Version: m.seq, Hosts: map[string]*weft.RouteTable{"shop": table},
-		Services: map[weft.ServiceName]*weft.Service{shop: &svc}})
+	services := map[weft.ServiceName]*weft.Service{shop: &svc}
+	for _, s := range m.others {
+		services[s.Name] = s
+	}
+	m.proxy.Update(&weft.Snapshot{Version: m.seq, Hosts: map[string]*weft.RouteTable{"shop": table}, Services: services})
 }
 
 func (m *mesh) table() *weft.RouteTable {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/balance"
 	"github.com/weftmesh/weft/proxy/relay"
 	"github.com/weftmesh/weft/telemetry/metric"
 	"github.com/weftmesh/weft/wire/clienthello"
@@ -403,11 +404,11 @@ func (c *conn) listen(d weft.Decision, detector relay.Detector, kind relay.Kind)
 
 // dialEarly opens a connection to one endpoint of the destination, without a
 // second try: it is only to hear whether the server speaks.
-func (c *conn) dialEarly(ctx context.Context, d *weft.Decision) (dialled, error) {
+func (conn *conn) dialEarly(ctx context.Context, d *weft.Decision) (dialled, error) {
 	if d.Problem != "" { // a request is told of it; who waits for bytes has to be, too
 		return dialled{}, errNowhere
 	}
-	cl := c.p.view.Load().clusters[d.Service.Name]
+	cl := conn.p.view.Load().clusters[d.Service.Name]
 	if cl == nil {
 		return dialled{}, errNowhere
 	}
@@ -416,7 +417,11 @@ func (c *conn) dialEarly(ctx context.Context, d *weft.Decision) (dialled, error)
 		return dialled{}, errNowhere
 	}
 	now := time.Now()
-	e := g.pick(rand.Uint64(), now, nil)
+	c := choice{random: rand.Uint64(), now: now}
+	if h := g.policy.Hash; h != nil && h.SourceIP {
+		c.hash, c.hashed = balance.HashString(conn.peerAddr.String()), true
+	}
+	e := g.pick(c)
 	if e == nil {
 		return dialled{}, errNowhere
 	}
@@ -424,7 +429,7 @@ func (c *conn) dialEarly(ctx context.Context, d *weft.Decision) (dialled, error)
 	if end, ok := ctx.Deadline(); ok {
 		patience = min(patience, end.Sub(now))
 	}
-	sock, err := c.dialRaw(e, g.policy, patience)
+	sock, err := conn.dialRaw(e, g.policy, patience)
 	if err != nil {
 		e.connectFailed(time.Now())
 		return dialled{}, err

@@ -4,25 +4,38 @@ import (
 	"errors"
 	"io"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/proxy/relay"
+	"github.com/weftmesh/weft/resilience"
 	"github.com/weftmesh/weft/wire/http1"
 )
 
 // receive reads the response to attempt n and, unless it is to be retried,
 // streams it to the client.
 func (x *Exchange) receive(pl *plan, up upstream, n int) (o outcome) {
-	if err := x.awaitResponse(up); err != nil {
+	err := x.awaitResponse(up)
+	if pl.group.observes && (err == nil || errors.Is(err, os.ErrDeadlineExceeded)) {
+		now := time.Now()
+		x.tried[(x.record.Attempts-1)%maxTried].target.Observe(now.Sub(x.sentAt), now.UnixNano())
+	}
+	if err != nil {
 		x.noResponse(pl, up, err, &o)
 		return o
 	}
-	if x.judgeResponse(pl, &o) && x.mayRepeat(pl, &o, n) && pl.grant(n, time.Now()) {
+	if pl.guard != nil {
+		x.headCame(pl)
+	}
+	if x.judgeResponse(pl, &o) && x.mayRepeat(pl, &o, n) && x.grant(pl, n, time.Now()) {
 		o.paid = true
-		if u, ok := up.(*link); ok {
-			o.whole = u.skip(x)
-		}
+		o.whole = skip(x, up)
+		return o
+	}
+	if x.failing(pl) && x.hasFallback(pl) {
+		o.again, o.whole = false, skip(x, up)
+		o.fault = Answer{Status: x.response.Status, Reason: "upstream_error", Text: x.record.Endpoint + " answered " + strconv.Itoa(x.response.Status)}
 		return o
 	}
 	if x.upgrade && x.client.http2() && x.response.Status/100 == 2 {
@@ -36,13 +49,17 @@ func (x *Exchange) receive(pl *plan, up upstream, n int) (o outcome) {
 		x.tunnel(pl, up.(*link))
 		return o
 	}
+	keeps := pl.guard != nil && x.startKeeping(pl)
 	o.keep = x.client.begin(pl)
 	x.record.Status = x.response.Status
-	err := x.passBody(up)
+	err = x.passBody(up, keeps)
 	switch {
 	case err == nil:
 		o.whole = true
 		x.judgeLate(pl)
+		if keeps {
+			x.finishKeeping(pl)
+		}
 	case errors.Is(err, errSource):
 		o.keep = false
 		status := 502
@@ -53,7 +70,7 @@ func (x *Exchange) receive(pl *plan, up upstream, n int) (o outcome) {
 		x.record.Reason = "upstream_truncated"
 		x.record.Status = 0 // the client did not get a whole response
 		if !x.wasExpired() && !x.sender.lost.Load() {
-			x.judge(pl, 0, true)
+			x.judge(pl, 0)
 		}
 	default:
 		o.keep = false
@@ -62,8 +79,14 @@ func (x *Exchange) receive(pl *plan, up upstream, n int) (o outcome) {
 	return o
 }
 
-// passBody streams the response's body.
-func (x *Exchange) passBody(up upstream) error {
+// skip reads past a response that is not passed on, if its body is here already.
+func skip(x *Exchange, up upstream) (whole bool) {
+	u, one := up.(*link)
+	return one && u.skip(x)
+}
+
+// passBody streams the response's body, and keeps a copy of it if asked to.
+func (x *Exchange) passBody(up upstream, keeps bool) error {
 	if x.response.Framing == http1.NoBody || x.response.Framing == http1.FixedLength && x.response.Length == 0 {
 		if err := x.client.end(nil); err != nil {
 			return errors.Join(errSink, err)
@@ -74,6 +97,9 @@ func (x *Exchange) passBody(up upstream) error {
 		if err := x.client.flush(); err != nil {
 			return errors.Join(errSink, err)
 		}
+	}
+	if keeps {
+		return pump(&x.keep, up, &x.record.BytesOut)
 	}
 	if err := x.splice(up); err != nil {
 		return err
@@ -170,14 +196,14 @@ func (x *Exchange) noResponse(pl *plan, up upstream, err error, o *outcome) {
 		o.fault = Answer{Status: 504, Reason: "stalled", Text: e.id + " did not answer for " + stallTimeout.String(), Close: true}
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		o.fault = *x.broken(e, "", err)
-		o.again = pl.retry.PerTryTimeout > 0
+		o.again = pl.perTry > 0
 	default:
 		x.upstreamBroke(pl, up, e, err, o)
 		if o.stale || x.conn.l.Direction == Inbound && up.reused() {
 			return
 		}
 	}
-	x.judge(pl, 0, true)
+	x.judge(pl, 0)
 }
 
 // upstreamBroke describes a connection or stream that ended without an answer.
@@ -198,7 +224,7 @@ func (x *Exchange) upstreamBroke(pl *plan, up upstream, e *endpoint, err error, 
 		err = errClosed
 	}
 	o.fault = *x.broken(e, when, err)
-	o.again = o.again || pl.retry.On&(weft.RetryReset|weft.Retry5xx|weft.RetryGatewayError) != 0 &&
+	o.again = o.again || (pl.retries || pl.retry.On&(weft.RetryReset|weft.Retry5xx|weft.RetryGatewayError) != 0) &&
 		(x.conn.l.Direction != Inbound || up.reused())
 }
 
@@ -221,11 +247,18 @@ func (x *Exchange) judgeResponse(pl *plan, o *outcome) (again bool) {
 			return false // it comes behind the body: see passBody
 		}
 	}
-	gateway := isGatewayError(status)
-	x.judge(pl, status, gateway)
+	x.judge(pl, status)
+	if pl.retries {
+		if x.grpc {
+			o.again = pl.guard.policy.RetriesGRPC(x.record.GRPCStatus)
+		} else {
+			o.again = pl.guard.policy.RetriesStatus(r.Status)
+		}
+		return o.again
+	}
 	on := pl.retry.On
 	again = on&weft.Retry5xx != 0 && status >= 500 ||
-		on&weft.RetryGatewayError != 0 && gateway ||
+		on&weft.RetryGatewayError != 0 && isGatewayError(status) ||
 		on&weft.RetryUnavailable != 0 && status == 503 ||
 		on&weft.RetryRetriable4xx != 0 && r.Status == 409
 	for _, s := range pl.retry.Statuses {
@@ -246,25 +279,31 @@ func (x *Exchange) peerFailed(pl *plan, e *endpoint, o *outcome) (again, known b
 	case unsent > 0:
 		o.unsent, o.again = true, true
 		e.connectFailed(time.Now())
-		x.judge(pl, 503, true)
+		x.judge(pl, 0)
 		return true, true
 	case string(reason) == "upstream_reset":
-		o.again = pl.retry.On&(weft.RetryReset|weft.Retry5xx|weft.RetryGatewayError) != 0
-		x.judge(pl, 502, true)
+		o.again = pl.retries || pl.retry.On&(weft.RetryReset|weft.Retry5xx|weft.RetryGatewayError) != 0
+		x.judge(pl, 0)
 		return o.again, true
 	}
 	return false, false
 }
 
-// judge tells the present endpoint's outlier detection of a result; status 0 is a broken
-// connection.
-func (x *Exchange) judge(pl *plan, status int, gateway bool) {
+// judge tells the present endpoint's outlier detection of a result; status 0: it did
+// not answer.
+func (x *Exchange) judge(pl *plan, status int) {
 	e := x.tried[(x.record.Attempts-1)%maxTried]
-	if status > 0 && status < 500 {
+	fault := resilience.FaultAnswer
+	switch {
+	case status == 0:
+		fault = resilience.FaultLocal
+	case status < 500:
 		pl.group.succeeded(e)
 		return
+	case isGatewayError(status):
+		fault = resilience.FaultGateway
 	}
-	if out := pl.group.failed(e, gateway, time.Now()); out > 0 {
+	if out := pl.group.failed(e, fault, time.Now()); out > 0 {
 		x.conn.p.logger.Warn("endpoint ejected", "service", pl.cluster.name, "endpoint", e.id, "for", out.String(),
 			"policy", pl.group.policy.Source.String())
 		x.conn.p.ejected.Add(1)
@@ -285,6 +324,12 @@ func (x *Exchange) appendResponse(dst []byte, pl *plan, bodiless, trailers bool)
 	}
 	if pl.rule != nil && !pl.rule.Response.Empty() {
 		dst = applyOps(dst, &r.Head, &pl.rule.Response)
+	}
+	if pl.instead {
+		dst = appendField(dst, fallbackHeader, fallbackService)
+	}
+	if x.sticky != "" {
+		dst = x.appendSticky(dst, pl.group.policy.Hash)
 	}
 	if e := x.decision.Edge; e != nil && !e.Response.Empty() {
 		dst = applyOps(dst, &r.Head, &e.Response)

@@ -23,11 +23,13 @@ type Record struct {
 	Status      int    // as sent to the client; 0: no response could be sent
 	Reason      string // why weft answered or gave up, one word
 	Policy      string
-	GRPCStatus  int // with GRPC
+	Fallback    string // what the client got instead of a failure: "service", "cached", "static"
+	GRPCStatus  int    // with GRPC
 	GRPC        bool
 	Raw         bool // a connection whose bytes nobody looked at
 	Endpoint    string
 	Attempts    int
+	Hedges      int   // attempts beside the last one of Attempts
 	BytesIn     int64 // of the request's body
 	BytesOut    int64
 	Parent      trace.SpanID
@@ -104,6 +106,9 @@ func (x *Exchange) recordSpan() {
 	if r.Policy != "" {
 		a = append(a, trace.Attr{Key: "weft.policy", Str: r.Policy})
 	}
+	if r.Fallback != "" {
+		a = append(a, trace.Attr{Key: "weft.fallback", Str: r.Fallback})
+	}
 	kind := trace.Server
 	if r.Direction == Outbound {
 		kind = trace.Client
@@ -162,8 +167,12 @@ func (x *Exchange) log() {
 	strIf(l, "endpoint", r.Endpoint)
 	strIf(l, "reason", r.Reason)
 	strIf(l, "policy", r.Policy)
+	strIf(l, "fallback", r.Fallback)
 	if r.Attempts > 1 {
 		l.Int("attempts", int64(r.Attempts))
+	}
+	if r.Hedges > 0 {
+		l.Int("hedges", int64(r.Hedges))
 	}
 	if r.Rule != nil && r.Rule.Source.Kind != "" {
 		l.Str("rule", r.Rule.String())

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/weftmesh/weft/proxy/mux"
 	"github.com/weftmesh/weft/wire/http1"
@@ -77,6 +78,10 @@ type upstream interface {
 	// release gives the connection back, or ends it when it is not whole: the
 	// response was not read to its end, or the request not sent to its end.
 	release(x *Exchange, pl *plan, whole bool)
+	// ready waits until await has something to read, but not beyond until (zero:
+	// only its own deadline counts). It reports whether there is something; err is
+	// what await would fail with.
+	ready(until time.Time) (ok bool, err error)
 	// interrupt makes whoever waits for this side fail; from any goroutine.
 	interrupt()
 	// reused reports that the connection has served before: its death says nothing

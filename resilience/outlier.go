@@ -9,18 +9,21 @@ import (
 // OutlierPolicy says when a host is ejected and for how long. It is immutable.
 type OutlierPolicy struct {
 	Consecutive5xx     uint32 // failures in a row; 0 is off
-	ConsecutiveGateway uint32 // of these, broken connections and 502, 503, 504; 0 is off
+	ConsecutiveGateway uint32 // of these, all but FaultAnswer; 0 is off
+	// ConsecutiveLocal: so many of FaultLocal in a row eject, and the other two do not
+	// count them. 0: they count as FaultGateway.
+	ConsecutiveLocal   uint32
 	Interval           time.Duration
 	BaseEjection       time.Duration // times the number of ejections in a row
 	MaxEjection        time.Duration // cap; never below BaseEjection
 	MaxEjectionPercent uint32
-	MinHealthPercent   uint32 // no ejection that would leave a smaller share in service; 0 is off
 }
 
 // Outlier is the failure history of one host. The zero value is a healthy host.
 type Outlier struct {
 	failures atomic.Uint32 // in a row
 	gateway  atomic.Uint32
+	local    atomic.Uint32
 	until    atomic.Int64 // unix ns; 0 when in service
 
 	mu       sync.Mutex
@@ -34,26 +37,37 @@ func (o *Outlier) Ejected(now time.Time) bool {
 	return until != 0 && now.UnixNano() < until
 }
 
-// Success ends a row of failures.
+// Fault is how a call to a host failed.
+type Fault uint8
+
+const (
+	FaultAnswer  Fault = iota // it answered that it cannot: 500 and its like
+	FaultGateway              // it answered 502, 503 or 504
+	FaultLocal                // it did not answer: no connection, a broken one, a timeout
+)
+
+// Success ends all rows of failures.
 func (o *Outlier) Success() {
-	if o.failures.Load() != 0 {
-		o.failures.Store(0)
-	}
-	if o.gateway.Load() != 0 {
-		o.gateway.Store(0)
+	for _, row := range []*atomic.Uint32{&o.failures, &o.gateway, &o.local} {
+		if row.Load() != 0 {
+			row.Store(0)
+		}
 	}
 }
 
 // Failure counts a failed call and reports whether the host has reached the
-// policy's threshold and should be ejected. A failure that is not of the gateway
-// kind ends a row of gateway failures.
-func (o *Outlier) Failure(p *OutlierPolicy, gateway bool) (due bool) {
-	n := o.failures.Add(1)
-	g := uint32(0)
-	if gateway {
-		g = o.gateway.Add(1)
-	} else {
+// policy's threshold and should be ejected. A FaultAnswer ends a row of gateway
+// faults, and any answer one of local faults.
+func (o *Outlier) Failure(p *OutlierPolicy, f Fault) (due bool) {
+	if f == FaultLocal && p.ConsecutiveLocal > 0 {
+		return o.local.Add(1) >= p.ConsecutiveLocal
+	}
+	o.local.Store(0)
+	n, g := o.failures.Add(1), uint32(0)
+	if f == FaultAnswer {
 		o.gateway.Store(0)
+	} else {
+		g = o.gateway.Add(1)
 	}
 	return p.Consecutive5xx > 0 && n >= p.Consecutive5xx ||
 		p.ConsecutiveGateway > 0 && g >= p.ConsecutiveGateway
@@ -64,8 +78,7 @@ func (o *Outlier) Failure(p *OutlierPolicy, gateway bool) (due bool) {
 // it: with 10 % and fewer than ten hosts nobody is ever ejected). It returns how
 // long the host is out, 0 if it stays.
 func (o *Outlier) Eject(p *OutlierPolicy, now time.Time, ejected, hosts int) time.Duration {
-	if hosts == 0 || uint32(100*(ejected+1)/hosts) > p.MaxEjectionPercent ||
-		100*(hosts-ejected-1) < hosts*int(p.MinHealthPercent) {
+	if hosts == 0 || uint32(100*(ejected+1)/hosts) > p.MaxEjectionPercent {
 		return 0
 	}
 	o.mu.Lock()
@@ -85,5 +98,6 @@ func (o *Outlier) Eject(p *OutlierPolicy, now time.Time, ejected, hosts int) tim
 	o.until.Store(now.Add(out).UnixNano())
 	o.failures.Store(0)
 	o.gateway.Store(0)
+	o.local.Store(0)
 	return out
 }

@@ -11,13 +11,13 @@ var istio = OutlierPolicy{Consecutive5xx: 5, Interval: 30 * time.Second,
 func TestFiveInARowEject(t *testing.T) {
 	var o Outlier
 	for i := range 4 {
-		if o.Failure(&istio, false) {
+		if o.Failure(&istio, FaultAnswer) {
 			t.Fatalf("due after %d failures", i+1)
 		}
 	}
 	o.Success()
 	for i := range 5 {
-		if due := o.Failure(&istio, false); due != (i == 4) {
+		if due := o.Failure(&istio, FaultAnswer); due != (i == 4) {
 			t.Fatalf("after a success, failure %d: due %v", i+1, due)
 		}
 	}
@@ -47,23 +47,6 @@ func TestNeverMoreThanTheShareAllowed(t *testing.T) {
 	}
 }
 
-func TestEnoughHostsStayInService(t *testing.T) {
-	for _, tc := range []struct {
-		percent        uint32
-		ejected, hosts int
-		want           bool
-	}{
-		{0, 3, 4, true}, {50, 0, 2, true}, {51, 0, 2, false}, {50, 1, 4, true}, {50, 2, 4, false}, {100, 0, 10, false},
-	} {
-		p := istio
-		p.MaxEjectionPercent, p.MinHealthPercent = 100, tc.percent
-		var o Outlier
-		if got := o.Eject(&p, noon, tc.ejected, tc.hosts) > 0; got != tc.want {
-			t.Errorf("at least %d %% stay, %d of %d out: ejects %v, want %v", tc.percent, tc.ejected, tc.hosts, got, tc.want)
-		}
-	}
-}
-
 func TestEjectionsInARowGrowAndAreForgotten(t *testing.T) {
 	var o Outlier
 	now := noon
@@ -86,11 +69,30 @@ func TestEjectionsInARowGrowAndAreForgotten(t *testing.T) {
 func TestGatewayFailuresHaveTheirOwnRow(t *testing.T) {
 	p := OutlierPolicy{ConsecutiveGateway: 2}
 	var o Outlier
-	if o.Failure(&p, true) || o.Failure(&p, false) || o.Failure(&p, true) {
+	if o.Failure(&p, FaultGateway) || o.Failure(&p, FaultAnswer) || o.Failure(&p, FaultGateway) {
 		t.Error("a plain 500 between ends the row")
 	}
-	if !o.Failure(&p, true) {
+	if !o.Failure(&p, FaultGateway) {
 		t.Error("two in a row are due")
+	}
+}
+
+func TestLocalFaultsApartFromAnswers(t *testing.T) {
+	p := OutlierPolicy{Consecutive5xx: 3, ConsecutiveLocal: 2}
+	var o Outlier
+	if o.Failure(&p, FaultLocal) || o.Failure(&p, FaultAnswer) || o.Failure(&p, FaultLocal) || o.Failure(&p, FaultGateway) {
+		t.Error("answers and local faults have rows of their own, and an answer ends a row of local faults")
+	}
+	if !o.Failure(&p, FaultAnswer) {
+		t.Error("the third failing answer in a row is due")
+	}
+	if o.Failure(&p, FaultLocal) || !o.Failure(&p, FaultLocal) {
+		t.Error("the second local fault in a row is due")
+	}
+	together := OutlierPolicy{Consecutive5xx: 2}
+	var other Outlier
+	if other.Failure(&together, FaultAnswer) || !other.Failure(&together, FaultLocal) {
+		t.Error("without a threshold of their own local faults count as answers")
 	}
 }
 

@@ -153,17 +153,8 @@ func (s *Stream) Response() *http1.Response { return &s.response }
 func (s *Stream) AwaitHead() error {
 	s.c.mu.Lock()
 	defer s.c.unlock()
-	for {
-		if err := s.readError(); err != nil {
-			return err
-		}
-		if len(s.arrived) > 0 {
-			break
-		}
-		if s.ended {
-			return io.EOF
-		}
-		s.waitToRead()
+	if err := s.waitHead(); err != nil {
+		return err
 	}
 	s.response, s.arrived[0] = s.arrived[0], s.response
 	last := len(s.arrived) - 1
@@ -172,6 +163,28 @@ func (s *Stream) AwaitHead() error {
 	}
 	s.arrived = s.arrived[:last]
 	return nil
+}
+
+// WaitHead waits as AwaitHead does, and leaves the head where it is.
+func (s *Stream) WaitHead() error {
+	s.c.mu.Lock()
+	defer s.c.unlock()
+	return s.waitHead()
+}
+
+func (s *Stream) waitHead() error {
+	for {
+		if err := s.readError(); err != nil {
+			return err
+		}
+		if len(s.arrived) > 0 {
+			return nil
+		}
+		if s.ended {
+			return io.EOF
+		}
+		s.waitToRead()
+	}
 }
 
 // Ready is the number of body bytes that have arrived and were not returned by

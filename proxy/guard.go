@@ -1,0 +1,385 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/resilience"
+	"github.com/weftmesh/weft/telemetry/metric"
+	"github.com/weftmesh/weft/wire/http1"
+)
+
+// guard is a ResiliencePolicy at work in this proxy, for a service or for a route.
+// It lives as long as its target has a policy: windows, budgets and what is in
+// flight survive every change of the policy's text.
+type guard struct {
+	policy *resilience.Policy
+	target string // "inventory-service.default", or the rule
+	stats  guardStats
+	since  atomic.Int64 // unix ns of the circuit's last change
+
+	origin   atomic.Pointer[string] // the resource, as records name it
+	settings atomic.Pointer[guardSettings]
+}
+
+// guardSettings are what only a proxy makes of a Spec. They are immutable.
+type guardSettings struct {
+	from     *weft.Resilience
+	held     string // the state that a person holds the circuit in
+	timeout  time.Duration
+	attempt  time.Duration
+	retries  bool
+	priority string // header
+	fallback *fallback
+	keeper   *keeper // of last good answers; nil: none are kept
+}
+
+// guardStats count what a guard did.
+type guardStats struct {
+	state     *metric.Gauge // by weft_breaker_state's help
+	fallbacks map[string]*metric.Counter
+	hedges    *metric.Counter
+}
+
+// BreakerStatus is a circuit as it is now.
+type BreakerStatus struct {
+	Target                string // "inventory-service.default", or a route's rule
+	Policy                string // "ResiliencePolicy default/inventory-service (inventory.yaml:1)"
+	State                 string // "closed", "open", "half-open", "forced-open", "disabled", "metrics-only"
+	Since                 time.Time
+	Calls, Failures, Slow uint32 // in the window
+	FailureRate, SlowRate float64
+}
+
+// BreakerEvent says that a circuit's state has changed.
+type BreakerEvent struct {
+	Time                  time.Time
+	Target, Policy        string
+	From, To              string
+	Reason                string // "failure rate 60.0 % of 10 calls reached 50 %"
+	Calls, Failures, Slow uint32
+}
+
+// guards finds the guards of a snapshot's policies: those that old has keep their
+// state. It returns them by what asks for them.
+func (p *Proxy) guards(s *weft.Snapshot, old map[string]*guard) (all map[string]*guard, rules map[*weft.Rule]*guard) {
+	all, rules = make(map[string]*guard), make(map[*weft.Rule]*guard)
+	add := func(key, target string, from *weft.Resilience, held string) *guard {
+		g := old[key]
+		if g == nil {
+			g = p.newGuard(target)
+		}
+		if err := g.configure(from, held); err != nil {
+			// Control validates policies; this is a server that is newer than us.
+			p.logger.Error("resilience policy is not in force", "target", target, "policy", from.Source.String(), "error", err)
+			if old[key] == nil {
+				return nil
+			}
+		}
+		all[key] = g
+		return g
+	}
+	for name, service := range s.Services {
+		if service.Resilience != nil || service.Breaker != "" {
+			add("service "+name.String(), name.String(), service.Resilience, service.Breaker)
+		}
+	}
+	each := func(t *weft.RouteTable) {
+		if t == nil {
+			return
+		}
+		for i := range t.Rules {
+			if r := &t.Rules[i]; r.Resilience != nil {
+				if g := add("route "+r.String(), r.String(), r.Resilience, ""); g != nil {
+					rules[r] = g
+				}
+			}
+		}
+	}
+	for _, t := range s.Hosts {
+		each(t)
+	}
+	if s.Gateway != nil {
+		for _, t := range s.Gateway.Tables() {
+			each(t)
+		}
+	}
+	return all, rules
+}
+
+// serviceGuard is what guards keeps the guard of a service under.
+func serviceGuard(all map[string]*guard, name weft.ServiceName) *guard {
+	if len(all) == 0 {
+		return nil
+	}
+	return all["service "+name.String()]
+}
+
+func (p *Proxy) newGuard(target string) *guard {
+	label := metric.Label{Name: "target", Value: target}
+	g := &guard{target: target, stats: guardStats{
+		state: p.metrics.Gauge("weft_breaker_state",
+			"State of a circuit: 0 closed, 1 open, 2 half-open, 3 forced open, 4 disabled, 5 metrics only.", label),
+		hedges:    p.metrics.Counter("weft_hedges_total", "Second attempts that were made because the first took long.", label),
+		fallbacks: map[string]*metric.Counter{},
+	}}
+	for _, kind := range []string{fallbackStatic, fallbackCached, fallbackService} {
+		g.stats.fallbacks[kind] = p.metrics.Counter("weft_fallbacks_total", "Answers given in place of a failure.",
+			label, metric.Label{Name: "kind", Value: kind})
+	}
+	g.since.Store(time.Now().UnixNano())
+	origin := ""
+	g.origin.Store(&origin)
+	var err error
+	g.policy, err = resilience.NewWith(target, resilience.Spec{}, resilience.Config{OnEvent: func(e resilience.Event) { p.changed(g, e) }})
+	if err != nil {
+		panic(err) // an empty Spec is a valid one
+	}
+	return g
+}
+
+// configure puts a policy's text in force, if it has changed.
+func (g *guard) configure(from *weft.Resilience, held string) error {
+	old := g.settings.Load()
+	if old != nil && old.from == from && old.held == held {
+		return nil
+	}
+	spec := &resilience.Spec{}
+	origin := "BreakerOverride"
+	next := &guardSettings{from: from, held: held}
+	var source weft.SourceRef
+	if from != nil {
+		source = from.Source
+		origin = source.String()
+		var err error
+		if spec, err = resilience.ParseSpec(from.Spec); err != nil {
+			return err
+		}
+		*spec = spec.Defaulted()
+	}
+	if held != "" {
+		circuit := resilience.BreakerSpec{}
+		if spec.CircuitBreaker != nil {
+			circuit = *spec.CircuitBreaker
+		}
+		circuit.Mode = resilience.Mode(held)
+		spec.CircuitBreaker = &circuit
+	}
+	if err := g.policy.Update(*spec); err != nil {
+		return err
+	}
+	next.timeout, next.attempt, next.retries = spec.Timeout, spec.AttemptTimeout, spec.Retry != nil
+	next.fallback = newFallback(spec.Fallback, source)
+	if a := spec.AdaptiveConcurrency; a != nil {
+		next.priority = strings.ToLower(a.PriorityHeader)
+	}
+	if next.fallback != nil && next.fallback.cached {
+		next.keeper = newKeeper(spec.Fallback.Cached)
+		if old != nil && old.keeper != nil && old.keeper.spec == *spec.Fallback.Cached {
+			next.keeper = old.keeper
+		}
+	}
+	g.origin.Store(&origin)
+	g.settings.Store(next)
+	return nil
+}
+
+// status is the circuit's state now; ok is false when there is none.
+func (g *guard) status(now time.Time) (s BreakerStatus, ok bool) {
+	b := g.policy.Breaker()
+	if b == nil {
+		return s, false
+	}
+	c := b.Counts(now)
+	return BreakerStatus{
+		Target: g.target, Policy: *g.origin.Load(), State: b.State().String(), Since: time.Unix(0, g.since.Load()),
+		Calls: c.Calls, Failures: c.Failures, Slow: c.Slow, FailureRate: c.FailureRate(), SlowRate: c.SlowRate(),
+	}, true
+}
+
+// Breakers are the circuits of the policies in force, sorted by target.
+func (p *Proxy) Breakers() []BreakerStatus {
+	var out []BreakerStatus
+	now := time.Now()
+	for _, g := range p.view.Load().guards {
+		if s, ok := g.status(now); ok {
+			out = append(out, s)
+		}
+	}
+	slices.SortFunc(out, func(a, b BreakerStatus) int { return strings.Compare(a.Target, b.Target) })
+	return out
+}
+
+// changed is told whenever a circuit's state changes.
+func (p *Proxy) changed(g *guard, e resilience.Event) {
+	g.since.Store(e.Time.UnixNano())
+	g.stats.state.Set(float64(e.To))
+	p.metrics.Counter("weft_breaker_transitions_total", "Changes of a circuit's state.",
+		metric.Label{Name: "target", Value: g.target}, metric.Label{Name: "to", Value: e.To.String()}).Add(1)
+	level := slog.LevelInfo
+	if e.To == resilience.Open || e.To == resilience.ForcedOpen {
+		level = slog.LevelWarn
+	}
+	origin := *g.origin.Load()
+	p.logger.Log(context.Background(), level, "circuit "+e.To.String(), "target", g.target, "from", e.From.String(), "reason", e.Reason, "policy", origin)
+	if p.onBreaker != nil {
+		p.onBreaker(BreakerEvent{Time: e.Time, Target: g.target, Policy: origin, From: e.From.String(), To: e.To.String(), Reason: e.Reason,
+			Calls: e.Window.Calls, Failures: e.Window.Failures, Slow: e.Window.Slow})
+	}
+}
+
+// beginCall asks the policy whether the request may be sent now, and waits where
+// the policy says so.
+func (x *Exchange) beginCall(pl *plan) *Answer {
+	g := pl.guard
+	priority := resilience.Normal
+	if name := g.settings.Load().priority; name != "" {
+		if value, ok := x.Header(name); ok {
+			priority, _ = resilience.ParsePriority(value)
+		}
+	}
+	var err error
+	x.call, err = g.policy.Begin(x.conn.p.life, x.record.Start, priority)
+	if err != nil {
+		return x.rejected(pl, err)
+	}
+	x.outcome, x.headAt, x.permitted = resilience.Ignored, time.Time{}, false
+	return nil
+}
+
+// endCall tells the policy how the request ended. Time counts until the response
+// began: how fast the client reads the rest says nothing about the service.
+func (x *Exchange) endCall(pl *plan) {
+	at := x.headAt
+	if at.IsZero() {
+		at = time.Now()
+	}
+	x.settle(resilience.Ignored, at)
+	x.call.End(at, x.outcome)
+}
+
+// beginAttempt asks the circuit.
+func (x *Exchange) beginAttempt(pl *plan) *Answer {
+	x.headAt, x.hint = time.Time{}, 0
+	var err error
+	if x.permit, err = x.call.Attempt(time.Now()); err != nil {
+		return x.rejected(pl, err)
+	}
+	x.permitted = true
+	return nil
+}
+
+// settle tells the circuit how the attempt ended, once.
+func (x *Exchange) settle(o resilience.Outcome, at time.Time) {
+	if !x.permitted {
+		return
+	}
+	x.permitted, x.outcome = false, o
+	x.call.AttemptDone(x.permit, at, o)
+}
+
+// headCame settles an attempt that is answered. That of gRPC is over when its
+// status came, which is often behind the messages.
+func (x *Exchange) headCame(pl *plan) {
+	x.headAt = time.Now()
+	if !x.grpc {
+		x.settle(pl.guard.outcomeOf(x.response.Status), x.headAt)
+	}
+	x.hint = x.retryHint()
+}
+
+func (g *guard) outcomeOf(status int) resilience.Outcome {
+	if g.policy.FailsStatus(status) {
+		return resilience.Failure
+	}
+	return resilience.Success
+}
+
+// endAttempt settles what its response's head did not.
+func (x *Exchange) endAttempt(pl *plan, o *outcome) {
+	if !x.permitted {
+		return
+	}
+	at := x.headAt
+	if at.IsZero() {
+		at = time.Now()
+	}
+	result := resilience.Failure
+	switch {
+	case o.stale, o.fault.Status == 499, o.fault.Reason == "client_body", x.wasExpired() && x.client.http2():
+		result = resilience.Ignored
+	case !o.done && o.fault.Status == 504:
+		result = resilience.TimedOut
+	case o.done && x.grpc:
+		result = pl.guard.outcomeOf(judgedAs(x.record.GRPCStatus))
+		if x.record.Reason == "client_gone" {
+			result = resilience.Ignored
+		}
+	}
+	x.settle(result, at)
+}
+
+// rejected is the answer to a request that the policy does not let through.
+func (x *Exchange) rejected(pl *plan, err error) *Answer {
+	g := pl.guard
+	a := &Answer{Status: 503, Reason: "rejected", Unsent: true, Policy: *g.origin.Load(), Text: g.target + ": " + err.Error()}
+	var r *resilience.Rejected
+	if errors.As(err, &r) {
+		a.Reason, a.RetryAfter = r.Reason, r.RetryAfter
+		a.Text = rejections[r.Reason] + g.target + " (" + a.Policy + ")"
+		switch r.Reason {
+		case resilience.ReasonRateLimited:
+			a.Status = 429
+		case resilience.ReasonTimeout:
+			a.Status = 504
+		}
+	}
+	x.conn.p.metrics.Counter("weft_rejected_total", "Requests that a resilience policy did not let through.",
+		metric.Label{Name: "target", Value: g.target}, metric.Label{Name: "reason", Value: a.Reason}).Add(1)
+	return a
+}
+
+// rejections begin the sentence that says why a request was not let through.
+var rejections = map[string]string{
+	resilience.ReasonCircuitOpen:        "the circuit is open for ",
+	resilience.ReasonBulkheadFull:       "the bulkhead is full for ",
+	resilience.ReasonRateLimited:        "the rate limit is reached for ",
+	resilience.ReasonConcurrencyLimited: "as many requests as it bears are in flight to ",
+	resilience.ReasonThrottled:          "most requests fail, and this one is not sent to ",
+	resilience.ReasonTimeout:            "no time is left for a request to ",
+}
+
+// retryHint is how long the endpoint asks to be left alone: Retry-After (RFC 9110
+// §10.2.3), or a gRPC push-back, which may be negative: never.
+func (x *Exchange) retryHint() time.Duration {
+	r := &x.response
+	if x.grpc {
+		if v, n := r.Lookup("grpc-retry-pushback-ms"); n > 0 {
+			ms, err := strconv.ParseInt(str(v), 10, 32)
+			if err != nil {
+				return -1
+			}
+			return time.Duration(ms) * time.Millisecond
+		}
+		return 0
+	}
+	i := r.Find(http1.FieldRetryAfter)
+	if i < 0 || r.Status != 429 && r.Status != 503 {
+		return 0
+	}
+	if seconds, err := strconv.ParseUint(str(r.Value(i)), 10, 31); err == nil {
+		return time.Duration(seconds) * time.Second
+	}
+	if at, err := http.ParseTime(str(r.Value(i))); err == nil {
+		return max(time.Until(at), 0)
+	}
+	return 0
+}

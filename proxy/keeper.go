@@ -1,0 +1,201 @@
+package proxy
+
+import (
+	"container/list"
+	"crypto/sha256"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/weftmesh/weft/resilience"
+	"github.com/weftmesh/weft/wire/http1"
+)
+
+// keeper holds the last good answer to each of the latest requests that a policy
+// has seen, for the time when there is none. It is no cache: nothing is answered
+// from it while the service answers.
+type keeper struct {
+	// constant
+	spec resilience.CachedSpec
+
+	mu      sync.Mutex
+	answers map[keeperKey]*list.Element
+	order   list.List // of *kept, the one used last in front
+}
+
+// keeperKey stands for a request. Who asks is part of it, so that nobody gets
+// somebody else's answer.
+type keeperKey [sha256.Size]byte
+
+// kept is an answer. It is immutable.
+type kept struct {
+	key    keeperKey
+	at     time.Time
+	status int
+	lines  []byte // header lines but for framing
+	body   []byte
+}
+
+func newKeeper(s *resilience.CachedSpec) *keeper {
+	return &keeper{spec: *s, answers: map[keeperKey]*list.Element{}}
+}
+
+// varied are the request's headers that an answer may depend on. An answer whose
+// Vary names another one is not kept.
+var varied = [...]string{"authorization", "cookie", "accept", "accept-language", "accept-encoding", "origin"}
+
+// keeperKey of the request. ok is false when its answers are not kept.
+func (x *Exchange) keeperKey() (key keeperKey, ok bool) {
+	if m := string(x.head.Method); m != "GET" && m != "HEAD" || x.head.Framing != http1.NoBody {
+		return key, false
+	}
+	if _, ranged := x.head.Lookup("range"); ranged > 0 {
+		return key, false
+	}
+	b := append(x.takeOut()[:0], x.head.Method...)
+	for _, part := range []string{x.request.Host, x.request.Path, x.request.Query, strconv.FormatBool(x.head.HasQuery), x.conn.source} {
+		b = appendPart(b, part)
+	}
+	for _, name := range varied {
+		value, _ := x.Header(name)
+		b = appendPart(b, value)
+	}
+	return sha256.Sum256(b), true
+}
+
+// appendPart appends what cannot be mistaken for the end of one part and the
+// beginning of another.
+func appendPart(b []byte, part string) []byte {
+	b = strconv.AppendInt(append(b, 0), int64(len(part)), 10)
+	return append(append(b, ':'), part...)
+}
+
+// get returns the last good answer, unless that is too long ago.
+func (k *keeper) get(key keeperKey, now time.Time) *kept {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	el := k.answers[key]
+	if el == nil {
+		return nil
+	}
+	a := el.Value.(*kept)
+	if now.Sub(a.at) > k.spec.MaxAge {
+		k.order.Remove(el)
+		delete(k.answers, key)
+		return nil
+	}
+	k.order.MoveToFront(el)
+	return a
+}
+
+func (k *keeper) put(a *kept) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if el := k.answers[a.key]; el != nil {
+		el.Value = a
+		k.order.MoveToFront(el)
+		return
+	}
+	if k.order.Len() >= k.spec.MaxEntries {
+		oldest := k.order.Back()
+		k.order.Remove(oldest)
+		delete(k.answers, oldest.Value.(*kept).key)
+	}
+	k.answers[a.key] = k.order.PushFront(a)
+}
+
+// copying is a sink that copies what it passes on, as long as it is not too much.
+type copying struct {
+	client
+	most int
+	body []byte
+	over bool // it was too much, or had trailers
+}
+
+func (c *copying) write(data []byte, last bool) error {
+	if len(c.body)+len(data) > c.most {
+		c.over, c.body = true, nil
+	}
+	if !c.over {
+		c.body = append(c.body, data...)
+	}
+	return c.client.write(data, last)
+}
+
+func (c *copying) end(trailers []byte) error {
+	c.over = c.over || len(trailers) > 0
+	return c.client.end(trailers)
+}
+
+// keepable reports whether the response may be given again to who asked for it.
+func (x *Exchange) keepable() bool {
+	r := &x.response
+	if r.Status != 200 && r.Status != 203 && r.Status != 204 && r.Status != 404 && r.Status != 410 {
+		return false
+	}
+	if _, n := r.Lookup("set-cookie"); n > 0 {
+		return false
+	}
+	for i := range r.Fields {
+		name, value := r.Name(i), str(r.Value(i))
+		switch {
+		case equalFold(name, "cache-control"):
+			if hasToken(value, "no-store") {
+				return false
+			}
+		case equalFold(name, "vary"):
+			if !variesWithin(value) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func hasToken(list, token string) bool {
+	for item := range strings.SplitSeq(list, ",") {
+		if strings.EqualFold(strings.TrimSpace(item), token) {
+			return true
+		}
+	}
+	return false
+}
+
+// variesWithin reports whether Vary names nothing that a key does not hold.
+func variesWithin(vary string) bool {
+	for item := range strings.SplitSeq(vary, ",") {
+		known := false
+		for _, name := range varied {
+			known = known || strings.EqualFold(strings.TrimSpace(item), name)
+		}
+		if !known {
+			return false
+		}
+	}
+	return true
+}
+
+// startKeeping reports whether the response's body is to be copied while it passes.
+func (x *Exchange) startKeeping(pl *plan) bool {
+	k := pl.guard.settings.Load().keeper
+	if k == nil || pl.instead || !x.keepable() || x.response.Framing == http1.FixedLength && x.response.Length > int64(k.spec.MaxBodyBytes) {
+		return false
+	}
+	if m := string(x.head.Method); m != "GET" && m != "HEAD" {
+		return false
+	}
+	x.keep = copying{client: x.client, most: k.spec.MaxBodyBytes}
+	return true
+}
+
+// finishKeeping keeps a response that came to its end.
+func (x *Exchange) finishKeeping(pl *plan) {
+	key, ok := x.keeperKey()
+	if !ok || x.keep.over {
+		return
+	}
+	pl.guard.settings.Load().keeper.put(&kept{key: key, at: time.Now(), status: x.response.Status,
+		lines: x.response.AppendFields(nil), body: x.keep.body})
+	x.keep = copying{}
+}
