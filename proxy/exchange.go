@@ -64,7 +64,8 @@ type Exchange struct {
 	headAt    time.Time     // when the attempt's response began; zero: it has not
 	hint      time.Duration // how long the endpoint asks to be left alone; negative: for ever
 	keep      copying
-	hedged    bool // the attempt may get another one beside it
+	note      string // that the client is told of its idempotency key
+	hedged    bool   // the attempt may get another one beside it
 
 	parked atomic.Bool // waits for the upstream without having looked at its socket
 
@@ -166,7 +167,8 @@ func (x *Exchange) begin() {
 	x.decision = weft.Decision{}
 	x.tried = [maxTried]*endpoint{}
 	x.body, x.whole, x.streamed, x.continued, x.grpc, x.upgrade = nil, false, false, false, false, false
-	x.traced, x.sticky = false, ""
+	x.traced, x.sticky, x.note = false, "", ""
+	x.keep = copying{}
 	x.trace = trace.Context{}
 	x.request = weft.Request{}
 	x.record = Record{Start: time.Now(), Direction: x.conn.l.Direction}

@@ -163,7 +163,12 @@ func (x *Exchange) forward(pl *plan) (keep bool) {
 		return false
 	}
 	x.limitByClient(pl)
-	keep, fault := x.try(pl)
+	var fault *Answer
+	if pl.guard == nil {
+		keep, fault = x.try(pl)
+	} else {
+		keep, fault = x.once(pl)
+	}
 	if fault != nil {
 		return x.giveUp(pl, fault)
 	}
@@ -218,8 +223,26 @@ func (x *Exchange) try(pl *plan) (keep bool, fault *Answer) {
 			fault := o.fault // only what failed is worth an allocation
 			return false, &fault
 		}
-		time.Sleep(pl.wait)
+		if !x.conn.p.rest(pl.wait) {
+			fault := o.fault
+			return false, &fault
+		}
 		n++
+	}
+}
+
+// rest waits before another attempt. It is false when the proxy ends meanwhile.
+func (p *Proxy) rest(wait time.Duration) bool {
+	if wait <= 0 {
+		return true
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-p.life.Done():
+		return false
 	}
 }
 

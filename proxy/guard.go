@@ -40,6 +40,7 @@ type guardSettings struct {
 	priority string // header
 	fallback *fallback
 	keeper   *keeper // of last good answers; nil: none are kept
+	once     *idempotency
 }
 
 // guardStats count what a guard did.
@@ -77,7 +78,7 @@ func (p *Proxy) guards(s *weft.Snapshot, old map[string]*guard) (all map[string]
 		if g == nil {
 			g = p.newGuard(target)
 		}
-		if err := g.configure(from, held); err != nil {
+		if err := p.configure(g, from, held); err != nil {
 			// Control validates policies; this is a server that is newer than us.
 			p.logger.Error("resilience policy is not in force", "target", target, "policy", from.Source.String(), "error", err)
 			if old[key] == nil {
@@ -147,7 +148,7 @@ func (p *Proxy) newGuard(target string) *guard {
 }
 
 // configure puts a policy's text in force, if it has changed.
-func (g *guard) configure(from *weft.Resilience, held string) error {
+func (p *Proxy) configure(g *guard, from *weft.Resilience, held string) error {
 	old := g.settings.Load()
 	if old != nil && old.from == from && old.held == held {
 		return nil
@@ -172,6 +173,10 @@ func (g *guard) configure(from *weft.Resilience, held string) error {
 		}
 		circuit.Mode = resilience.Mode(held)
 		spec.CircuitBreaker = &circuit
+	}
+	var err error
+	if next.once, err = p.newIdempotency(spec.Idempotency); err != nil {
+		return err
 	}
 	if err := g.policy.Update(*spec); err != nil {
 		return err

@@ -386,6 +386,57 @@ func TestWindowSurvivesChanges(t *testing.T) {
 	}
 }
 
+// A request with a key runs once, and its twin does not run beside it.
+func TestIdempotencyKey(t *testing.T) {
+	var ran atomic.Int32
+	inside, leave := make(chan struct{}, 1), make(chan struct{})
+	m := guarded(t, `{"idempotency":{"required":true},"retry":{"maxAttempts":2,"backoff":{"initial":"1ms"}}}`, func(w http.ResponseWriter, r *http.Request) {
+		n := ran.Add(1)
+		if r.URL.Path == "/slow" {
+			inside <- struct{}{}
+			<-leave
+		}
+		if r.URL.Path == "/ill" && n == 1 {
+			w.WriteHeader(500)
+			return
+		}
+		w.Header().Set("Location", "/orders/1")
+		w.WriteHeader(201)
+		fmt.Fprintf(w, "order %d", n)
+	})
+	key := func(k string) http.Header { return http.Header{"Idempotency-Key": {k}} }
+	for i := range 3 {
+		resp, body := m.ask("POST", "/orders", key("a"))
+		if resp.StatusCode != 201 || body != "order 1" || resp.Header.Get("Location") != "/orders/1" || (resp.Header.Get("Idempotency-Replayed") == "true") != (i > 0) {
+			t.Errorf("time %d: %d %q %v", i, resp.StatusCode, body, resp.Header)
+		}
+	}
+	if resp, body := m.ask("POST", "/orders", key("b")); resp.StatusCode != 201 || body != "order 2" {
+		t.Errorf("another key: %d %q", resp.StatusCode, body)
+	}
+	if resp, _ := m.ask("POST", "/orders?x", key("b")); resp.StatusCode != 422 {
+		t.Errorf("a key used again: %d", resp.StatusCode)
+	}
+	if resp, _ := m.ask("POST", "/orders", nil); resp.StatusCode != 400 || resp.Header.Get("X-Weft-Reason") != "idempotency_key_missing" {
+		t.Errorf("no key: %d", resp.StatusCode)
+	}
+	var first sync.WaitGroup
+	first.Go(func() { m.ask("POST", "/slow", key("c")) })
+	<-inside
+	if resp, _ := m.ask("POST", "/slow", key("c")); resp.StatusCode != 409 || resp.Header.Get("Retry-After") == "" {
+		t.Errorf("a twin: %d %v", resp.StatusCode, resp.Header)
+	}
+	close(leave)
+	first.Wait()
+	ran.Store(0)
+	if resp, _ := m.ask("POST", "/ill", key("d")); resp.StatusCode != 500 {
+		t.Errorf("a failure: %d", resp.StatusCode)
+	}
+	if resp, body := m.ask("POST", "/ill", key("d")); resp.StatusCode != 201 || body != "order 2" {
+		t.Errorf("after a failure: %d %q", resp.StatusCode, body)
+	}
+}
+
 var cachedSpec = resilience.CachedSpec{MaxAge: time.Minute, MaxEntries: 3}
 
 func TestKeeperForgets(t *testing.T) {

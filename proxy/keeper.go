@@ -47,7 +47,7 @@ var varied = [...]string{"authorization", "cookie", "accept", "accept-language",
 
 // keeperKey of the request. ok is false when its answers are not kept.
 func (x *Exchange) keeperKey() (key keeperKey, ok bool) {
-	if m := string(x.head.Method); m != "GET" && m != "HEAD" || x.head.Framing != http1.NoBody {
+	if !x.isRead() || x.head.Framing != http1.NoBody {
 		return key, false
 	}
 	if _, ranged := x.head.Lookup("range"); ranged > 0 {
@@ -108,9 +108,11 @@ func (k *keeper) put(a *kept) {
 // copying is a sink that copies what it passes on, as long as it is not too much.
 type copying struct {
 	client
-	most int
-	body []byte
-	over bool // it was too much, or had trailers
+	most    int
+	body    []byte
+	over    bool // it was too much, or had trailers
+	claimed bool // an idempotency key is answered with it
+	whole   bool // body is all of it
 }
 
 func (c *copying) write(data []byte, last bool) error {
@@ -176,26 +178,41 @@ func variesWithin(vary string) bool {
 	return true
 }
 
-// startKeeping reports whether the response's body is to be copied while it passes.
+// startKeeping reports whether the response's body is to be copied while it passes:
+// for the client who repeats the request, or for the time when there is no answer.
 func (x *Exchange) startKeeping(pl *plan) bool {
 	k := pl.guard.settings.Load().keeper
-	if k == nil || pl.instead || !x.keepable() || x.response.Framing == http1.FixedLength && x.response.Length > int64(k.spec.MaxBodyBytes) {
+	last := k != nil && !pl.instead && x.isRead() && x.keepable()
+	if !last && !x.keep.claimed {
 		return false
 	}
-	if m := string(x.head.Method); m != "GET" && m != "HEAD" {
+	x.keep.client, x.keep.body, x.keep.over, x.keep.whole = x.client, nil, false, false
+	if last {
+		x.keep.most = max(x.keep.most, k.spec.MaxBodyBytes)
+	}
+	if x.response.Framing == http1.FixedLength && x.response.Length > int64(x.keep.most) {
+		x.keep.over = true
 		return false
 	}
-	x.keep = copying{client: x.client, most: k.spec.MaxBodyBytes}
 	return true
+}
+
+func (x *Exchange) isRead() bool {
+	m := string(x.head.Method)
+	return m == "GET" || m == "HEAD"
 }
 
 // finishKeeping keeps a response that came to its end.
 func (x *Exchange) finishKeeping(pl *plan) {
-	key, ok := x.keeperKey()
-	if !ok || x.keep.over {
+	if x.keep.over {
 		return
 	}
-	pl.guard.settings.Load().keeper.put(&kept{key: key, at: time.Now(), status: x.response.Status,
-		lines: x.response.AppendFields(nil), body: x.keep.body})
-	x.keep = copying{}
+	x.keep.whole = true
+	k := pl.guard.settings.Load().keeper
+	if k == nil || pl.instead || !x.isRead() || !x.keepable() || len(x.keep.body) > k.spec.MaxBodyBytes {
+		return
+	}
+	if key, ok := x.keeperKey(); ok {
+		k.put(&kept{key: key, at: time.Now(), status: x.response.Status, lines: x.response.AppendFields(nil), body: x.keep.body})
+	}
 }

@@ -42,6 +42,7 @@ import (
 	"github.com/weftmesh/weft/proxy/mux"
 	"github.com/weftmesh/weft/proxy/overload"
 	"github.com/weftmesh/weft/proxy/relay"
+	"github.com/weftmesh/weft/resilience"
 	"github.com/weftmesh/weft/telemetry/accesslog"
 	"github.com/weftmesh/weft/telemetry/metric"
 	"github.com/weftmesh/weft/telemetry/trace"
@@ -73,6 +74,9 @@ type Config struct {
 	// OnBreaker is told of each change of a circuit's state, from the exchange that
 	// caused it: it must not block. nil: nobody is.
 	OnBreaker func(BreakerEvent)
+	// Answers is the mesh's store of idempotency keys. nil: policies that ask for it
+	// are not in force.
+	Answers resilience.IdempotencyStore
 }
 
 // Proxy is one process's data plane. Create it by New and end it by Close.
@@ -89,6 +93,8 @@ type Proxy struct {
 	load      *overload.Monitor // nil: no limits
 	zone      string
 	onBreaker func(BreakerEvent)
+	cluster   resilience.IdempotencyStore
+	answers   func() *resilience.MemoryStore // made when a policy asks for it
 	refused   refusals
 	ejected   *metric.Counter
 	workers   mux.Workers
@@ -127,7 +133,8 @@ type view struct {
 func New(c Config) *Proxy {
 	p := &Proxy{
 		self: c.Self, source: c.Source, clientTLS: c.ClientTLS, metrics: c.Metrics,
-		spans: c.Spans, sample: c.Sample, accessLog: c.AccessLog, logger: c.Logger, load: c.Load, zone: c.Zone, onBreaker: c.OnBreaker,
+		spans: c.Spans, sample: c.Sample, accessLog: c.AccessLog, logger: c.Logger, load: c.Load, zone: c.Zone, onBreaker: c.OnBreaker, cluster: c.Answers,
+		answers:   sync.OnceValue(func() *resilience.MemoryStore { return resilience.NewMemoryStore(memoryAnswers) }),
 		listeners: map[net.Listener]struct{}{}, conns: map[*conn]struct{}{}, external: map[string]*cluster{},
 	}
 	if p.metrics == nil {

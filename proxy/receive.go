@@ -325,6 +325,9 @@ func (x *Exchange) appendResponse(dst []byte, pl *plan, bodiless, trailers bool)
 	if pl.rule != nil && !pl.rule.Response.Empty() {
 		dst = applyOps(dst, &r.Head, &pl.rule.Response)
 	}
+	if x.note != "" {
+		dst = appendField(dst, noteHeader, x.note)
+	}
 	if pl.instead {
 		dst = appendField(dst, fallbackHeader, fallbackService)
 	}
