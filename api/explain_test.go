@@ -152,9 +152,14 @@ spec:
         - destination: {host: order-service}
 `
 
-// joinGateway joins a gateway's proxy to the control plane, over TLS, as the
-// gateway does.
 func (h *house) joinGateway(t *testing.T, name string) {
+	t.Helper()
+	h.join(t, subscribe.Config{ServiceAccount: "gateway", Role: subscribe.Gateway, GatewayName: name, PID: 4711})
+	eventually(t, func() (int, bool) { n := len(h.control.Proxies()); return n, n == 1 })
+}
+
+// join joins a proxy to the control plane, over TLS, as proxies do.
+func (h *house) join(t *testing.T, config subscribe.Config) *subscribe.Client {
 	t.Helper()
 	g := grpc.NewServer(append(h.control.ServerOptions(), grpc.Creds(credentials.NewTLS(h.control.ServerTLS())))...)
 	h.control.Register(g)
@@ -168,11 +173,11 @@ func (h *house) joinGateway(t *testing.T, name string) {
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	c, err := subscribe.Open(ctx, subscribe.Config{Server: ln.Addr().String(), Token: h.token,
-		ServiceAccount: "gateway", Role: subscribe.Gateway, GatewayName: name, PID: 4711})
+	config.Server, config.Token = ln.Addr().String(), h.token
+	c, err := subscribe.Open(ctx, config)
 	check(t, err)
 	t.Cleanup(func() { check(t, c.Close()) })
-	eventually(t, func() (int, bool) { n := len(h.control.Proxies()); return n, n == 1 })
+	return c
 }
 
 func TestExplainThroughAGateway(t *testing.T) {

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"net/http"
 	"slices"
 	"strings"
@@ -82,7 +83,11 @@ func (a *api) apply(r *http.Request) (any, error) {
 	for i, f := range in.Files {
 		files[i] = resource.File{Name: f.Name, Data: []byte(f.Data)}
 	}
-	done, err := a.Control.Apply(r.Context(), files, control.ApplyOptions{Partial: in.Partial, DryRun: in.DryRun})
+	return a.applyFiles(r.Context(), files, control.ApplyOptions{Partial: in.Partial, DryRun: in.DryRun})
+}
+
+func (a *api) applyFiles(ctx context.Context, files []resource.File, o control.ApplyOptions) (any, error) {
+	done, err := a.Control.Apply(ctx, files, o)
 	if err != nil {
 		return nil, err
 	}

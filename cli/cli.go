@@ -128,7 +128,7 @@ sidecars with mTLS, routing, retries and traces.
 	}
 	add(groupRun, a.demo(), a.server(), a.gateway(), a.run(), a.upgrade())
 	asking(groupLook, a.services(), a.instances(), a.explain(), a.traces(), a.status())
-	asking(groupChange, a.apply(), a.get(), a.delete())
+	asking(groupChange, a.apply(), a.get(), a.delete(), a.breaker())
 	root.AddCommand(a.version(), a.shop())
 	return root
 }

@@ -18,14 +18,28 @@ sidecar and gateway that takes its configuration from it.
 
 A proxy is "current" when it took over everything that concerns it, "behind" while
 something is on its way to it, and "rejected" with the reason when it refused its
-newest configuration and runs on the one before.`,
+newest configuration and runs on the one before.
+
+With --breakers the circuits are shown instead, one line for each target at each proxy
+that calls it: state, since when, and the shares of failed and slow calls among those
+in its window ("-" while they are too few to tell). With --events it is their last
+changes, and why they changed. Times are UTC, by the proxy's clock.`,
 		Example: `  weft status
-  weft status -o json | jq '.proxies | length'`,
+  weft status -o json | jq '.proxies | length'
+  weft status --breakers
+  weft status --breakers --events --since 10m --service inventory-service`,
 		Args:              wantArgs(0, 0, "no arguments"),
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	out := formatFlag(cmd, "json")
+	breakers := a.breakerFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := breakers.complete(); err != nil {
+			return err
+		}
+		if breakers.wanted {
+			return a.showBreakers(cmd.Context(), breakers, out.value)
+		}
 		s, err := a.client().Status(cmd.Context())
 		if err != nil {
 			return err

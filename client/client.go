@@ -17,6 +17,10 @@
 //	GET    /api/resources/{kind}/{namespace}/{name}    Resource
 //	POST   /api/resources                              ApplyRequest -> ApplyResult
 //	DELETE /api/resources/{kind}/{namespace}/{name}    204
+//	GET    /api/breakers?service=S&namespace=NS        []Breaker
+//	GET    /api/breakers/events?since=10m              []BreakerEvent
+//	PUT    /api/breakers/{service}?namespace=NS        BreakerOverride -> ApplyResult
+//	DELETE /api/breakers/{service}?namespace=NS        204
 //	POST   /api/explain                                ExplainRequest -> Explanation
 //	GET    /api/traces?service=S&since=10m&limit=20    []TraceSummary
 //	       also minDuration=50ms, errors=true
