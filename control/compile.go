@@ -1,10 +1,12 @@
 package control
 
 import (
+	"maps"
 	"slices"
 
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/control/resource"
+	"github.com/weftmesh/weft/control/weftpb"
 	"github.com/weftmesh/weft/registry"
 )
 
@@ -122,7 +124,7 @@ func (k *compiler) service(n weft.ServiceName, namespace string) *weft.Service {
 		return nil
 	}
 	policy, subsets := k.set.Service(n, namespace)
-	return &weft.Service{Name: n, Policy: policy, Subsets: subsets}
+	return &weft.Service{Name: n, Policy: policy, Subsets: subsets, Resilience: k.set.Resilience(n), Breaker: k.set.Breaker(n)}
 }
 
 // destinations adds to services whatever the tables point to.
@@ -146,20 +148,50 @@ func destinations(services map[weft.ServiceName]bool, tables ...*weft.RouteTable
 	}
 }
 
-// complete adds to a snapshot the services that its tables point to.
+// fallbacks adds to services those that answer in place of what the tables point to,
+// as the policies of rules say.
+func fallbacks(services map[weft.ServiceName]bool, tables ...*weft.RouteTable) {
+	for _, t := range tables {
+		if t == nil {
+			continue
+		}
+		for i := range t.Rules {
+			if n, ok := weftpb.Fallback(t.Rules[i].Resilience); ok {
+				services[n] = true
+			}
+		}
+	}
+}
+
+// complete adds to a snapshot the services that its tables point to, and those that
+// they fall back to. A fallback has none itself.
 func (k *compiler) complete(s *weft.Snapshot, namespace string) {
-	needed := make(map[weft.ServiceName]bool)
-	for _, t := range s.Hosts {
-		destinations(needed, t)
-	}
+	tables := slices.Collect(maps.Values(s.Hosts))
 	if s.Gateway != nil {
-		destinations(needed, s.Gateway.Tables()...)
+		tables = append(tables, s.Gateway.Tables()...)
 	}
+	needed, instead := make(map[weft.ServiceName]bool), make(map[weft.ServiceName]bool)
+	destinations(needed, tables...)
+	fallbacks(instead, tables...)
 	s.Services = make(map[weft.ServiceName]*weft.Service, len(needed))
-	for n := range needed {
-		if svc := k.service(n, namespace); svc != nil {
+	add := func(n weft.ServiceName) *weft.Service {
+		svc := k.service(n, namespace)
+		if svc != nil {
 			svc.Endpoints, svc.Index = k.registry.Endpoints(n)
 			s.Services[n] = svc
+		}
+		return svc
+	}
+	for n := range needed {
+		if svc := add(n); svc != nil {
+			if to, ok := weftpb.Fallback(svc.Resilience); ok {
+				instead[to] = true
+			}
+		}
+	}
+	for n := range instead {
+		if s.Services[n] == nil {
+			add(n)
 		}
 	}
 }

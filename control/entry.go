@@ -271,7 +271,7 @@ func (n concern) touches(e *entry) bool {
 		service, _ := parseWorkload(e.key.scope)
 		return n.kinds["AuthorizationPolicy"] || n.kinds["VirtualService"] && n.fits(service.Name)
 	case weftpb.ServiceType:
-		return n.kinds["DestinationRule"] && n.fits(nameOf(e.key))
+		return (n.kinds["DestinationRule"] || n.kinds["ResiliencePolicy"] || n.kinds["BreakerOverride"]) && n.fits(nameOf(e.key))
 	case weftpb.RouteTableType:
 		return n.kinds["VirtualService"] && n.fits(nameOf(e.key)) || n.subsetsOf(e)
 	}

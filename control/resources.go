@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"google.golang.org/protobuf/proto"
 	networking "istio.io/api/networking/v1alpha3"
 
 	"github.com/weftmesh/weft"
@@ -148,7 +147,7 @@ func (c *Control) compare(parsed []*resource.Resource) (changes []ApplyChange, t
 // written.
 func sameManifest(a, b *resource.Resource) bool {
 	return a.APIVersion == b.APIVersion && a.Ref() == b.Ref() && maps.Equal(a.Labels, b.Labels) &&
-		maps.Equal(a.Annotations, b.Annotations) && proto.Equal(a.Spec, b.Spec)
+		maps.Equal(a.Annotations, b.Annotations) && a.SameSpec(b)
 }
 
 // warningsOf are the warnings of a set about the resources given.
@@ -316,6 +315,9 @@ func (c *Control) take(b store.Batch) {
 	var put []*resource.Resource
 	var gone []resource.Ref
 	for key := range changed {
+		for _, attached := range append(attachedTo(c.resources[key]), attachedTo(next[key])...) {
+			n.add(next[attached])
+		}
 		if next[key] != nil {
 			put = append(put, next[key])
 		} else if c.resources[key] != nil {
@@ -327,7 +329,8 @@ func (c *Control) take(b store.Batch) {
 
 // everything concerns all entries.
 func everything() concern {
-	return concern{kinds: map[string]bool{"VirtualService": true, "DestinationRule": true, "Gateway": true, "AuthorizationPolicy": true}}
+	return concern{kinds: map[string]bool{"VirtualService": true, "DestinationRule": true, "Gateway": true, "AuthorizationPolicy": true,
+		"ResiliencePolicy": true, "BreakerOverride": true}}
 }
 
 // add notes a resource that came or went; nil is none. What a VirtualService is for
@@ -345,6 +348,12 @@ func (n *concern) add(r *resource.Resource) {
 		hosts = spec.GetHosts()
 	case *networking.DestinationRule:
 		hosts = []string{spec.GetHost()}
+	case *resource.ResiliencePolicy:
+		for _, t := range spec.Targets {
+			hosts = append(hosts, t.Name) // of a VirtualService take says what it concerns
+		}
+	case *resource.BreakerOverride:
+		hosts = []string{r.Name}
 	}
 	n.kinds[r.Kind] = true
 	for _, host := range hosts {
@@ -355,6 +364,23 @@ func (n *concern) add(r *resource.Resource) {
 			n.names[firstLabel(host)] = true
 		}
 	}
+}
+
+// attachedTo are the keys of the VirtualServices that a ResiliencePolicy is for; of
+// any other resource, and of nil, none.
+func attachedTo(r *resource.Resource) []string {
+	if r == nil {
+		return nil
+	}
+	var out []string
+	if policy, ok := r.Spec.(*resource.ResiliencePolicy); ok {
+		for _, t := range policy.Targets {
+			if t.Kind != "Service" {
+				out = append(out, resourceKey(t.Kind, r.Namespace, t.Name))
+			}
+		}
+	}
+	return out
 }
 
 // replace makes next the resources, put and gone being what is not as before, and

@@ -28,6 +28,7 @@ import (
 //	paths service SERVICE.NAMESPACE
 //	conflicts [VIRTUALSERVICE.NAMESPACE]…   (what was applied; all without)
 //	policy SERVICE.NAMESPACE NAMESPACE-OF-CLIENT [SUBSET]
+//	resilience SERVICE.NAMESPACE      (and the state that its circuit is held in)
 //	authz NAMESPACE LABEL=VALUE[,…] IDENTITY|- ADDRESS PORT METHOD HOST/PATH [HEADER=VALUE]…
 //	warnings [SERVICE.NAMESPACE]…     (the services that exist)
 func TestCompile(t *testing.T) {
@@ -102,6 +103,10 @@ func ask(t *testing.T, s *Set, q []string) string {
 		})))
 	case q[0] == "policy":
 		return askPolicy(s, q[1:])
+	case q[0] == "resilience":
+		name, namespace, _ := strings.Cut(q[1], ".")
+		n := weft.NewServiceName(namespace, name)
+		return strings.TrimSpace(describeResilience(s.Resilience(n)) + " " + s.Breaker(n))
 	case q[0] == "authz":
 		return askAuthorization(s, q[1:])
 	case q[0] == "warnings":
@@ -250,7 +255,17 @@ func describe(r *weft.Rule) string {
 			say("chosen by nobody")
 		}
 	}
+	if r.Resilience != nil {
+		say("%s", describeResilience(r.Resilience))
+	}
 	return strings.Join(out, ", ") + describeHeaders(" request", r.Request) + describeHeaders(" response", r.Response)
+}
+
+func describeResilience(r *weft.Resilience) string {
+	if r == nil {
+		return "no policy"
+	}
+	return fmt.Sprintf("%s %s", r.Source, r.Spec)
 }
 
 func describeHeaders(of string, ops weft.HeaderOps) string {

@@ -34,7 +34,7 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		resources, problems := Parse([]File{{Name: "f.yaml", Data: data}})
-		lines := strings.Count(string(data), "\n") + 1
+		lines := strings.Count(yamlBreaks.Replace(string(data)), "\n") + 1
 		for _, p := range problems {
 			if p.Source.File != "f.yaml" || p.Source.Line < 1 || p.Source.Line > lines || p.Message == "" {
 				t.Errorf("a problem without its place (of %d lines): %#v", lines, p)
@@ -54,6 +54,9 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
+// yamlBreaks are what the parser takes for the end of a line.
+var yamlBreaks = strings.NewReplacer("\r\n", "\n", "\r", "\n", "\u0085", "\n", "\u2028", "\n", "\u2029", "\n")
+
 // everything is all that a Set of the resources answers about them.
 func everything(t *testing.T, resources []*Resource) string {
 	s := NewSet(resources)
@@ -70,6 +73,12 @@ func everything(t *testing.T, resources []*Resource) string {
 			n, _ := weft.ParseHost(strings.Replace(spec.Host, "*", "x", 1), r.Namespace)
 			policy, subsets := s.Service(n, r.Namespace)
 			answers = append(answers, policy, subsets)
+		case *ResiliencePolicy:
+			for _, t := range spec.Targets {
+				answers = append(answers, s.Resilience(weft.NewServiceName(r.Namespace, t.Name)))
+			}
+		case *BreakerOverride:
+			answers = append(answers, s.Breaker(weft.NewServiceName(r.Namespace, r.Name)))
 		case *security.AuthorizationPolicy:
 			a := s.Authorization(r.Namespace, spec.Selector.GetMatchLabels())
 			if a == nil {

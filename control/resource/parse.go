@@ -9,6 +9,7 @@ import (
 
 	"github.com/weftmesh/weft"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 )
 
 // File is one file of resources.
@@ -236,18 +237,10 @@ func (p *parsing) once(r *report, res *Resource) {
 // spec walks and checks the spec. The meaning is checked even of what is
 // misspelt in places; but nothing is said of a place of which something was said.
 func (w walker) spec(n *node, k *kind, res *Resource) {
-	tree, _ := w.object(n, res.Spec.ProtoReflect().Descriptor(), "spec")
-	data, err := json.Marshal(tree)
-	if err == nil {
-		err = protojson.Unmarshal(data, res.Spec)
-	}
-	said := w.problems.Errors()
-	if err != nil {
-		if len(said) == 0 {
-			w.errorf("spec", "", "%v", err)
-		}
+	if !w.fill(n, res.Spec) {
 		return
 	}
+	said := w.problems.Errors()
 	checked := &report{source: w.source, lines: w.lines}
 	k.check(checked, res)
 	checkAnnotations(checked, res)
@@ -257,12 +250,32 @@ func (w walker) spec(n *node, k *kind, res *Resource) {
 		}
 	}
 	res.lines = w.lines.lasting()
+	var err error
 	if res.JSON, err = res.encode(&origin{res.Source.File, res.Source.Line, res.lines}); err != nil {
 		w.errorf("spec", "", "%v", err)
 	}
 	if len(w.problems.Errors()) == 0 {
 		res.compile()
 	}
+}
+
+// fill reads a spec, and reports what is wrong with its form. ok is false when there
+// is nothing that could be checked.
+func (w walker) fill(n *node, spec any) (ok bool) {
+	m, isProto := spec.(proto.Message)
+	if !isProto {
+		w.own(n, spec)
+		return true
+	}
+	tree, _ := w.object(n, m.ProtoReflect().Descriptor(), "spec")
+	data, err := json.Marshal(tree)
+	if err == nil {
+		err = protojson.Unmarshal(data, m)
+	}
+	if err != nil && len(w.problems.Errors()) == 0 {
+		w.errorf("spec", "", "%v", err)
+	}
+	return err == nil
 }
 
 // sameplace reports whether a problem of form at said may be the cause of one of

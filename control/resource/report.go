@@ -57,11 +57,11 @@ func (l fieldLines) line(path string) int {
 }
 
 // lasting returns the lines that later answers need: of the elements of lists, of
-// the fields of spec, and of our own annotation about paths, where they differ from
-// what encloses them.
+// the fields of spec, and of some that lie deeper, where they differ from what
+// encloses them.
 func (l fieldLines) lasting() fieldLines {
 	kept := func(path string) bool {
-		return path == pathAnnotationField || strings.HasPrefix(path, "spec") && (strings.HasSuffix(path, "]") || strings.Count(path, ".") < 2)
+		return path == pathAnnotationField || path == "spec.fallback.service" || strings.HasPrefix(path, "spec") && (strings.HasSuffix(path, "]") || strings.Count(path, ".") < 2)
 	}
 	out := fieldLines{}
 	for path, line := range l {

@@ -8,8 +8,6 @@ import (
 	"strings"
 
 	"github.com/weftmesh/weft"
-	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/proto"
 	networkingv1alpha3 "istio.io/api/networking/v1alpha3"
 	securityv1beta1 "istio.io/api/security/v1beta1"
 )
@@ -23,7 +21,7 @@ type Resource struct {
 	Labels      map[string]string
 	Annotations map[string]string
 	Source      weft.SourceRef // of the document
-	Spec        proto.Message  // *networking.VirtualService and the like
+	Spec        any            // *networking.VirtualService and the like, *ResiliencePolicy, *BreakerOverride
 
 	// JSON is what a store keeps and Decode reads: the resource in canonical
 	// form, and under "source" the file and lines it came from. Parse reads it too.
@@ -34,16 +32,17 @@ type Resource struct {
 	// stored yet, is after all others.
 	Created int64
 
-	lines fieldLines            // what lasts of them
-	rules map[string]*ruleLists // of a VirtualService, by gateway; nil: compile them
+	lines      fieldLines            // what lasts of them
+	rules      map[string]*ruleLists // of a VirtualService, by gateway; nil: compile them
+	resilience *weft.Resilience      // of a ResiliencePolicy
 }
 
 // kind is a kind of resource that weft reads.
 type kind struct {
 	name  string
 	group string
-	since []string // versions, all of the same meaning
-	spec  func() proto.Message
+	since []string   // versions, all of the same meaning
+	spec  func() any // Istio's are protobuf messages
 	check func(*report, *Resource)
 }
 
@@ -53,19 +52,23 @@ const (
 	gatewayKind             = "Gateway"
 	authorizationPolicyKind = "AuthorizationPolicy"
 	peerAuthenticationKind  = "PeerAuthentication"
+	resiliencePolicyKind    = "ResiliencePolicy"
+	breakerOverrideKind     = "BreakerOverride"
 )
 
 var kinds = []kind{
 	{virtualServiceKind, "networking.istio.io", []string{"v1", "v1beta1", "v1alpha3"},
-		func() proto.Message { return &networkingv1alpha3.VirtualService{} }, checkVirtualService},
+		func() any { return &networkingv1alpha3.VirtualService{} }, checkVirtualService},
 	{destinationRuleKind, "networking.istio.io", []string{"v1", "v1beta1", "v1alpha3"},
-		func() proto.Message { return &networkingv1alpha3.DestinationRule{} }, checkDestinationRule},
+		func() any { return &networkingv1alpha3.DestinationRule{} }, checkDestinationRule},
 	{gatewayKind, "networking.istio.io", []string{"v1", "v1beta1", "v1alpha3"},
-		func() proto.Message { return &networkingv1alpha3.Gateway{} }, checkGateway},
+		func() any { return &networkingv1alpha3.Gateway{} }, checkGateway},
 	{authorizationPolicyKind, "security.istio.io", []string{"v1", "v1beta1"},
-		func() proto.Message { return &securityv1beta1.AuthorizationPolicy{} }, checkAuthorizationPolicy},
+		func() any { return &securityv1beta1.AuthorizationPolicy{} }, checkAuthorizationPolicy},
 	{peerAuthenticationKind, "security.istio.io", []string{"v1", "v1beta1"},
-		func() proto.Message { return &securityv1beta1.PeerAuthentication{} }, checkPeerAuthentication},
+		func() any { return &securityv1beta1.PeerAuthentication{} }, checkPeerAuthentication},
+	{resiliencePolicyKind, "weft.dev", []string{"v1"}, func() any { return &ResiliencePolicy{} }, checkResiliencePolicy},
+	{breakerOverrideKind, "weft.dev", []string{"v1"}, func() any { return &BreakerOverride{} }, checkBreakerOverride},
 }
 
 // findKind returns nil and how to mend it when the pair is not known.
@@ -120,7 +123,7 @@ type origin struct {
 }
 
 func (r *Resource) encode(from *origin) ([]byte, error) {
-	spec, err := protojson.Marshal(r.Spec)
+	spec, err := encodeSpec(r.Spec)
 	if err != nil {
 		return nil, &weft.Error{Kind: weft.Invalid, Op: "encode", Thing: r.Source.String(), Err: err}
 	}
@@ -161,7 +164,7 @@ func Decode(data []byte, src weft.SourceRef) (*Resource, error) {
 	if s.Source != nil {
 		r.Source.File, r.Source.Line, r.lines = s.Source.File, s.Source.Line, s.Source.Lines
 	}
-	if err := protojson.Unmarshal(s.Spec, r.Spec); err != nil {
+	if err := decodeSpec(s.Spec, r.Spec); err != nil {
 		return nil, &weft.Error{Kind: weft.Invalid, Op: "decode", Thing: r.Source.String(), Err: err}
 	}
 	checked := &report{source: r.Source, lines: r.lines}

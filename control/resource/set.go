@@ -24,6 +24,9 @@ type Set struct {
 	local     map[ruleKey]*destinationRules // for clients in the rules' namespace
 	exported  map[ruleKey]*destinationRules // for clients elsewhere
 	policies  map[string][]authorization    // by namespace, in order of precedence
+	// resilience is the ResiliencePolicies for each target, in order of precedence.
+	resilience map[target][]*Resource
+	breakers   map[weft.ServiceName]*Resource // BreakerOverrides
 }
 
 // Ref names a resource.
@@ -72,7 +75,10 @@ func (s *Set) With(put []*Resource, removed []Ref) (next *Set, tables []HostOfGa
 	slices.SortFunc(came, precedence)
 	next.replaceDestinationRules(gone, came)
 	next.replacePolicies(gone, came)
-	return next, next.replaceRouting(gone, came)
+	also := next.touched(next.replaceResilience(gone, came), came)
+	came = append(came, also...)
+	slices.SortFunc(came, precedence)
+	return next, next.replaceRouting(append(gone, also...), came)
 }
 
 // cloned is a copy that may be written to.
@@ -133,7 +139,7 @@ func (s *Set) replaceRouting(gone, came []*Resource) []HostOfGateway {
 	for _, r := range came {
 		switch spec := r.Spec.(type) {
 		case *networking.VirtualService:
-			v := newVirtualService(r, spec)
+			v := s.newVirtualService(r, spec)
 			s.virtual[r.Ref()] = v
 			entered = append(entered, v)
 		case *networking.Gateway:

@@ -28,7 +28,7 @@ type ruleLists struct {
 	tls  []weft.RawRule
 }
 
-func newVirtualService(r *Resource, spec *networking.VirtualService) *virtualService {
+func (s *Set) newVirtualService(r *Resource, spec *networking.VirtualService) *virtualService {
 	v := &virtualService{Resource: r, spec: spec, private: private(spec.ExportTo), paths: pathsOf(r)}
 	for _, name := range contexts(spec, r.Namespace) {
 		if name != mesh {
@@ -38,6 +38,7 @@ func newVirtualService(r *Resource, spec *networking.VirtualService) *virtualSer
 	if v.compiled = r.rules; v.compiled == nil {
 		v.compiled = compileAll(r, spec)
 	}
+	v.compiled = s.attached(r, v.compiled)
 	if !inMesh(spec.Gateways) {
 		return v
 	}
@@ -66,8 +67,11 @@ func contexts(spec *networking.VirtualService, namespace string) []string {
 // compile does what takes long for a Set ahead of it, and once for several: the one
 // to compare with, and the one that follows.
 func (r *Resource) compile() {
-	if spec, ok := r.Spec.(*networking.VirtualService); ok {
+	switch spec := r.Spec.(type) {
+	case *networking.VirtualService:
 		r.rules = compileAll(r, spec)
+	case *ResiliencePolicy:
+		r.resilience = compileResilience(r, spec)
 	}
 }
 

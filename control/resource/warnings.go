@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/weftmesh/weft"
 	networking "istio.io/api/networking/v1alpha3"
@@ -32,6 +33,7 @@ func (s *Set) WarningsAbout(about []Ref, knownService func(weft.ServiceName) boo
 		knownService = func(weft.ServiceName) bool { return true }
 	}
 	var out weft.Problems
+	written := sync.OnceValue(s.writtenAtRules)
 	for _, ref := range about {
 		r, v := s.resources[ref], s.virtual[ref]
 		switch {
@@ -41,6 +43,10 @@ func (s *Set) WarningsAbout(about []Ref, knownService func(weft.ServiceName) boo
 			out = append(out, r.warning("", "name it under gateways of a VirtualService", "no VirtualService uses the gateway"))
 		case r.Kind == destinationRuleKind:
 			out = append(out, s.ruleWarnings(r, knownService)...)
+		case r.Kind == resiliencePolicyKind:
+			out = append(out, s.policyWarnings(r, knownService, written)...)
+		case r.Kind == breakerOverrideKind && !knownService(weft.ServiceName{Namespace: r.Namespace, Name: r.Name}):
+			out = append(out, r.warning("metadata.name", "", "the service %s is not known", r.Name))
 		}
 		if v == nil {
 			continue
@@ -51,6 +57,7 @@ func (s *Set) WarningsAbout(about []Ref, knownService func(weft.ServiceName) boo
 		out = append(out, unreachedRawWarnings(v)...)
 		out = append(out, rewriteWarnings(v)...)
 		out = append(out, s.competingWarnings(v)...)
+		out = append(out, s.overruledWarnings(v)...)
 	}
 	return sorted(out)
 }

@@ -47,7 +47,7 @@ func (w world) resource() *Resource {
 			api, kind, name, namespace, map[bool]string{true: w.annotation()}[annotated(kind)])
 	}
 	var text string
-	switch w.random.IntN(10) {
+	switch w.random.IntN(12) {
 	case 0:
 		text = head("networking.istio.io/v1", gatewayKind, w.one("edge", "inner")) + "  servers:\n" +
 			"    - {port: {number: 80, protocol: HTTP}, hosts: " + w.some("*", "a.example.com", "./*.example.com") + "}\n" +
@@ -61,13 +61,19 @@ func (w world) resource() *Resource {
 	case 3:
 		text = head("security.istio.io/v1", authorizationPolicyKind, w.one("p", "q")) +
 			"  action: " + w.one("ALLOW", "DENY") + "\n  rules: [{to: [{operation: {paths: [/" + w.one("x", "y") + "]}}]}]\n"
+	case 4:
+		text = head("weft.dev/v1", resiliencePolicyKind, w.one("r", "s", "t")) + "  timeout: " + w.one("1s", "2s") + "\n  " +
+			w.one("", "retry: {maxAttempts: 2}\n  ") + "targetRefs:\n    - {kind: Service, name: " + w.one("a", "b") + "}\n" +
+			w.one("", "    - {kind: VirtualService, name: "+w.one("a", "b", "c")+w.one("", ", sectionName: http[0]", ", sectionName: http[1]")+"}\n")
+	case 5:
+		text = head("weft.dev/v1", breakerOverrideKind, w.one("a", "b")) + "  state: " + w.one("forced-open", "disabled") + "\n"
 	default:
 		text = head("networking.istio.io/v1", virtualServiceKind, w.one("a", "b", "c", "d", "e")) +
 			"  hosts: " + w.some("a", "a.example.com", "b.example.com", "*.example.com") + "\n  gateways: " + w.some("edge", "mesh", "shop/inner", "default/edge") +
 			"\n  exportTo: " + w.some("*", ".", "*") + "\n" +
 			w.one("", "  tcp: [{match: [{port: "+w.one("5432", "6379")+"}], route: [{destination: {host: a}}]}, {route: [{destination: {host: b}}]}]\n") +
 			w.one("", "  tls: [{match: [{sniHosts: [x.example.com]}], route: [{destination: {host: a}}]}]\n") +
-			"  http:\n    - {match: [{uri: {prefix: /" + w.one("x", "y", "") + "}}], route: [{destination: {host: a, subset: v1}}]}\n" +
+			"  http:\n    - {" + w.one("", "timeout: 3s, ") + "match: [{uri: {prefix: /" + w.one("x", "y", "") + "}}], route: [{destination: {host: a, subset: v1}}]}\n" +
 			w.one("", "    - {route: [{destination: {host: "+w.one("a", "b")+"}}]}\n")
 	}
 	// tls rules must be for the hosts of the VirtualService.
@@ -143,6 +149,8 @@ func answers(s *Set) map[string]any {
 			n := weft.NewServiceName("default", service)
 			policy, subsets := s.Service(n, namespace)
 			out["service "+service+" in "+namespace] = fmt.Sprint(policy.Source, subsets, s.Paths(n))
+			n.Namespace = namespace
+			out["resilience of "+n.String()] = []any{s.Resilience(n), s.Breaker(n)}
 		}
 		out["authorization in "+namespace] = s.Authorization(namespace, nil)
 	}
