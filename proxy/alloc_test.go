@@ -67,7 +67,7 @@ func stamp(b []byte, id uint32, at ...int) []byte {
 func quiet2(t *testing.T) string {
 	var out bytes.Buffer
 	w := http2.NewFramer(&out, nil)
-	_ = w.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndHeaders: true, BlockFragment: block(":status", "200", "server", "x", "content-type", "text/plain", "content-length", "5")})
+	_ = w.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndHeaders: true, BlockFragment: block(":status", "200", "server", "x", "content-type", "text/plain", "content-length", "5", "grpc-status", "0")})
 	second := out.Len()
 	_ = w.WriteData(1, true, []byte("hello"))
 	window := out.Len()
@@ -158,6 +158,10 @@ func onceAt2(t *testing.T, address, method string) func() {
 	}
 }
 
+// everything is a policy with all parts that are asked on each request.
+const everything = `{"timeout":"5s","attemptTimeout":"2s","rateLimit":{"requests":1000000},"throttle":{},"adaptiveConcurrency":{},
+	"bulkhead":{"maxConcurrentCalls":100},"retry":{},"circuitBreaker":{},"fallback":{"status":200}}`
+
 func TestLanesAllocateNothing(t *testing.T) {
 	if raceDetector {
 		t.Skip("under the race detector sync.Pool forgets at random")
@@ -180,22 +184,27 @@ func TestLanesAllocateNothing(t *testing.T) {
 		{"2 to 2, gRPC", weft.HTTP2, func(t *testing.T, m *mesh) func() { return once2(t, m, "POST") }},
 		{"1 to 2, chunks", weft.HTTP2, func(t *testing.T, m *mesh) func() { return once1(t, m, chunks) }},
 	} {
-		t.Run(lane.name, func(t *testing.T) {
-			m := newMesh(t)
-			m.proxy.sample = trace.NewSampler(1)
-			if lane.app == weft.HTTP {
-				m.endpoints(quiet1(t))
-			} else {
-				m.endpoints(quiet2(t))
-			}
-			m.speak(lane.app)
-			once := lane.ask(t, m)
-			for range 300 {
-				once()
-			}
-			if n := testing.AllocsPerRun(1000, once); n > 0 {
-				t.Errorf("%v allocations a request", n)
-			}
-		})
+		for name, policy := range map[string]string{lane.name: "", lane.name + ", guarded": everything} {
+			t.Run(name, func(t *testing.T) {
+				m := newMesh(t)
+				m.proxy.sample = trace.NewSampler(1)
+				if lane.app == weft.HTTP {
+					m.endpoints(quiet1(t))
+				} else {
+					m.endpoints(quiet2(t))
+				}
+				if policy != "" {
+					m.policy(policy)
+				}
+				m.speak(lane.app)
+				once := lane.ask(t, m)
+				for range 300 {
+					once()
+				}
+				if n := testing.AllocsPerRun(1000, once); n > 0 {
+					t.Errorf("%v allocations a request", n)
+				}
+			})
+		}
 	}
 }
