@@ -34,6 +34,7 @@ func addProxyFlags(cmd *cobra.Command, c *node.ProxyConfig) *proxyFlags {
 	f := cmd.Flags()
 	f.StringVar(&c.Control, "control", c.Control, "`address` of the server's control door")
 	f.StringVar(&c.Admin, "admin", c.Admin, "`address` of /metrics and /healthz; port 0 takes a free one")
+	f.StringVar(&c.Zone, "zone", "", "`zone` where it runs, as eu-west/a: services may prefer what is near")
 	f.DurationVar(&c.Drain, "drain", c.Drain, "how `long` requests in flight may still take at the end, or after an upgrade")
 	f.Float64Var(&c.Sample, "sample", c.Sample, "`share` of the traces that begin here that are kept, 0 to 1")
 	f.StringVar(&p.memory, "memory", "", "ceiling of resident memory, as `512MiB`: near it requests are refused early (default 90 % of the control group's limit)")

@@ -41,7 +41,6 @@ runs. SIGHUP does nothing.`,
 	f.StringVarP(&c.Namespace, "namespace", "n", "", "`namespace` of the service (default \"default\")")
 	f.StringVar(&c.Version, "version", "", "the instance's `version`")
 	f.StringToStringVar(&c.Labels, "label", nil, "more labels of the instance, `key=value`; may be repeated")
-	f.StringVar(&c.Zone, "zone", "", "`zone` of the instance")
 	f.IntVar(&c.Port, "port", 0, "`port` where the program listens (default a free one, told to it as PORT)")
 	f.Var(&protocol{&c.Protocol}, "protocol", "what the port `speaks`: http, http2, grpc or tcp (default: the first bytes tell)")
 	_ = cmd.RegisterFlagCompletionFunc("protocol", cobra.FixedCompletions([]string{"http", "http2", "grpc", "tcp"}, cobra.ShellCompDirectiveNoFileComp))

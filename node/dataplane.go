@@ -27,6 +27,7 @@ type ProxyConfig struct {
 	Control     string        // host:port of the server's control door
 	Token       string        // join token
 	Admin       string        // /metrics and /healthz; port 0 picks a free one
+	Zone        string        // where it is, "region/zone/subzone" or just a zone; empty: nobody said
 	Sample      float64       // share of the traces that begin here that are kept, 0 to 1
 	Memory      int64         // ceiling of resident memory, bytes; 0: 90 % of the control group's
 	Connections int           // that clients may have open; 0: by the number of file descriptors
@@ -97,7 +98,8 @@ func (d *dataPlane) join(ctx context.Context, c ProxyConfig, s subscribe.Config)
 		Resource: trace.Resource{Service: self.Name, Namespace: self.Namespace, InstanceID: fmt.Sprint(os.Getpid()),
 			Attrs: []trace.Attr{{Key: "weft.role", Str: string(s.Role)}}}}
 	d.config = proxy.Config{Self: self, Source: need{d.mesh}, ClientTLS: d.mesh.Credentials().DialTLS,
-		Metrics: d.metrics, Spans: spans, Sample: trace.NewSampler(c.Sample), Logger: d.logger}
+		Metrics: d.metrics, Spans: spans, Sample: trace.NewSampler(c.Sample), Logger: d.logger,
+		Zone: c.Zone, OnBreaker: d.breakerChanged}
 	if c.AccessLog != nil {
 		d.config.AccessLog = accesslog.New(c.AccessLog, func(err error) { d.logger.Error("the access log cannot be written", "error", err) })
 		d.undo.add(d.config.AccessLog.Close)
@@ -108,6 +110,7 @@ func (d *dataPlane) join(ctx context.Context, c ProxyConfig, s subscribe.Config)
 	d.proxy = proxy.New(d.config)
 	d.undo.add(func() error { d.proxy.Close(); return nil })
 	d.mesh.OnChange(d.proxy.Update)
+	d.mesh.ReportBreakers(d.breakers)
 	d.figures()
 	return nil
 }

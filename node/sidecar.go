@@ -28,10 +28,9 @@ type SidecarConfig struct {
 	Namespace string            // weft.DefaultNamespace when empty
 	Version   string            // the instance's "version" label
 	Labels    map[string]string // "app" is the service's name when absent
-	Zone      string
-	Protocol  weft.Protocol // what the application's port speaks; "" is not declared
-	Port      int           // where the application listens; 0: a free one is chosen and told to it as PORT
-	Health    string        // path that answers 200 when the application is well; empty: it accepts connections
+	Protocol  weft.Protocol     // what the application's port speaks; "" is not declared
+	Port      int               // where the application listens; 0: a free one is chosen and told to it as PORT
+	Health    string            // path that answers 200 when the application is well; empty: it accepts connections
 	// Upstreams are services that the application calls: "NAME" is made known to
 	// the proxy before the application starts, so that not even a first call needs
 	// the server; with "NAME=PORT", 127.0.0.1:PORT is that service too.
