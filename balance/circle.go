@@ -3,6 +3,7 @@ package balance
 import (
 	"math"
 	"math/bits"
+	"slices"
 )
 
 // circle is a consistent hash: a place for every key, and an order in which to go on
@@ -42,28 +43,27 @@ type hashed struct {
 const (
 	minRing        = 1024
 	maxRing        = 8 << 20
-	pointsEach     = 64 // a member's share strays by about 1/√64
+	pointsEach     = 128 // a member's share strays by about 1/√128
 	maglevTable    = 65537
 	maxMaglevTable = 5_000_011
 )
 
 // newRing places points of each member on a ring, by weight. size is the least
-// number of points, 0 is minRing; there are pointsEach a member at least, and at most
-// maxRing and one a member.
+// number of points, 0 is minRing, as far as roundings allow.
 //
-// A point depends on its member's key and number alone. From pointsEach a member on,
-// whoever comes or goes therefore moves no keys between others while weights are
-// equal. On smaller rings, or when weights differ, the others' numbers of points
-// change a little with the sum that they divide, and so about as many keys again move.
+// A point depends on its member's key and number alone, and a member's number of
+// points on its own weight and on what weight is usual, so that who comes or goes
+// moves no keys between others. Only when so few members are left that the ring would
+// be too small do the others get more points then, and about as many keys again move.
 func newRing(members []hashed, size uint32) *circle {
-	total := 0.0
-	for _, m := range members {
-		total += float64(m.weight)
-	}
 	if size == 0 {
 		size = minRing
 	}
-	unit := min(max(float64(size), pointsEach*float64(len(members))), maxRing) / total
+	unit, total := pointsEach/usualWeight(members), 0.0
+	for _, m := range members {
+		total += float64(m.weight)
+	}
+	unit = min(max(unit, float64(size)/total), maxRing/total)
 	n := 0
 	counts := make([]int, len(members))
 	for i, m := range members {
@@ -105,6 +105,17 @@ func newRing(members []hashed, size uint32) *circle {
 		c.owners[j] = members[i].member
 	}
 	return c
+}
+
+// usualWeight is the median, which stays the same when one of many goes; unless a few
+// outweigh all others, which would get them more points than there is memory for.
+func usualWeight(members []hashed) float64 {
+	weights, total := make([]uint32, len(members)), 0.0
+	for i, m := range members {
+		weights[i], total = m.weight, total+float64(m.weight)
+	}
+	slices.Sort(weights)
+	return max(float64(weights[len(weights)/2]), total/float64(len(weights))/8)
 }
 
 // after reports whether point i belongs behind point j. Of points at one place the

@@ -31,9 +31,9 @@ type Config struct {
 	// of all zones together. 0 is never.
 	PanicPercent uint32
 	// RingSize is, for RingHash, the least number of points, up to 8388608; 0 means
-	// 1024, and there are always at least 64 a member. For Maglev it is the size of the
+	// 1024. A member of usual weight has at least 128. For Maglev it is the size of the
 	// table, a prime up to 5000011; 0 means 65537. It should be a hundred times the
-	// number of members.
+	// number of members: a member's share strays by one entry.
 	RingSize uint32
 	// Shares are percent of the traffic by zone, 100 in all, instead of priorities.
 	// Members of other zones get nothing. A zone that is not whole gets less, by the
@@ -95,7 +95,7 @@ type tier struct {
 // error names the field that it is about.
 func NewPicker(c Config, members []Member) (*Picker, error) {
 	if err := c.check(members); err != nil {
-		return nil, fmt.Errorf("balance: %w", err)
+		return nil, err
 	}
 	if c.SlowStart.Aggression == 0 {
 		c.SlowStart.Aggression = 1
@@ -129,21 +129,21 @@ func (c *Config) check(members []Member) error {
 	hashing := c.Algorithm == RingHash || c.Algorithm == Maglev
 	switch {
 	case c.Algorithm > Maglev:
-		return fmt.Errorf("Algorithm: %d is none", c.Algorithm)
+		return fmt.Errorf("balance: Algorithm: %d is none", c.Algorithm)
 	case c.SlowStart.Window < 0:
-		return fmt.Errorf("SlowStart.Window: %s is negative", c.SlowStart.Window)
+		return fmt.Errorf("balance: SlowStart.Window: %s is negative", c.SlowStart.Window)
 	case !(c.SlowStart.Aggression >= 0) || math.IsInf(c.SlowStart.Aggression, 0):
-		return fmt.Errorf("SlowStart.Aggression: %v is not a number from 0 up", c.SlowStart.Aggression)
+		return fmt.Errorf("balance: SlowStart.Aggression: %v is not a number from 0 up", c.SlowStart.Aggression)
 	case c.SlowStart.MinPercent > 100:
-		return fmt.Errorf("SlowStart.MinPercent: %d is more than 100", c.SlowStart.MinPercent)
+		return fmt.Errorf("balance: SlowStart.MinPercent: %d is more than 100", c.SlowStart.MinPercent)
 	case c.PanicPercent > 100:
-		return fmt.Errorf("PanicPercent: %d is more than 100", c.PanicPercent)
+		return fmt.Errorf("balance: PanicPercent: %d is more than 100", c.PanicPercent)
 	case c.Algorithm == RingHash && c.RingSize > maxRing:
-		return fmt.Errorf("RingSize: %d is more than %d", c.RingSize, maxRing)
+		return fmt.Errorf("balance: RingSize: %d is more than %d", c.RingSize, maxRing)
 	case c.Algorithm == Maglev && c.RingSize > maxMaglevTable:
-		return fmt.Errorf("RingSize: %d is more than %d", c.RingSize, maxMaglevTable)
+		return fmt.Errorf("balance: RingSize: %d is more than %d", c.RingSize, maxMaglevTable)
 	case c.Algorithm == Maglev && c.RingSize != 0 && !prime(c.RingSize):
-		return fmt.Errorf("RingSize: %d is not a prime, as the table of Maglev must be", c.RingSize)
+		return fmt.Errorf("balance: RingSize: %d is not a prime, as the table of Maglev must be", c.RingSize)
 	}
 	if c.Shares != nil {
 		sum := uint64(0)
@@ -151,23 +151,23 @@ func (c *Config) check(members []Member) error {
 			sum += uint64(percent)
 		}
 		if sum != 100 {
-			return fmt.Errorf("Shares: their sum is %d and not 100", sum)
+			return fmt.Errorf("balance: Shares: their sum is %d and not 100", sum)
 		}
 	}
 	seen := make(map[string]int)
 	for i := range members {
 		m := &members[i]
 		if m.Target == nil {
-			return fmt.Errorf("members[%d].Target: nil", i)
+			return fmt.Errorf("balance: members[%d].Target: nil", i)
 		}
 		if !hashing {
 			continue
 		}
 		if m.Key == "" {
-			return fmt.Errorf("members[%d].Key: empty, and %s goes by it", i, c.Algorithm)
+			return fmt.Errorf("balance: members[%d].Key: empty, and %s goes by it", i, c.Algorithm)
 		}
 		if other, twice := seen[m.Key]; twice {
-			return fmt.Errorf("members[%d].Key: %q is also that of members[%d]", i, m.Key, other)
+			return fmt.Errorf("balance: members[%d].Key: %q is also that of members[%d]", i, m.Key, other)
 		}
 		seen[m.Key] = i
 	}
@@ -380,10 +380,9 @@ func (s *stage) inTurn(q *Query) int {
 			turn = s.tier.turns.Add(q.Random >> 1)
 		}
 		var i int
-		switch {
-		case s.cycle != nil:
-			i = int(s.cycle[turn%uint64(len(s.cycle))])
-		default:
+		if s.cycle != nil {
+			i = int(s.cycle[(turn-1)%uint64(len(s.cycle))])
+		} else {
 			// Multiples of the golden ratio: each member comes as often as its weight
 			// says, give or take a few, at distances that hardly differ, whatever the
 			// weights are.
