@@ -63,6 +63,10 @@ func New(c Config) http.Handler {
 	}
 	handle("GET /api/services", a.services)
 	handle("GET /api/services/{name}/instances", a.instances)
+	handle("GET /api/services/{name}/watch", a.watch)
+	handle("POST /api/instances", a.register)
+	handle("PUT /api/instances/{id}/heartbeat", a.heartbeat)
+	handle("DELETE /api/instances/{id}", a.drain)
 	handle("GET /api/kinds", a.kinds)
 	handle("GET /api/resources", a.resources)
 	handle("GET /api/resources/{kind}/{namespace}/{name}", a.resource)

@@ -1,17 +1,54 @@
-// Package client is the Go door to a weft server: what the command line uses,
-// and any program that wants to read the catalogue or apply resources.
+// Package client is the Go door to weft: for programs that call services, and are
+// one, without a proxy or beside one; and for whoever wants to read the catalogue or
+// apply resources, as the command line does.
 //
-//	c, err := client.New(ctx)            // $WEFT_ADDR, else 127.0.0.1:7400
+//	c, err := client.New(ctx) // $WEFT_ADDR, else 127.0.0.1:7400
+//	defer c.Close()
+//
+//	web := c.HTTPClient() // the names of services are hosts for it
+//	resp, err := web.Get("http://order-service/api/orders/1")
+//
+//	state, err := c.Resolve(ctx, "order-service")
+//	for state, err := range c.Watch(ctx, "order-service") { … }
+//
+//	lease, err := c.Register(ctx, client.Registration{Service: "order-service", Port: 8080})
+//	defer lease.Drain(ctx)
+//
 //	services, err := c.Services(ctx, "") // every namespace
 //
+// Package client/weftgrpc does the same for gRPC.
+//
+// # Beside a sidecar, and without one
+//
+// `weft run` tells the program that it starts where its sidecar is. Then calls go to
+// the sidecar, over mTLS to the others', and the sidecar balances, repeats and breaks;
+// and the sidecar has registered the program. Without one, the client does all that
+// itself, by the same policies, and calls the processes themselves. On one machine it
+// so reaches those behind a sidecar as well, in plain text and past the policies that
+// stand there, as everything on that machine can; on another machine it does not, and
+// says so.
+//
+// # When the server is away
+//
+// What it said last is used on: states are Stale then, instances that die are found
+// out by calling them. The server's return is noticed within seconds, and instances
+// are registered again.
+//
 // A Client is safe for use by several goroutines. It holds no state but idle
-// connections and needs no Close.
+// connections and needs no Close if nothing but the API is used.
+//
+// # The API
 //
 // The types of this package are the bodies of the server's HTTP API, which
 // package api serves:
 //
 //	GET    /api/services?namespace=NS                  []Service
 //	GET    /api/services/{name}/instances?namespace=NS []Instance
+//	GET    /api/services/{name}/watch?namespace=NS     State, when it is another than
+//	       also from=NS, index=N&policy=P, wait=30s    the one with that index and policy
+//	POST   /api/instances                              Registration -> Leased
+//	PUT    /api/instances/{id}/heartbeat               Heartbeat -> 204
+//	DELETE /api/instances/{id}                         Drained
 //	GET    /api/kinds                                  []string
 //	GET    /api/resources?kind=K&kind=L                []Resource
 //	GET    /api/resources/{kind}/{namespace}/{name}    Resource
@@ -25,6 +62,9 @@
 //	GET    /api/traces?service=S&since=10m&limit=20    []TraceSummary
 //	       also minDuration=50ms, errors=true
 //	GET    /api/traces/{id}                            Trace
+//	POST   /api/idempotency/{key}/begin                IdempotencyBegin -> IdempotencyClaim
+//	POST   /api/idempotency/{key}/finish               IdempotencyFinish -> 204
+//	POST   /api/idempotency/{key}/abandon              IdempotencyAbandon -> 204
 //	GET    /api/status                                 Status
 //
 // Every failure has a Failure as its body. A method returns it as a *weft.Error
@@ -38,16 +78,20 @@ package client
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/weftmesh/weft"
@@ -58,6 +102,9 @@ const DefaultAddr = "127.0.0.1:7400"
 
 // AddrEnv names the environment variable that New reads first.
 const AddrEnv = "WEFT_ADDR"
+
+// serviceEnv is set for what a sidecar stands beside.
+const serviceEnv = "WEFT_SERVICE"
 
 const (
 	// requestTimeout covers a whole call. An apply that waits for the store's
@@ -75,8 +122,19 @@ type Client struct {
 	addr      string // host:port, or a URL's base without a trailing slash
 	namespace string // whose names are meant without one
 	http      *http.Client
+	self      string // the service that a sidecar stands beside; empty without one
+	sidecar   string // host:port of its outbound side; empty without one
+	log       *slog.Logger
+	wire      *wire
 	ctx       context.Context // ends with Close, or with New's
 	end       context.CancelFunc
+	work      sync.WaitGroup // what Close waits for; it grows only under mu, before ctx ends
+	away      atomic.Bool    // the server, which has been told
+
+	mu       sync.RWMutex // guards what follows
+	services map[weft.ServiceName]*service
+	foreign  map[weft.ServiceName]time.Time // hosts that are no service, and how long that is believed
+	leases   map[*Lease]struct{}
 }
 
 // Option of New.
@@ -90,11 +148,19 @@ func At(addr string) Option { return func(c *Client) { c.addr = addr } }
 // takes weft.DefaultNamespace.
 func In(namespace string) Option { return func(c *Client) { c.namespace = namespace } }
 
+// Log says where it is told that the server went away or came back, and the like.
+// New without Log tells nobody.
+func Log(l *slog.Logger) Option { return func(c *Client) { c.log = l } }
+
 // New returns a client of the server that the environment names, or At another.
-// Nothing is dialled before the first call. The error is weft.Invalid for an
-// address that is none.
+// Nothing is dialled before the first call, and no goroutine runs before the first
+// Resolve, Watch, Register or call of a service. These end with ctx or by Close; all
+// other methods go on. So does the transport with what it knows: give it a context
+// that lives as long as the program, and end with Close.
+//
+// The error is weft.Invalid for an address that is none.
 func New(ctx context.Context, options ...Option) (*Client, error) {
-	c := &Client{namespace: weft.DefaultNamespace}
+	c := &Client{namespace: weft.DefaultNamespace, log: slog.New(slog.DiscardHandler), wire: newWire()}
 	for _, o := range options {
 		o(c)
 	}
@@ -107,6 +173,9 @@ func New(ctx context.Context, options ...Option) (*Client, error) {
 	if _, err := http.NewRequest(http.MethodGet, c.base(), nil); err != nil {
 		return nil, weft.Errorf(weft.Invalid, "find", "weft server", "address %q: want host:port", c.addr)
 	}
+	if err := c.findSidecar(); err != nil {
+		return nil, err
+	}
 	c.ctx, c.end = context.WithCancel(ctx)
 	c.http = &http.Client{
 		Timeout: requestTimeout,
@@ -116,12 +185,45 @@ func New(ctx context.Context, options ...Option) (*Client, error) {
 			DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
 			TLSHandshakeTimeout: dialTimeout,
 			IdleConnTimeout:     time.Minute,
-			MaxIdleConnsPerHost: 4,
+			MaxIdleConnsPerHost: 32, // each watch has one
 		},
 		// A server never redirects its API: a redirect is somebody else's.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	return c, nil
+}
+
+// findSidecar reads what `weft run` has put into the environment.
+func (c *Client) findSidecar() error {
+	forward := cmp.Or(os.Getenv("HTTP_PROXY"), os.Getenv("http_proxy"))
+	self := os.Getenv(serviceEnv)
+	if self == "" || forward == "" {
+		return nil
+	}
+	u, err := url.Parse(forward)
+	if err != nil || u.Scheme != "http" || u.Host == "" {
+		return weft.Errorf(weft.Invalid, "find", "sidecar", "$HTTP_PROXY is %q; want http://host:port, as `weft run` sets it", forward)
+	}
+	c.self, c.sidecar = self, u.Host
+	return nil
+}
+
+// Sidecar is the address of the sidecar beside this process, "host:port" of its
+// outbound side; empty without one.
+func (c *Client) Sidecar() string { return c.sidecar }
+
+// Close drains the instances that are still registered, ends every watch, and waits
+// for both. Bodies that are being read are read on. The error is of a drain: the
+// server could not be told, and the lease lapses.
+func (c *Client) Close() error {
+	err := c.drainAll()
+	c.mu.Lock()
+	c.end()
+	c.mu.Unlock()
+	c.work.Wait()
+	c.http.CloseIdleConnections()
+	c.wire.close()
+	return err
 }
 
 // base is the server's address as a URL.

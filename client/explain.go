@@ -115,13 +115,17 @@ type Destination struct {
 
 // Endpoint is a healthy instance that may get the request.
 type Endpoint struct {
-	ID       string        `json:"id"`      // "<node>/<instance id>"
-	Address  string        `json:"address"` // that the proxy dials
-	Version  string        `json:"version,omitempty"`
-	Zone     string        `json:"zone,omitempty"`
-	Protocol weft.Protocol `json:"protocol,omitempty"` // declared; empty: found out by the first bytes
-	Weight   uint32        `json:"weight"`
-	Identity weft.Identity `json:"identity,omitempty"` // mTLS to this identity; empty is plain text
+	ID       string            `json:"id"`      // "<node>/<instance id>"
+	Address  string            `json:"address"` // that the caller dials; in a State that of the process itself, in an Explanation what a proxy dials
+	Version  string            `json:"version,omitempty"`
+	Zone     string            `json:"zone,omitempty"`
+	Labels   map[string]string `json:"labels,omitempty"`   // in a State
+	Protocol weft.Protocol     `json:"protocol,omitempty"` // declared; empty: found out by the first bytes
+	Weight   uint32            `json:"weight"`
+	Identity weft.Identity     `json:"identity,omitempty"` // of the sidecar before it; empty: it has none and takes plain text
+	// Plain, in a State: who has no sidecar can dial Address. Otherwise only
+	// sidecars reach the instance, over mTLS.
+	Plain bool `json:"plain,omitempty"`
 }
 
 // Policy is how the caller's proxy treats the destination. 0 is no limit.

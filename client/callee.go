@@ -1,0 +1,162 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/balance"
+)
+
+// callee is a service as its callers need it: the endpoints with what is known of
+// each. Its writer is the goroutine that follows the service.
+type callee struct {
+	view atomic.Pointer[view] // nil before the first state
+}
+
+// view is one immutable state of a callee.
+type view struct {
+	state     *State
+	endpoints []*endpoint // that can be called from here
+	picker    *balance.Picker
+}
+
+// endpoint lives as long as states name it.
+type endpoint struct {
+	Endpoint
+	target balance.Target
+	// After a failed connect the endpoint is avoided for a while: downMin, doubling
+	// to downMax. Otherwise a dead instance would take its share of first tries
+	// until the registry drops it.
+	downUntil atomic.Int64 // unix ns
+	downTimes atomic.Int32
+}
+
+const (
+	downMin = 250 * time.Millisecond
+	downMax = 5 * time.Second
+)
+
+var algorithms = map[weft.LoadBalancer]balance.Algorithm{
+	weft.RoundRobin: balance.RoundRobin, weft.Random: balance.Random, weft.PeakEWMA: balance.PeakEWMA,
+}
+
+// update takes a new state. Endpoints that stay keep what is known of them.
+func (c *callee) update(state *State) {
+	old := c.view.Load()
+	if old != nil && sameTargets(old.state, state) {
+		c.view.Store(&view{state: state, endpoints: old.endpoints, picker: old.picker})
+		return
+	}
+	v := &view{state: state}
+	var members []balance.Member
+	for i := range state.Endpoints {
+		if !state.Endpoints[i].Plain {
+			continue
+		}
+		e := old.find(&state.Endpoints[i])
+		if e == nil {
+			e = &endpoint{Endpoint: state.Endpoints[i]}
+		}
+		v.endpoints = append(v.endpoints, e)
+		members = append(members, balance.Member{Target: &e.target, Weight: state.Endpoints[i].Weight})
+	}
+	// Only what hashes, shares or starts slowly can be wrong, and here is none of it.
+	v.picker, _ = balance.NewPicker(balance.Config{Algorithm: algorithms[state.LoadBalancer]}, members)
+	c.view.Store(v)
+}
+
+// find returns the endpoint that e is, or nil.
+func (v *view) find(e *Endpoint) *endpoint {
+	if v == nil {
+		return nil
+	}
+	for _, known := range v.endpoints {
+		if known.ID == e.ID && known.Address == e.Address && known.Protocol == e.Protocol {
+			return known
+		}
+	}
+	return nil
+}
+
+// pick chooses an endpoint that is not avoided and that the call has not tried yet;
+// when there is none any, because the registry believes in it.
+func (v *view) pick(c *call, now time.Time) *endpoint {
+	ns := now.UnixNano()
+	q := balance.Query{Random: rand.Uint64(), Now: ns, Usable: func(i int) bool {
+		e := v.endpoints[i]
+		return e.downUntil.Load() <= ns && !c.tried(e)
+	}}
+	i := v.picker.Pick(&q)
+	if i < 0 {
+		q.Usable = nil
+		i = v.picker.Pick(&q)
+	}
+	if i < 0 {
+		return nil
+	}
+	c.try(v.endpoints[i])
+	return v.endpoints[i]
+}
+
+// nowhere says why a view has no endpoint to call.
+func (v *view) nowhere(n weft.ServiceName) error {
+	kind, why := weft.Unavailable, fmt.Errorf("none of its %d instances is healthy", v.state.Instances)
+	switch {
+	case v.state.Instances == 0:
+		kind, why = weft.NotFound, errors.New("no instance of it is registered; \"weft services\" lists the services that have one")
+	case len(v.state.Endpoints) > 0:
+		why = fmt.Errorf("its instances stand behind sidecars on other machines, which take mTLS only: start this program with \"weft run --service NAME -- PROGRAM\"")
+	}
+	return &weft.Error{Kind: kind, Op: "call", Thing: "service " + n.String(), Err: why}
+}
+
+// ended tells what became of a connection to the endpoint.
+func (e *endpoint) ended(err error, now time.Time) {
+	switch {
+	case connectFailed(err):
+		n := min(e.downTimes.Add(1)-1, 10)
+		e.downUntil.Store(now.Add(min(downMin<<n, downMax)).UnixNano())
+	case err == nil && e.downTimes.Load() != 0:
+		e.downTimes.Store(0)
+		e.downUntil.Store(0)
+	}
+}
+
+// connectFailed reports whether nobody was there: then nothing was sent either.
+func connectFailed(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "dial" && !errors.Is(err, context.Canceled)
+}
+
+// call is what a caller asked for, with all its attempts.
+type call struct {
+	transport *transport
+	service   *service
+
+	mu        sync.Mutex // hedges run at once
+	endpoints []*endpoint
+}
+
+func (c *call) tried(e *endpoint) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, t := range c.endpoints {
+		if t == e {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *call) try(e *endpoint) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.endpoints = append(c.endpoints, e)
+}
