@@ -75,6 +75,65 @@ func TestBreakersAsProxiesTell(t *testing.T) {
 	}
 }
 
+func TestABreakerIsHeld(t *testing.T) {
+	h := openHouse(t)
+	ctx := t.Context()
+	h.register(t, weft.Instance{ID: "i1", Service: named("inventory-service"), Port: 3000})
+	caller := h.join(t, subscribe.Config{ServiceAccount: "order-service"})
+	caller.Need(ctx, "inventory-service")
+	holds := func(want string) {
+		t.Helper()
+		eventually(t, func() (string, bool) {
+			s := caller.Snapshot().Services[inventoryService]
+			if s == nil {
+				return "the service is gone", false
+			}
+			return s.Breaker, s.Breaker == want
+		})
+	}
+	holds("")
+	done, err := h.HoldBreaker(ctx, inventoryService, client.BreakerOverride{State: "forced-open", Reason: "moving its database"})
+	check(t, err)
+	if len(done.Resources) != 1 || done.Resources[0].Kind != "BreakerOverride" || done.Resources[0].Action != "created" {
+		t.Errorf("%+v", done)
+	}
+	holds("forced-open")
+	r, err := h.Resource(ctx, "breakeroverride", "", "inventory-service")
+	check(t, err)
+	if !strings.Contains(string(r.Object), "moving its database") {
+		t.Errorf("kept as %s", r.Object)
+	}
+	_, err = h.HoldBreaker(ctx, inventoryService, client.BreakerOverride{State: "metrics-only"})
+	check(t, err)
+	holds("metrics-only")
+
+	// Its instances may go while it is held, and it may be held otherwise then.
+	_, err = h.registry.Deregister(ctx, weft.InstanceKey{Node: "laptop", ID: "i1"})
+	check(t, err)
+	_, err = h.HoldBreaker(ctx, inventoryService, client.BreakerOverride{State: "disabled"})
+	check(t, err)
+	h.register(t, weft.Instance{ID: "i1", Service: named("inventory-service"), Port: 3000})
+	holds("disabled")
+
+	check(t, h.ReleaseBreaker(ctx, inventoryService))
+	holds("")
+	err = h.ReleaseBreaker(ctx, inventoryService)
+	if weft.KindOf(err) != weft.NotFound || !strings.Contains(err.Error(), "nobody holds it") {
+		t.Errorf("released twice: %v", err)
+	}
+}
+
+func TestABreakerOfAServiceWithoutInstancesCanBeHeldWhenAProxyKnowsIt(t *testing.T) {
+	h := openHouse(t)
+	orders := h.join(t, subscribe.Config{ServiceAccount: "order-service"})
+	orders.ReportBreakers(func() []subscribe.Breaker {
+		return []subscribe.Breaker{{Target: "inventory-service.default", State: "open"}}
+	})
+	eventually(t, func() (int, bool) { n := len(h.control.Breakers("")); return n, n == 1 })
+	_, err := h.HoldBreaker(t.Context(), inventoryService, client.BreakerOverride{State: "forced-open"})
+	check(t, err)
+}
+
 func TestABreakerIsNotHeld(t *testing.T) {
 	h := openHouse(t)
 	h.register(t, weft.Instance{ID: "i1", Service: named("inventory-service"), Port: 3000})

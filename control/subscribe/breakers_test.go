@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/control/controltest"
 	"github.com/weftmesh/weft/control/subscribe"
 )
@@ -116,4 +117,52 @@ func TestCloseEndsTheReport(t *testing.T) {
 	serverSees(t, s)
 	c.ReportBreakers(mine.list) // does nothing
 	c.BreakerChanged(subscribe.BreakerEvent{})
+}
+
+// What a policy says reaches the proxy, with the service that it falls back to.
+func TestPoliciesAndHeldCircuitsArrive(t *testing.T) {
+	s := controltest.Start(t, controltest.Config{})
+	s.Instance("cart", "v1", 8001)
+	s.Instance("spare", "v1", 8002)
+	c := join(t, s, subscribe.Config{ServiceAccount: "shop"})
+	need(t, c, "cart")
+	s.Apply(`
+apiVersion: weft.dev/v1
+kind: ResiliencePolicy
+metadata: {name: cart}
+spec:
+  targetRef: {kind: Service, name: cart}
+  timeout: 2s
+  fallback: {service: spare}
+---
+apiVersion: weft.dev/v1
+kind: BreakerOverride
+metadata: {name: cart}
+spec: {state: disabled, reason: a test}
+`)
+	sees := func(want string) {
+		t.Helper()
+		controltest.Eventually(t, func() string {
+			now := c.Snapshot()
+			cart := now.Services[weft.NewServiceName("", "cart")]
+			policy := ""
+			if cart.Resilience != nil {
+				policy = cart.Resilience.Source.String()
+			}
+			if got := fmt.Sprintf("%s, %q, %d services", policy, cart.Breaker, len(now.Services)); got != want {
+				return "cart is under " + got + ", want " + want
+			}
+			return ""
+		})
+	}
+	sees(`ResiliencePolicy default/cart (test.yaml:2), "disabled", 2 services`)
+	if svc := c.Snapshot().Services[weft.NewServiceName("", "spare")]; svc == nil || len(svc.Endpoints) != 1 {
+		t.Errorf("the fallback is %+v", svc)
+	}
+	for _, kind := range []string{"ResiliencePolicy", "BreakerOverride"} {
+		if _, err := s.Control.Delete(t.Context(), kind, "default", "cart"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sees(`, "", 1 services`)
 }
