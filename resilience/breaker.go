@@ -180,7 +180,10 @@ func (b *Breaker) record(now time.Time, kind callKind) {
 	if b.opened > 0 && b.quiet(now) {
 		b.opened = 0
 	}
+	before := b.window.counts.Calls
 	b.window.add(now, kind)
+	calls, minimum := int(b.window.counts.Calls), b.spec.MinimumNumberOfCalls
+	completes := calls == minimum && b.window.counts.Calls > before
 	if kind&failed != 0 {
 		b.row++
 	} else {
@@ -188,8 +191,7 @@ func (b *Breaker) record(now time.Time, kind callKind) {
 	}
 	// A good call lowers the rates, but may be the one that makes them count; and a
 	// window that turned may have lost good calls.
-	calls := int(b.window.counts.Calls)
-	if kind == 0 && calls != b.spec.MinimumNumberOfCalls && !b.window.turned && !b.review {
+	if kind == 0 && !completes && !b.window.turned && !b.review {
 		return
 	}
 	b.window.turned, b.review = false, false
@@ -200,7 +202,7 @@ func (b *Breaker) record(now time.Time, kind callKind) {
 		b.open(now, fmt.Sprintf("%d failures in a row", b.row), b.window.counts)
 		return
 	}
-	if calls < b.spec.MinimumNumberOfCalls {
+	if calls < minimum {
 		return
 	}
 	if reason, over := b.over(b.window.counts, "calls"); over {
@@ -320,7 +322,7 @@ func (b *Breaker) Update(spec BreakerSpec) error {
 	spec = spec.withDefaults()
 	b.mu.Lock()
 	defer b.unlock()
-	old := b.spec
+	old, counted := b.spec, b.counted()
 	b.spec, b.review = spec, true
 	if spec.SlidingWindow != old.SlidingWindow {
 		b.window = newWindow(spec.SlidingWindow)
@@ -331,7 +333,7 @@ func (b *Breaker) Update(spec BreakerSpec) error {
 			reason = fmt.Sprintf("mode %s was lifted", old.Mode)
 		}
 		b.opened = 0
-		b.enter(spec.Mode.state(), time.Now(), reason, b.counted())
+		b.enter(spec.Mode.state(), time.Now(), reason, counted)
 	}
 	return nil
 }
@@ -341,6 +343,7 @@ func (b *Breaker) Update(spec BreakerSpec) error {
 func (b *Breaker) Reset(now time.Time) {
 	b.mu.Lock()
 	defer b.unlock()
+	b.window.at(now)
 	b.opened = 0
 	b.enter(b.spec.Mode.state(), now, "reset", b.counted())
 }
@@ -350,9 +353,7 @@ func (b *Breaker) Reset(now time.Time) {
 func (b *Breaker) Counts(now time.Time) WindowCounts {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.window.ring == nil {
-		b.window.turn(now)
-	}
+	b.window.at(now)
 	return b.counted()
 }
 

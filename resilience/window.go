@@ -60,7 +60,7 @@ type window struct {
 
 	buckets []WindowCounts // of a time window
 	current int            // the bucket that calls are counted in
-	begun   time.Time      // when it began; the first call after a pause begins one
+	begun   time.Time      // when it began; the first call begins the first one
 	width   time.Duration  // of a bucket
 	turned  bool           // old calls left since this was last set to false: rates may have grown
 
@@ -113,14 +113,13 @@ func (w *window) turn(now time.Time) {
 		return
 	}
 	w.turned = true
-	steps := int64(passed / w.width)
-	if steps >= int64(len(w.buckets)) { // nothing is left; also the first call ever
-		w.reset()
+	if w.begun.IsZero() {
 		w.begun = now
 		return
 	}
+	steps := int64(passed / w.width)
 	w.begun = w.begun.Add(time.Duration(steps) * w.width)
-	for range steps {
+	for range min(steps, int64(len(w.buckets))) {
 		if w.current++; w.current == len(w.buckets) {
 			w.current = 0
 		}
@@ -131,7 +130,7 @@ func (w *window) turn(now time.Time) {
 
 // at returns what is in the window at now.
 func (w *window) at(now time.Time) WindowCounts {
-	if w.ring == nil {
+	if w.ring == nil && w.counts.Calls > 0 {
 		w.turn(now)
 	}
 	return w.counts
