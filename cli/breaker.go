@@ -96,7 +96,7 @@ func (a *app) breakerFlags(cmd *cobra.Command) *breakerFlags {
 	f := cmd.Flags()
 	f.BoolVar(&b.wanted, "breakers", false, "show the circuits of the proxies")
 	f.BoolVar(&b.events, "events", false, "with --breakers: show their last changes")
-	f.DurationVar(&b.query.Since, "since", 0, "with --events: only changes that are no `older`, as 10m")
+	f.DurationVar(&b.query.Since, "since", 0, "with --events: only changes within this `time`, as 10m")
 	f.StringVar(&b.service, "service", "", "with --breakers: only circuits of this `service`")
 	f.StringVarP(&b.namespace, "namespace", "n", "", "`namespace` of --service (default \"default\")")
 	// It fails only for a flag that does not exist.

@@ -22,8 +22,9 @@ newest configuration and runs on the one before.
 
 With --breakers the circuits are shown instead, one line for each target at each proxy
 that calls it: state, since when, and the shares of failed and slow calls among those
-in its window ("-" while they are too few to tell). With --events it is their last
-changes, and why they changed. Times are UTC, by the proxy's clock.`,
+in its window ("-" while they are too few to tell). A change shows at once, shares may
+be seconds old. With --events it is their last changes, and why they changed. Times
+are UTC, by the proxy's clock.`,
 		Example: `  weft status
   weft status -o json | jq '.proxies | length'
   weft status --breakers

@@ -19,10 +19,9 @@ const (
 	maxReason        = 256 // bytes of an event's reason
 	breakersAMessage = 500 // a message stays well below the 4 MiB that the server reads
 
-	// Between two looks at the circuits: what changes in between without an event is
-	// told then. Of a closed one the figures are told every quietRounds-th time only.
+	// Between two looks at the circuits: what changes in between without an event, the
+	// figures, is told then.
 	breakerInterval = 5 * time.Second
-	quietRounds     = 6
 	// breakerGap is the least time between two reports: circuits that open together
 	// are told of together.
 	breakerGap = 50 * time.Millisecond
@@ -186,10 +185,9 @@ func (c *Client) reportOnce(list func() []Breaker) error {
 	tick := time.NewTicker(breakerInterval)
 	defer tick.Stop()
 	t := telling{proxy: c.id, told: make(map[breakerKey]Breaker)}
-	looks := 0
 	for {
 		news := c.breakers.waiting()
-		for _, m := range t.next(list(), news, looks%quietRounds == 0) {
+		for _, m := range t.next(list(), news) {
 			if err := stream.Send(m); err != nil {
 				return <-ended // Send says only EOF
 			}
@@ -201,7 +199,6 @@ func (c *Client) reportOnce(list func() []Breaker) error {
 		select {
 		case <-c.breakers.kick:
 		case <-tick.C:
-			looks++
 		case err := <-ended:
 			return err
 		case <-ctx.Done():
@@ -218,16 +215,15 @@ type telling struct {
 
 type breakerKey struct{ target, policy string }
 
-// next makes the messages that tell of what is not as it was told; all tells also
-// of figures of closed circuits.
-func (t *telling) next(now []Breaker, news letter, all bool) []*weftpb.ProxyReport {
+// next makes the messages that tell of what is not as it was told.
+func (t *telling) next(now []Breaker, news letter) []*weftpb.ProxyReport {
 	var changed []*weftpb.Breaker
 	there := make(map[breakerKey]bool, len(now))
 	for _, b := range now[:min(len(now), weftpb.MaxBreakers)] {
 		key := breakerKey{b.Target, b.Policy}
 		there[key] = true
 		before, known := t.told[key]
-		if known && !b.differs(before, all) {
+		if known && b.same(before) {
 			continue
 		}
 		t.told[key] = b
@@ -258,16 +254,13 @@ func (t *telling) next(now []Breaker, news letter, all bool) []*weftpb.ProxyRepo
 	return out
 }
 
-// differs reports whether the server should hear of b, of which it knows before.
-func (b *Breaker) differs(before Breaker, all bool) bool {
-	if b.State != before.State || !b.Since.Equal(before.Since) {
-		return true
-	}
-	if b.State == "closed" && !all {
+// same reports whether the server, which knows before, need not hear of b.
+func (b *Breaker) same(before Breaker) bool {
+	if !b.Since.Equal(before.Since) {
 		return false
 	}
-	return b.Calls != before.Calls || b.Failures != before.Failures || b.Slow != before.Slow ||
-		b.FailureRate != before.FailureRate || b.SlowRate != before.SlowRate
+	before.Since = b.Since // however that is written
+	return *b == before
 }
 
 func encodeBreaker(b *Breaker) *weftpb.Breaker {

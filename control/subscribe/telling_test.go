@@ -18,9 +18,9 @@ import (
 )
 
 // told writes messages as "@proxy +target state -target !event (lost)".
-func (t *telling) said(now []Breaker, news letter, all bool) string {
+func (t *telling) said(now []Breaker, news letter) string {
 	var out []string
-	for _, m := range t.next(now, news, all) {
+	for _, m := range t.next(now, news) {
 		if m.GetProxy() != "" {
 			out = append(out, "@"+m.GetProxy())
 		}
@@ -49,13 +49,11 @@ func TestOnlyWhatChangedIsTold(t *testing.T) {
 		what string
 		do   func()
 		news letter
-		all  bool
 		want string
 	}{
 		{what: "at first all", want: "@p1 +cart closed +order open"},
-		{what: "nothing new", all: true, want: ""},
-		{what: "figures", do: func() { cart.Calls, order.Calls = 2, 2 }, want: "+order open"},
-		{what: "figures, in a round that tells all", all: true, want: "+cart closed"},
+		{what: "nothing new", want: ""},
+		{what: "figures", do: func() { cart.Calls, order.Calls = 2, 2 }, want: "+cart closed +order open"},
 		{what: "another state", do: func() { cart.State = "half-open" }, want: "+cart half-open"},
 		{what: "opened again at once", do: func() { order.Since = now.Add(time.Second) }, want: "+order open"},
 		{what: "the same instant elsewhere", do: func() { order.Since = order.Since.UTC() }, want: ""},
@@ -65,7 +63,7 @@ func TestOnlyWhatChangedIsTold(t *testing.T) {
 		if step.do != nil {
 			step.do()
 		}
-		if got := tell.said([]Breaker{cart, order}, step.news, step.all); got != step.want {
+		if got := tell.said([]Breaker{cart, order}, step.news); got != step.want {
 			t.Errorf("%s: %q, want %q", step.what, got, step.want)
 		}
 	}
@@ -78,7 +76,7 @@ func TestManyCircuitsAreToldInParts(t *testing.T) {
 	}
 	tell := telling{proxy: "p1", told: map[breakerKey]Breaker{}}
 	n := 0
-	for _, m := range tell.next(all, letter{}, true) {
+	for _, m := range tell.next(all, letter{}) {
 		if len(m.GetBreakers()) > breakersAMessage {
 			t.Errorf("%d in one message", len(m.GetBreakers()))
 		}
@@ -87,7 +85,7 @@ func TestManyCircuitsAreToldInParts(t *testing.T) {
 	if n != weftpb.MaxBreakers {
 		t.Errorf("%d are told", n)
 	}
-	if m := tell.next(all, letter{}, true); m != nil {
+	if m := tell.next(all, letter{}); m != nil {
 		t.Errorf("again: %d messages", len(m))
 	}
 }
