@@ -273,6 +273,18 @@ type Decision struct {
 	Problem RouteProblem
 }
 
+// OwnPolicy is the rule whose own ResiliencePolicy goes before that of the service,
+// or nil.
+func (d *Decision) OwnPolicy() *Rule {
+	switch {
+	case d.Rule != nil && d.Rule.Resilience != nil:
+		return d.Rule
+	case d.Edge != nil && d.Edge.Resilience != nil:
+		return d.Edge
+	}
+	return nil
+}
+
 // RouteProblem is why a request has nowhere to go.
 type RouteProblem string
 

@@ -179,6 +179,7 @@ func (v *evaluation) destination(share float64, by weft.Decision, d *weft.Destin
 		policy = &subset.Policy
 	}
 	out.Policy = policyOf(policy)
+	out.Resilience = resilienceOf(&by, s)
 	for i := range s.Endpoints {
 		e := &s.Endpoints[i]
 		if subset != nil && !subset.Fits(e) {
@@ -251,6 +252,23 @@ func policyOf(p *weft.TrafficPolicy) *client.Policy {
 		}
 	}
 	return out
+}
+
+// resilienceOf is the policy that the proxy asks: the route's before the service's.
+func resilienceOf(d *weft.Decision, s *weft.Service) *client.Resilience {
+	if d.Rule == nil {
+		return nil // bytes are not guarded
+	}
+	if rule := d.OwnPolicy(); rule != nil {
+		return &client.Resilience{Source: rule.Resilience.Source, Of: "route", Spec: rule.Resilience.Spec}
+	}
+	switch {
+	case s.Resilience != nil:
+		return &client.Resilience{Source: s.Resilience.Source, Of: "service", Held: s.Breaker, Spec: s.Resilience.Spec}
+	case s.Breaker != "":
+		return &client.Resilience{Of: "service", Held: s.Breaker}
+	}
+	return nil
 }
 
 // retryNames in the order of the bits of weft.RetryOn, in Istio's words.

@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"net/url"
 	"slices"
@@ -239,6 +241,9 @@ func (x explainer) destination(d *client.Destination) error {
 			x.line("  ", "set by", p.Source.String())
 		}
 	}
+	if d.Resilience != nil {
+		x.resilience(d.Resilience)
+	}
 	for _, v := range d.Authorization {
 		x.line("  ", "authorization", verdict(&v, len(d.Endpoints)))
 	}
@@ -254,6 +259,63 @@ func (x explainer) destination(d *client.Destination) error {
 		t.row("  ", e.ID, e.Address, e.Version, e.Zone, identity)
 	}
 	return t.flush()
+}
+
+// resilience prints the policy with a line for each of its parts, as it spells them.
+func (x explainer) resilience(r *client.Resilience) {
+	if r.Held != "" {
+		x.line("  ", "circuit", "held "+r.Held)
+	}
+	if r.Source.Kind == "" {
+		return
+	}
+	x.line("  ", "guarded by", r.Source.String()+", of the "+r.Of)
+	for _, part := range fields(r.Spec) {
+		var values []string
+		for _, f := range part.inner {
+			values = append(values, f.name+" "+f.value)
+		}
+		x.line("    ", part.name, part.value+strings.Join(values, ", "))
+	}
+}
+
+// field is a value of a JSON object, or, of an object in it, inner: its values by
+// their dotted paths.
+type field struct {
+	name, value string
+	inner       []field
+}
+
+// fields lists the values of a JSON object in their order. Lists stay as they are.
+func fields(object json.RawMessage) (out []field) {
+	d := json.NewDecoder(bytes.NewReader(object))
+	if t, err := d.Token(); err != nil || t != json.Delim('{') {
+		return nil
+	}
+	for d.More() {
+		name, err := d.Token()
+		var value json.RawMessage
+		if err == nil {
+			err = d.Decode(&value)
+		}
+		if err != nil {
+			return out
+		}
+		f := field{name: fmt.Sprint(name)}
+		for _, in := range fields(value) {
+			if in.inner == nil {
+				f.inner = append(f.inner, in)
+			}
+			for _, deep := range in.inner {
+				f.inner = append(f.inner, field{name: in.name + "." + deep.name, value: deep.value})
+			}
+		}
+		if f.inner == nil {
+			f.value = strings.Trim(string(value), `"`)
+		}
+		out = append(out, f)
+	}
+	return out
 }
 
 func limits(p *client.Policy) string {

@@ -1,6 +1,10 @@
 package client
 
-import "github.com/weftmesh/weft"
+import (
+	"encoding/json"
+
+	"github.com/weftmesh/weft"
+)
 
 // ExplainRequest describes a request that somebody might send.
 type ExplainRequest struct {
@@ -105,9 +109,11 @@ type Destination struct {
 	// Share of the route's traffic, 0 to 1.
 	Share float64 `json:"share"`
 	// Problem is why its traffic gets 503: "subset v2 is not defined".
-	Problem   string     `json:"problem,omitempty"`
-	Policy    *Policy    `json:"policy,omitempty"`
-	Endpoints []Endpoint `json:"endpoints"` // the healthy ones
+	Problem string  `json:"problem,omitempty"`
+	Policy  *Policy `json:"policy,omitempty"`
+	// Resilience is what guards the request; nil: nothing does.
+	Resilience *Resilience `json:"resilience,omitempty"`
+	Endpoints  []Endpoint  `json:"endpoints"` // the healthy ones
 	// Authorization at the endpoints: one verdict, or several when the
 	// endpoints' labels differ so that other policies select them.
 	Authorization []Verdict `json:"authorization,omitempty"`
@@ -141,6 +147,15 @@ type Policy struct {
 	MaxStreams         uint32         `json:"maxStreams,omitempty"`
 	ProxyProtocol      uint8          `json:"proxyProtocol,omitempty"` // version of the header before raw connections
 	Outlier            *Outlier       `json:"outlier,omitempty"`       // nil: nothing is ejected
+}
+
+// Resilience is the ResiliencePolicy that applies, and the state that a person holds
+// its circuit in.
+type Resilience struct {
+	Source weft.SourceRef  `json:"source"`         // empty: there is only a held circuit
+	Of     string          `json:"of"`             // "service", or "route"
+	Held   string          `json:"held,omitempty"` // "forced-open", "disabled", "metrics-only"
+	Spec   json.RawMessage `json:"spec,omitempty"` // a resilience.Spec
 }
 
 // Outlier is when a failing endpoint is left out for a while.

@@ -77,13 +77,12 @@ func (x *Exchange) forwardRouted() (keep bool) {
 // route says by itself goes before what its service's policy says.
 func (x *Exchange) guard(pl *plan, timeout time.Duration) time.Duration {
 	d := &x.decision
-	own := true
-	pl.guard = x.view.rules[d.Rule]
-	if pl.guard == nil && d.Edge != nil {
-		pl.guard = x.view.rules[d.Edge]
-	}
-	if pl.guard == nil {
-		pl.guard, own = pl.cluster.guard.Load(), false
+	rule := d.OwnPolicy()
+	own := rule != nil
+	if own {
+		pl.guard = x.view.rules[rule]
+	} else {
+		pl.guard = pl.cluster.guard.Load()
 	}
 	if pl.guard == nil {
 		return timeout
