@@ -18,6 +18,11 @@ func FuzzRouteTable(f *testing.F) {
 			Matches:  []*Match{{Path: &StringMatch{Kind: StringMatch_REGEX, Value: "/a|b"}, Headers: []*NamedMatch{{Name: "x", Value: &StringMatch{}, Invert: true}}}},
 			Redirect: &Redirect{Code: 302, Path: "/"},
 		}}},
+		{Host: "order", Rules: []*Rule{{
+			Destinations: []*Destination{{Service: &ServiceName{Namespace: "default", Name: "order"}, Weight: 1}},
+			Retry:        &Retry{Attempts: 1, Chosen: true},
+			Resilience:   &Resilience{Source: &SourceRef{Name: "p"}, Spec: []byte(`{"fallback":{"service":"spare"}}`)},
+		}}},
 	} {
 		b, err := proto.Marshal(m)
 		if err != nil {
