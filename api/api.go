@@ -40,6 +40,8 @@ type Config struct {
 	Registry  *registry.Registry
 	Control   *control.Control
 	Collector *collect.Collector
+	// Idempotency keeps the mesh's idempotency keys; nil: this server keeps none.
+	Idempotency *Idempotency
 	// Hosts are names and addresses by which this server may be called beside
 	// the loopback ones: "weft.example.com", "10.0.0.5".
 	Hosts     []string
@@ -79,6 +81,9 @@ func New(c Config) http.Handler {
 	handle("POST /api/explain", a.explain)
 	handle("GET /api/traces", a.traces)
 	handle("GET /api/traces/{id}", a.trace)
+	handle("POST /api/idempotency/{key}/begin", a.beginKey)
+	handle("POST /api/idempotency/{key}/finish", a.finishKey)
+	handle("POST /api/idempotency/{key}/abandon", a.abandonKey)
 	handle("GET /api/status", a.status)
 	handle("/", func(r *http.Request) (any, error) {
 		return nil, weft.Errorf(weft.NotFound, "answer", r.Method+" "+r.URL.Path, "the weft API has no such call")

@@ -314,7 +314,8 @@ func (s *Server) parts() *parts {
 	faces := http.NewServeMux()
 	faces.Handle("/metrics", metricsHandler(s.metrics, s.logger))
 	faces.HandleFunc("/healthz", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "ok") })
-	faces.Handle("/", api.New(api.Config{Registry: s.registry, Control: s.control, Collector: s.collector,
+	keys := api.NewIdempotency(s.store, s.logger)
+	faces.Handle("/", api.New(api.Config{Registry: s.registry, Control: s.control, Collector: s.collector, Idempotency: keys,
 		Listeners: s.Listeners(), Started: s.started, Logger: s.logger}))
 	s.figures()
 	p.add("weft API", serveHTTP(s.doors.api, faces, s.logger))
@@ -324,6 +325,7 @@ func (s *Server) parts() *parts {
 	p.add("control", s.serveControl())
 	p.add("DNS", s.serveDNS())
 	p.add("clock", watchClock(s.logger))
+	p.add("idempotency keys", keys.Run)
 	return &p
 }
 
