@@ -7,23 +7,43 @@ import (
 )
 
 // circle is a consistent hash: a place for every key, and an order in which to go on
-// from there. It is RingHash's ring of points, or Maglev's table of entries.
+// from there. It is Maglev's table of entries, or RingHash's ring of points.
 type circle struct {
-	owners []uint32 // a member for each entry or point
-	// of a ring only
-	points []uint32 // where each point lies, ascending
+	table []uint32 // a member for each entry
+
+	points []point  // ascending
 	guide  []uint32 // the first point at or after the beginning of each of 2^k equal arcs
 	shift  int      // 32 - k
 }
 
-// start is the index in owners at which the search for a key's member begins.
+// point on a ring. Place and owner lie side by side, because of a large ring neither
+// is in a near cache.
+type point struct{ at, owner uint32 }
+
+// len is the number of places.
+func (c *circle) len() int {
+	if c.table != nil {
+		return len(c.table)
+	}
+	return len(c.points)
+}
+
+// owner is the member at a place.
+func (c *circle) owner(place int) uint32 {
+	if c.table != nil {
+		return c.table[place]
+	}
+	return c.points[place].owner
+}
+
+// start is the place at which the search for a key's member begins.
 func (c *circle) start(hash uint64) int {
-	if c.points == nil {
-		return int(scale(hash, uint64(len(c.owners))))
+	if c.table != nil {
+		return int(scale(hash, uint64(len(c.table))))
 	}
 	at := uint32(hash >> 32)
 	j := int(c.guide[at>>c.shift])
-	for j < len(c.points) && c.points[j] < at {
+	for j < len(c.points) && c.points[j].at < at {
 		j++
 	}
 	if j == len(c.points) {
@@ -72,7 +92,7 @@ func newRing(members []hashed, size uint32) *circle {
 	}
 
 	k := bits.Len(uint(n - 1)) // arcs with one point or fewer each
-	c := &circle{owners: make([]uint32, n), points: make([]uint32, n), guide: make([]uint32, 1<<k), shift: 32 - k}
+	c := &circle{points: make([]point, n), guide: make([]uint32, 1<<k), shift: 32 - k}
 	// Points are uniform: sorting them into the arcs by counting, and then within an
 	// arc by insertion, takes linear time.
 	each := func(do func(i int, at uint32)) {
@@ -93,16 +113,15 @@ func newRing(members []hashed, size uint32) *circle {
 		arc := at >> c.shift
 		j := c.guide[arc] - 1
 		c.guide[arc] = j
-		c.points[j], c.owners[j] = at, uint32(i)
+		c.points[j] = point{at, uint32(i)}
 	})
 	for i := 1; i < n; i++ {
-		for j := i; j > 0 && c.after(j-1, j); j-- {
+		for j := i; j > 0 && c.points[j].before(c.points[j-1]); j-- {
 			c.points[j-1], c.points[j] = c.points[j], c.points[j-1]
-			c.owners[j-1], c.owners[j] = c.owners[j], c.owners[j-1]
 		}
 	}
-	for j, i := range c.owners {
-		c.owners[j] = members[i].member
+	for j := range c.points {
+		c.points[j].owner = members[c.points[j].owner].member
 	}
 	return c
 }
@@ -118,10 +137,9 @@ func usualWeight(members []hashed) float64 {
 	return max(float64(weights[len(weights)/2]), total/float64(len(weights))/8)
 }
 
-// after reports whether point i belongs behind point j. Of points at one place the
-// lower rank comes first.
-func (c *circle) after(i, j int) bool {
-	return c.points[i] > c.points[j] || c.points[i] == c.points[j] && c.owners[i] > c.owners[j]
+// before orders points; of those at one place the one of lower rank comes first.
+func (p point) before(q point) bool {
+	return p.at < q.at || p.at == q.at && p.owner < q.owner
 }
 
 // newMaglev fills a table as the Maglev paper does (Eisenbud et al., NSDI 2016,
@@ -130,9 +148,9 @@ func (c *circle) after(i, j int) bool {
 // its turn in the first. size must be a prime.
 func newMaglev(members []hashed, size uint32) *circle {
 	const free = math.MaxUint32
-	owners := make([]uint32, size)
-	for i := range owners {
-		owners[i] = free
+	table := make([]uint32, size)
+	for i := range table {
+		table[i] = free
 	}
 	type walk struct {
 		at, skip uint32
@@ -172,14 +190,14 @@ func newMaglev(members []hashed, size uint32) *circle {
 	for round := range rounds {
 		for i := rounds[round].first; i >= 0; {
 			w, m := &walks[i], &members[i]
-			for owners[w.at] != free {
+			for table[w.at] != free {
 				if w.at += w.skip; w.at >= size {
 					w.at -= size
 				}
 			}
-			owners[w.at] = m.member
+			table[w.at] = m.member
 			if filled++; filled == size {
-				return &circle{owners: owners}
+				return &circle{table: table}
 			}
 			w.turns++
 			following := w.next
@@ -187,5 +205,5 @@ func newMaglev(members []hashed, size uint32) *circle {
 			i = following
 		}
 	}
-	return &circle{owners: owners}
+	return &circle{table: table}
 }

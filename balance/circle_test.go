@@ -1,6 +1,7 @@
 package balance
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -26,12 +27,11 @@ func TestRingIsThatOfALinearSearch(t *testing.T) {
 	for _, n := range []int{1, 2, 3, 17, 100} {
 		members := someHashed(n, spreadOut)
 		c := newRing(members, 0)
-		type point struct{ at, member uint32 }
 		var points []point
 		for i, m := range members {
 			count := 0
-			for _, owner := range c.owners {
-				if owner == uint32(i) {
+			for _, p := range c.points {
+				if p.owner == uint32(i) {
 					count++
 				}
 			}
@@ -61,8 +61,8 @@ func TestRingIsThatOfALinearSearch(t *testing.T) {
 					}
 				}
 			}
-			if got := c.owners[c.start(hash)]; got != points[best].member {
-				t.Fatalf("%d members: %#x belongs to %d, want %d", n, hash, got, points[best].member)
+			if got := c.owner(c.start(hash)); got != points[best].owner {
+				t.Fatalf("%d members: %#x belongs to %d, want %d", n, hash, got, points[best].owner)
 			}
 		}
 	}
@@ -89,11 +89,11 @@ func TestRingHasPointsByWeight(t *testing.T) {
 	} {
 		c := newRing(someHashed(tc.n, tc.weight), tc.size)
 		counts := make([]int, tc.n)
-		for _, owner := range c.owners {
-			counts[owner]++
+		for _, p := range c.points {
+			counts[p.owner]++
 		}
 		// Each member's points are rounded.
-		if n := len(c.owners); n < tc.all-tc.n/2 || n > tc.all+tc.n/2 {
+		if n := c.len(); n < tc.all-tc.n/2 || n > tc.all+tc.n/2 {
 			t.Errorf("%d members, size %d: %d points, want %d", tc.n, tc.size, n, tc.all)
 		}
 		for i, count := range counts {
@@ -102,7 +102,7 @@ func TestRingHasPointsByWeight(t *testing.T) {
 				t.Errorf("%d members, size %d: %d points for weight %d, want %v", tc.n, tc.size, count, tc.weight(i), want)
 			}
 		}
-		if !slices.IsSorted(c.points) {
+		if !slices.IsSortedFunc(c.points, func(a, b point) int { return cmp.Compare(a.at, b.at) }) {
 			t.Errorf("%d members: the points are not in order", tc.n)
 		}
 	}
@@ -111,11 +111,11 @@ func TestRingHasPointsByWeight(t *testing.T) {
 func TestRingIsBounded(t *testing.T) {
 	heavy := func(i int) uint32 { return []uint32{1, 1, math.MaxUint32}[i] }
 	c := newRing(someHashed(3, heavy), 0)
-	if n := len(c.owners); n > 8*3*pointsEach+3 {
+	if n := c.len(); n > 8*3*pointsEach+3 {
 		t.Errorf("%d points", n)
 	}
 	for i := range 3 {
-		if !slices.Contains(c.owners, uint32(i)) {
+		if !slices.ContainsFunc(c.points, func(p point) bool { return p.owner == uint32(i) }) {
 			t.Errorf("member %d has no point", i)
 		}
 	}
@@ -173,7 +173,7 @@ func TestMaglevIsThePapersTable(t *testing.T) {
 		{3, 101, spreadOut}, {7, 53, spreadOut}, {4, 53, func(i int) uint32 { return []uint32{1, math.MaxUint32, 5, math.MaxUint32}[i] }},
 	} {
 		members := someHashed(tc.n, tc.weight)
-		got, want := newMaglev(members, tc.size).owners, obviousMaglev(members, tc.size)
+		got, want := newMaglev(members, tc.size).table, obviousMaglev(members, tc.size)
 		if !slices.Equal(got, want) {
 			t.Errorf("%d members, %d entries:\n%v, want\n%v", tc.n, tc.size, got, want)
 		}
@@ -192,7 +192,7 @@ func TestMaglevHasEntriesByWeight(t *testing.T) {
 				total += float64(m.weight)
 			}
 			counts := make([]float64, n)
-			for _, owner := range newMaglev(members, maglevTable).owners {
+			for _, owner := range newMaglev(members, maglevTable).table {
 				counts[owner]++
 			}
 			for i, m := range members {

@@ -403,13 +403,13 @@ const steps = 128
 // usable. Which stand-in a key has depends on the key and on who can be picked, and
 // on nothing else.
 func (s *stage) walk(hash uint64, q *Query) int {
-	owners := s.tier.circle.owners
-	at := s.tier.circle.start(hash)
-	for range min(steps, len(owners)) {
-		if member := owners[at]; (s.in == nil || s.in[member]) && q.usable(member) {
+	c := s.tier.circle
+	at, places := c.start(hash), c.len()
+	for range min(steps, places) {
+		if member := c.owner(at); (s.in == nil || s.in[member]) && q.usable(member) {
 			return int(member)
 		}
-		if at++; at == len(owners) {
+		if at++; at == places {
 			at = 0
 		}
 	}

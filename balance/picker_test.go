@@ -422,6 +422,7 @@ func TestSlowStart(t *testing.T) {
 		{balance.SlowStart{}, 0, 1},
 		// the clock of who noted the joining is a little ahead, or this one was set back
 		{balance.SlowStart{Window: window}, -time.Second, 0.10},
+		{balance.SlowStart{Window: window, Aggression: 2}, -time.Second, 0.10},
 		{balance.SlowStart{Window: window}, -time.Hour, 1},
 	} {
 		for _, algorithm := range algorithms[:4] {
@@ -642,7 +643,7 @@ func FuzzPick(f *testing.F) {
 		}
 		n := int(next() % 20)
 		_, members := newEndpoints(n, func(int) uint32 { return uint32(1) << (next() % 33) >> 1 })
-		healthy, usable, any := make([]bool, n), make([]bool, n), false
+		healthy, usable, somebody := make([]bool, n), make([]bool, n), false
 		for i := range members {
 			b := next()
 			members[i].Priority, healthy[i], usable[i] = b>>6, b&1 == 0, b&2 == 0
@@ -654,13 +655,13 @@ func FuzzPick(f *testing.F) {
 			panics[load.Priority] = load.Panic
 		}
 		for i := range members {
-			any = any || usable[i] && (healthy[i] || panics[members[i].Priority])
+			somebody = somebody || usable[i] && (healthy[i] || panics[members[i].Priority])
 		}
 		for range 20 {
 			random := balance.HashBytes([]byte{next(), next(), next()})
 			got := p.Pick(&balance.Query{Random: random, Hash: random, Hashed: random&1 == 0, Now: int64(random >> 1), Usable: func(i int) bool { return usable[i] }})
-			if (got >= 0) != any {
-				t.Fatalf("picked %d, and %v that somebody can be picked", got, any)
+			if (got >= 0) != somebody {
+				t.Fatalf("picked %d, and %v that somebody can be picked", got, somebody)
 			}
 			if got >= 0 && (!usable[got] || !healthy[got] && !panics[members[got].Priority]) {
 				t.Fatalf("picked %d: usable %v, healthy %v", got, usable[got], healthy[got])
