@@ -274,9 +274,11 @@ type Decision struct {
 }
 
 // OwnPolicy is the rule whose own ResiliencePolicy goes before that of the service,
-// or nil.
+// or nil. Nothing goes before a person who holds the service's circuit open.
 func (d *Decision) OwnPolicy() *Rule {
 	switch {
+	case d.Service != nil && d.Service.Breaker == "forced-open":
+		return nil
 	case d.Rule != nil && d.Rule.Resilience != nil:
 		return d.Rule
 	case d.Edge != nil && d.Edge.Resilience != nil:

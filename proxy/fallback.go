@@ -2,7 +2,7 @@ package proxy
 
 import (
 	"maps"
-	"net/http"
+	"net/textproto"
 	"slices"
 	"strconv"
 	"strings"
@@ -39,7 +39,7 @@ func newFallback(s *resilience.FallbackSpec, from weft.SourceRef) *fallback {
 		typed := false
 		for _, name := range slices.Sorted(maps.Keys(s.Headers)) {
 			typed = typed || strings.EqualFold(name, "content-type")
-			f.static.Lines += http.CanonicalHeaderKey(name) + ": " + s.Headers[name] + "\r\n"
+			f.static.Lines += textproto.CanonicalMIMEHeaderKey(name) + ": " + s.Headers[name] + "\r\n"
 		}
 		if !typed && s.Body != "" {
 			f.static.Lines += "Content-Type: text/plain; charset=utf-8\r\n"

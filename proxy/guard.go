@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -362,6 +361,9 @@ var rejections = map[string]string{
 	resilience.ReasonTimeout:            "no time is left for a request to ",
 }
 
+// httpDate is the one format of dates that is still to be sent (RFC 9110 §5.6.7).
+const httpDate = "Mon, 02 Jan 2006 15:04:05 GMT"
+
 // retryHint is how long the endpoint asks to be left alone: Retry-After (RFC 9110
 // §10.2.3), or a gRPC push-back, which may be negative: never.
 func (x *Exchange) retryHint() time.Duration {
@@ -383,7 +385,7 @@ func (x *Exchange) retryHint() time.Duration {
 	if seconds, err := strconv.ParseUint(str(r.Value(i)), 10, 31); err == nil {
 		return time.Duration(seconds) * time.Second
 	}
-	if at, err := http.ParseTime(str(r.Value(i))); err == nil {
+	if at, err := time.Parse(httpDate, str(r.Value(i))); err == nil {
 		return max(time.Until(at), 0)
 	}
 	return 0

@@ -141,6 +141,11 @@ func TestHeldCircuit(t *testing.T) {
 	if resp, _ := m.ask("GET", "/", nil); resp.StatusCode != 503 || resp.Header.Get("X-Weft-Reason") != "circuit_open" || m.state() != "forced-open" {
 		t.Errorf("held open: %d %v", resp.StatusCode, resp.Header)
 	}
+	m.rule.Resilience = &weft.Resilience{Spec: []byte(`{"timeout":"1s"}`)}
+	m.publish()
+	if resp, _ := m.ask("GET", "/", nil); resp.Header.Get("X-Weft-Reason") != "circuit_open" {
+		t.Errorf("held open, and the route has a policy: %d %v", resp.StatusCode, resp.Header)
+	}
 	m.svc.Breaker = ""
 	m.publish()
 	if code, _ := m.do("GET", "/", ""); code != 200 || asked.Load() != 1 {

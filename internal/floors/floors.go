@@ -79,7 +79,7 @@ type room struct {
 var plan = []room{
 	{at: ".", floor: nouns, what: "the nouns: Service, Instance, Endpoint, Route, Policy, Identity, Snapshot"},
 
-	{at: "resilience", floor: mechanisms, what: "budget, outliers, backoff"},
+	{at: "resilience", floor: mechanisms, what: "circuits, retries, limits, fallbacks, idempotency keys"},
 	{at: "balance", floor: mechanisms, what: "picking one of many"},
 	{at: "wire/...", floor: mechanisms, what: "protocols: bytes in, values out", family: true},
 	{at: "telemetry/trace", floor: mechanisms, what: "trace context, span recorder, OTLP out"},
@@ -95,7 +95,7 @@ var plan = []room{
 	{at: "registry", floor: planes, what: "catalogue, checks, indexes"},
 	{at: "proxy", floor: planes, what: "data plane"},
 	{at: "telemetry/collect", floor: planes, what: "OTLP in, span store, query"},
-	{at: "client", floor: planes, what: "Go SDK of weft's API"},
+	{at: "client/...", floor: planes, what: "Go SDK", family: true},
 
 	{at: "registry/...", floor: faces, what: "dialects over the registry"},
 	{at: "proxy/filter/...", floor: faces, what: "steps of the chain that a request passes"},
@@ -159,7 +159,7 @@ var keepers = []keeper{
 	{"github.com/spiffe/go-spiffe", []string{"ca"}, "who verifies certificates is one package"},
 	{"github.com/spf13/cobra", []string{"cli"}, "only the command line knows flags"},
 	{"github.com/prometheus", []string{"node"}, "rooms count with telemetry/metric; node decides how a process shows it"},
-	{"google.golang.org/grpc", []string{"control/...", "telemetry/collect", "node"}, "gRPC is for the control stream and OTLP; a request through the proxy must not pay for it"},
+	{"google.golang.org/grpc", []string{"control/...", "telemetry/collect", "node", "client/weftgrpc"}, "gRPC is for the control stream, OTLP and applications that speak it; a request through the proxy must not pay for it"},
 	{"go.opentelemetry.io/otel", []string{"examples/..."}, "the SDK is for applications; the proxy records spans without it"},
 	{"go.opentelemetry.io/contrib", []string{"examples/..."}, "the SDK is for applications; the proxy records spans without it"},
 	{"github.com/google/go-cmp", nil, "it serves tests, and panics"},
