@@ -155,40 +155,19 @@ func newMaglev(members []hashed, size uint32) *circle {
 	type walk struct {
 		at, skip uint32
 		turns    uint64
-		next     int32 // in its round's queue
 	}
 	walks := make([]walk, len(members))
 	heaviest := uint64(0)
+	// The heaviest takes an entry in every round, so that there are at most size of them.
+	rounds := newRounds(int(size), len(members))
 	for i, m := range members {
 		walks[i] = walk{at: uint32(scale(m.hash, uint64(size))), skip: 1 + uint32(scale(mix(m.hash), uint64(size-1)))}
 		heaviest = max(heaviest, uint64(m.weight))
-	}
-	// A queue of members for each round. The heaviest takes an entry in every round,
-	// so that there are at most size of them.
-	type queue struct{ first, last int32 }
-	rounds := make([]queue, size)
-	for i := range rounds {
-		rounds[i] = queue{-1, -1}
-	}
-	join := func(round uint64, i int32) {
-		if round >= uint64(size) {
-			return
-		}
-		q := &rounds[round]
-		walks[i].next = -1
-		if q.first < 0 {
-			q.first = i
-		} else {
-			walks[q.last].next = i
-		}
-		q.last = i
-	}
-	for i := range members {
-		join(0, int32(i))
+		rounds.add(0, int32(i))
 	}
 	filled := uint32(0)
-	for round := range rounds {
-		for i := rounds[round].first; i >= 0; {
+	for round := range rounds.queues {
+		for i := rounds.queues[round].first; i >= 0; {
 			w, m := &walks[i], &members[i]
 			for table[w.at] != free {
 				if w.at += w.skip; w.at >= size {
@@ -200,10 +179,39 @@ func newMaglev(members []hashed, size uint32) *circle {
 				return &circle{table: table}
 			}
 			w.turns++
-			following := w.next
-			join(w.turns*heaviest/uint64(m.weight), i)
+			following := rounds.next[i]
+			rounds.add(w.turns*heaviest/uint64(m.weight), i)
 			i = following
 		}
 	}
 	return &circle{table: table}
+}
+
+// rounds has a queue of members for each round; a member stands in one at a time.
+type rounds struct {
+	queues []struct{ first, last int32 } // first is -1 where nobody stands
+	next   []int32                       // by member
+}
+
+func newRounds(n, members int) *rounds {
+	r := &rounds{queues: make([]struct{ first, last int32 }, n), next: make([]int32, members)}
+	for i := range r.queues {
+		r.queues[i].first = -1
+	}
+	return r
+}
+
+// add puts a member last in a round, if there is such a round.
+func (r *rounds) add(round uint64, member int32) {
+	if round >= uint64(len(r.queues)) {
+		return
+	}
+	q := &r.queues[round]
+	r.next[member] = -1
+	if q.first < 0 {
+		q.first = member
+	} else {
+		r.next[q.last] = member
+	}
+	q.last = member
 }

@@ -61,15 +61,16 @@ func picks(p *balance.Picker, n int, seed uint64, usable func(int) bool) []int {
 	return counts
 }
 
-// exact is the share of each member by the rules, computed as they are written down:
-// a list of members, and sums over it.
-func exact(c balance.Config, members []balance.Member, healthy []bool) []float64 {
-	type part struct {
-		of                  []int
-		healthy, load, size float64
-		panic               bool
-	}
-	parts := map[string]*part{}
+// part is a priority or a zone, with its load of the traffic.
+type part struct {
+	of                  []int
+	healthy, load, size float64
+	panic               bool
+}
+
+// partsOf sorts members into parts, first to last.
+func partsOf(c balance.Config, members []balance.Member, healthy []bool) (parts []*part, shares []float64) {
+	byName := map[string]*part{}
 	var names []string
 	for i, m := range members {
 		name := fmt.Sprintf("%03d", m.Priority)
@@ -79,24 +80,32 @@ func exact(c balance.Config, members []balance.Member, healthy []bool) []float64
 				continue
 			}
 		}
-		if parts[name] == nil {
-			parts[name] = new(part)
+		if byName[name] == nil {
+			byName[name] = new(part)
 			names = append(names, name)
 		}
-		parts[name].of = append(parts[name].of, i)
-		parts[name].size++
+		p := byName[name]
+		p.of = append(p.of, i)
+		p.size++
 		if healthy[i] {
-			parts[name].healthy++
+			p.healthy++
 		}
 	}
 	slices.Sort(names)
-	sum, allHealthy, all, left := 0.0, 0.0, 0.0, 100.0
 	for _, name := range names {
-		p := parts[name]
+		parts, shares = append(parts, byName[name]), append(shares, float64(c.Shares[name]))
+	}
+	return parts, shares
+}
+
+// divide gives each part its load, by the rules as they are written down.
+func divide(c balance.Config, parts []*part, shares []float64) {
+	sum, allHealthy, all, left := 0.0, 0.0, 0.0, 100.0
+	for i, p := range parts {
 		health := min(100, math.Floor(140*p.healthy/p.size))
 		sum, allHealthy, all = sum+health, allHealthy+p.healthy, all+p.size
 		if c.Shares != nil {
-			p.load = health * float64(c.Shares[name])
+			p.load = health * shares[i]
 			continue
 		}
 		p.load = min(left, health)
@@ -104,8 +113,8 @@ func exact(c balance.Config, members []balance.Member, healthy []bool) []float64
 	}
 	limit := float64(c.PanicPercent) / 100
 	if c.Shares != nil && 1.4*allHealthy < all && allHealthy < limit*all {
-		for _, name := range names {
-			parts[name].load, parts[name].panic = float64(c.Shares[name]), true
+		for i, p := range parts {
+			p.load, p.panic = shares[i], true
 		}
 	}
 	if c.Shares == nil && sum < 100 {
@@ -120,6 +129,12 @@ func exact(c balance.Config, members []balance.Member, healthy []bool) []float64
 			}
 		}
 	}
+}
+
+// exact is the share of each member, computed by sums over lists.
+func exact(c balance.Config, members []balance.Member, healthy []bool) []float64 {
+	parts, shares := partsOf(c, members, healthy)
+	divide(c, parts, shares)
 	out, total := make([]float64, len(members)), 0.0
 	for _, p := range parts {
 		weights := 0.0
