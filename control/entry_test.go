@@ -24,6 +24,10 @@ func TestConcern(t *testing.T) {
 	}
 	policy := &resource.Resource{Kind: "AuthorizationPolicy"}
 	gateway := &resource.Resource{Kind: "Gateway"}
+	resilience := func(kind, name string) *resource.Resource {
+		return &resource.Resource{Kind: "ResiliencePolicy", Spec: &resource.ResiliencePolicy{Targets: []resource.TargetRef{{Kind: kind, Name: name}}}}
+	}
+	breaker := &resource.Resource{Kind: "BreakerOverride", Name: "order", Spec: &resource.BreakerOverride{}}
 
 	table := entryKey{typeURL: weftpb.RouteTableType, name: "default/order.prod.svc.cluster.local"}
 	service := entryKey{typeURL: weftpb.ServiceType, name: "prod/order"}
@@ -51,6 +55,9 @@ func TestConcern(t *testing.T) {
 		"of every service":                       {[]*resource.Resource{rule("*.cluster.local")}, []entryKey{table, service, edgeTable}},
 		"a Gateway":                              {[]*resource.Resource{gateway}, []entryKey{edge}},
 		"an AuthorizationPolicy":                 {[]*resource.Resource{policy}, []entryKey{authorization}},
+		"a ResiliencePolicy of the service":      {[]*resource.Resource{resilience("Service", "order")}, []entryKey{service}},
+		"of what stands in":                      {[]*resource.Resource{resilience("Service", "order-canary")}, nil},
+		"a held circuit":                         {[]*resource.Resource{breaker}, []entryKey{service}},
 		"a VirtualService that was and is not":   {[]*resource.Resource{virtualService("order"), nil}, []entryKey{table, authorization}},
 		"one that moved from one host to others": {[]*resource.Resource{virtualService("order"), virtualService("user")}, []entryKey{table, authorization}},
 	} {

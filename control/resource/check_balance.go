@@ -18,23 +18,18 @@ const (
 	maxTableSize = 5_000_011
 )
 
-// balance checks how a policy chooses endpoints: with instead in the place of a
-// simple algorithm, unless that is "". ejects says whether the policy, or the one that
-// it is laid over, has an outlierDetection.
-func (r *report) balance(path string, lb *networking.LoadBalancerSettings, instead weft.LoadBalancer, ejects bool) {
+// balance checks how a policy chooses endpoints. ejects says whether the policy, or
+// the one that it is laid over, has an outlierDetection.
+func (r *report) balance(path string, lb *networking.LoadBalancerSettings, ejects bool) {
 	if lb == nil {
 		return
 	}
+	r.warmup(path, lb)
 	if c := lb.GetConsistentHash(); c != nil {
 		r.hash(path+".consistentHash", c)
-	}
-	r.warmup(path, lb)
-	var compiled weft.TrafficPolicy
-	compileBalance(&compiled, &networking.TrafficPolicy{LoadBalancer: lb}, instead)
-	if !warms(compiled.LoadBalancer) {
 		for field, written := range map[string]bool{"warmup": lb.Warmup != nil, "warmupDurationSecs": lb.WarmupDurationSecs != nil} {
 			if written {
-				r.warnf(path+"."+field, "write LEAST_REQUEST or ROUND_ROBIN", "it has no effect with %s", compiled.LoadBalancer)
+				r.warnf(path+"."+field, "leave one of them out", "it has no effect with consistentHash")
 			}
 		}
 	}
@@ -141,12 +136,7 @@ func (r *report) locality(path string, s *networking.LocalityLoadBalancerSetting
 		}
 	}
 	for i, name := range s.FailoverPriority {
-		at := fmt.Sprintf("%s.failoverPriority[%d]", path, i)
-		if name == "" {
-			r.errorf(at, "", "a label needs a name")
-		} else if key, _, valued := strings.Cut(name, "="); valued {
-			r.unsupported(at, "write "+key+": an endpoint should have the proxy's own value", "a label with a value")
-		}
+		r.sharedLabel(fmt.Sprintf("%s.failoverPriority[%d]", path, i), name)
 	}
 	disabled := s.Enabled != nil && !s.Enabled.Value
 	switch {
@@ -154,6 +144,23 @@ func (r *report) locality(path string, s *networking.LocalityLoadBalancerSetting
 		r.warnf(path+"."+written[0], "leave enabled out", "it has no effect: enabled is false")
 	case !disabled && !ejects && len(s.Distribute) == 0:
 		r.warnf(path, "write outlierDetection, too", "it has no effect: without outlierDetection nothing fails over")
+	}
+}
+
+// topology are the labels that a proxy knows of itself, and of endpoints, by where
+// they are.
+var topology = []string{"topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone"}
+
+func (r *report) sharedLabel(path, label string) {
+	key, value, valued := strings.Cut(label, "=")
+	known := slices.Contains(topology, key)
+	switch {
+	case key == "" || valued && value == "":
+		r.errorf(path, "write name=value", "%q is no label", label)
+	case valued && known:
+		r.unsupported(path, "write "+key+": an endpoint should be where the proxy is", "a value of %s", key)
+	case !valued && !known:
+		r.unsupported(path, "write "+key+"=value: a proxy knows where it is, and no other label of itself", "%s without a value", key)
 	}
 }
 

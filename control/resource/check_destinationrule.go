@@ -15,7 +15,7 @@ func checkDestinationRule(r *report, res *Resource) {
 	}
 	r.exportTo(spec.ExportTo)
 	r.trafficPolicy("spec.trafficPolicy", spec.TrafficPolicy)
-	r.balance("spec.trafficPolicy.loadBalancer", spec.TrafficPolicy.GetLoadBalancer(), named(res), spec.TrafficPolicy.GetOutlierDetection() != nil)
+	r.balance("spec.trafficPolicy.loadBalancer", spec.TrafficPolicy.GetLoadBalancer(), spec.TrafficPolicy.GetOutlierDetection() != nil)
 	first := map[string]int{}
 	for i, s := range spec.Subsets {
 		path := fmt.Sprintf("spec.subsets[%d]", i)
@@ -30,9 +30,8 @@ func checkDestinationRule(r *report, res *Resource) {
 			first[s.Name] = i
 		}
 		r.trafficPolicy(path+".trafficPolicy", s.TrafficPolicy)
-		own := s.TrafficPolicy.GetLoadBalancer()
 		ejects := overlaid(spec.TrafficPolicy, s.TrafficPolicy).OutlierDetection != nil
-		r.balance(path+".trafficPolicy.loadBalancer", own, ofSubset(named(res), own), ejects)
+		r.balance(path+".trafficPolicy.loadBalancer", s.TrafficPolicy.GetLoadBalancer(), ejects)
 	}
 }
 

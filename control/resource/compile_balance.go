@@ -70,11 +70,10 @@ func compileHash(c *networking.LoadBalancerSettings_ConsistentHashLB) (weft.Load
 	return weft.RingHash, out
 }
 
-// warms reports whether an algorithm can give an endpoint less than its share. A
-// hash cannot: keys would move twice.
-func warms(lb weft.LoadBalancer) bool {
-	return lb == weft.LeastRequest || lb == weft.RoundRobin || lb == weft.PeakEWMA
-}
+// warms reports whether an algorithm gives a new endpoint less than its share for a
+// while. A hash does not: keys would move twice. Istio's RANDOM does not, either; ours
+// does.
+func warms(lb weft.LoadBalancer) bool { return lb != weft.RingHash && lb != weft.Maglev }
 
 func compileWarmup(lb *networking.LoadBalancerSettings) *weft.SlowStart {
 	w := lb.GetWarmup()

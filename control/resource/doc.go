@@ -15,13 +15,22 @@
 // "kubectl get -o yaml" prints is read, too. PeerAuthentication compiles to
 // nothing: STRICT, which is all that it may say, is how sidecars are.
 //
+// Where Istio has no word there are kinds of weft.dev/v1. A ResiliencePolicy gives a
+// resilience.Spec to its targetRef (or targetRefs): a Service, or a VirtualService,
+// of which sectionName names one http rule. Of policies for the same target the
+// oldest holds; one for a rule holds before one for its VirtualService, and that
+// before the service's. Where a rule itself has retries or a timeout, they hold
+// before the service's policy, and a policy that is attached to the rule before
+// them. A BreakerOverride, named after a service, holds its circuit in a state.
+//
 // A Resource keeps its canonical JSON together with its file and lines. A store
 // keeps that, and Decode makes of it the same Resource, so that every compiled
 // rule still names its line after a restart.
 //
 // NewSet compiles Resources and answers what the control plane asks: the rules
 // of a host (RouteTable), a gateway's tables (Gateway), a service's policy and
-// subsets (Service), a workload's policies (Authorization). Set.With makes the set
+// subsets (Service), its ResiliencePolicy and the state that its circuit is held in
+// (Resilience, Breaker), a workload's policies (Authorization). Set.With makes the set
 // after a change, compiles only what the change concerns, and says which tables of
 // gateways that is. The semantics are Istio's. Where they are a trap, Warnings says
 // so:
@@ -33,6 +42,8 @@
 //   - Of DestinationRules the first namespace with a fitting host wins: the
 //     client's, the service's, istio-system. Nothing is inherited.
 //   - A rule after one that fits everything is never reached.
+//   - An outlierDetection makes near endpoints come first; without one nothing fails
+//     over, whatever localityLbSetting says.
 //
 // A VirtualService's tls rules are for servers with tls.mode PASSTHROUGH; where the
 // gateway itself ends TLS, the narrower name wins, as it does between such servers.
@@ -42,6 +53,9 @@
 // weft.dev/path-normalization (NONE, BASE, MERGE_SLASHES, DECODE_AND_MERGE_SLASHES)
 // of its VirtualService, or of the Gateway for hosts of which nobody says anything.
 // VirtualServices that share a host at a gateway must agree: Conflicts.
+//
+// The annotation weft.dev/load-balancer: PEAK_EWMA of a DestinationRule takes the
+// place of loadBalancer.simple.
 //
 // weft is more lenient than Istio with names: "reviews.prod" and
 // "reviews.service.consul" are services here, wherever a host is written that

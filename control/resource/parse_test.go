@@ -85,22 +85,46 @@ func TestDecodeGivesWhatParseGave(t *testing.T) {
 
 // What is printed can be applied again, and comes out the same.
 func TestParseReadsManifestAndJSON(t *testing.T) {
-	first := parseOne(t, canary)
-	manifest, err := first.Manifest()
-	if err != nil {
-		t.Fatal(err)
+	for name, written := range map[string]string{
+		"a VirtualService": canary,
+		"a ResiliencePolicy of one target": `{apiVersion: weft.dev/v1, kind: ResiliencePolicy, metadata: {name: a},
+spec: {timeout: 90s, targetRef: {kind: VirtualService, name: a, sectionName: x}, fallback: {status: 200, headers: {a.b: "c"}, body: <x>}}}`,
+		"a ResiliencePolicy of two": `{apiVersion: weft.dev/v1, kind: ResiliencePolicy, metadata: {name: a},
+spec: {targetRefs: [{kind: Service, name: a, namespace: default}, {kind: Service, name: b}], retry: {statuses: [503]}}}`,
+		"a BreakerOverride": `{apiVersion: weft.dev/v1, kind: BreakerOverride, metadata: {name: a}, spec: {state: disabled, reason: "a < b"}}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			first := parseOne(t, written)
+			manifest, err := first.Manifest()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if bytes.Contains(manifest, []byte("a.yaml")) {
+				t.Errorf("the manifest names the file: %s", manifest)
+			}
+			for _, text := range [][]byte{manifest, first.JSON} {
+				again := parseOne(t, string(text))
+				got, err := again.Manifest()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if diff := cmp.Diff(string(manifest), string(got)); diff != "" || !first.SameSpec(again) {
+					t.Error(diff)
+				}
+			}
+		})
 	}
-	if bytes.Contains(manifest, []byte("a.yaml")) {
-		t.Errorf("the manifest names the file: %s", manifest)
+}
+
+func TestSameSpec(t *testing.T) {
+	const policy = `{apiVersion: weft.dev/v1, kind: ResiliencePolicy, metadata: {name: a}, spec: {targetRef: {kind: Service, name: a}, timeout: %s}}`
+	a := parseOne(t, fmt.Sprintf(policy, "60s"))
+	if !a.SameSpec(parseOne(t, fmt.Sprintf(policy, "1m"))) {
+		t.Error("60s is not 1m")
 	}
-	for _, text := range [][]byte{manifest, first.JSON} {
-		again := parseOne(t, string(text))
-		got, err := again.Manifest()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if diff := cmp.Diff(string(manifest), string(got)); diff != "" {
-			t.Error(diff)
+	for _, other := range []*Resource{parseOne(t, fmt.Sprintf(policy, "2m")), parseOne(t, canary)} {
+		if a.SameSpec(other) || other.SameSpec(a) {
+			t.Errorf("the same as %s", other.JSON)
 		}
 	}
 }

@@ -13,6 +13,10 @@ func (t TargetRef) in(namespace string) target {
 	return target{t.Kind, namespace, t.Name, t.SectionName}
 }
 
+func serviceNamed(n weft.ServiceName) target {
+	return target{kind: serviceTarget, namespace: n.Namespace, name: n.Name}
+}
+
 // replaceResilience takes the ResiliencePolicies and BreakerOverrides of a change,
 // and returns the VirtualServices whose rules get other policies by it.
 func (s *Set) replaceResilience(gone, came []*Resource) []Ref {
@@ -121,7 +125,7 @@ func (s *Set) attached(v *Resource, lists map[string]*ruleLists) map[string]*rul
 
 // Resilience returns the policy that is attached to a service, or nil.
 func (s *Set) Resilience(n weft.ServiceName) *weft.Resilience {
-	if r := s.holding(target{kind: serviceTarget, namespace: n.Namespace, name: n.Name}); r != nil {
+	if r := s.holding(serviceNamed(n)); r != nil {
 		return r.resilience
 	}
 	return nil

@@ -3,6 +3,7 @@ package resource
 import (
 	"cmp"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -29,30 +30,42 @@ func (o ruleOf) String() string {
 // said are the fields of the rule that speak of what a policy speaks of, too, by the
 // policy's name for it.
 func (o ruleOf) said() map[string]string {
-	out := map[string]string{}
-	if o.v.spec.Http[o.i].Retries != nil {
+	h, out := o.v.spec.Http[o.i], map[string]string{}
+	if h.Retries != nil {
 		out["retry"] = "retries"
 	}
-	if o.v.spec.Http[o.i].Timeout.AsDuration() > 0 {
+	if h.Retries.GetPerTryTimeout().AsDuration() > 0 {
+		out["attemptTimeout"] = "retries.perTryTimeout"
+	}
+	if h.Timeout.AsDuration() > 0 {
 		out["timeout"] = "timeout"
 	}
 	return out
 }
 
-// writtenAtRules are the rules with retries or a timeout, by the services that they
-// send requests to.
+// services are those that the rule sends requests to.
+func (o ruleOf) services() []weft.ServiceName {
+	var out []weft.ServiceName
+	for _, d := range o.v.spec.Http[o.i].Route {
+		if n, ok := serviceOf(d.Destination.GetHost(), o.v.Namespace); ok && !slices.Contains(out, n) {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// writtenAtRules are the rules with retries or a timeout, and no policy of their own,
+// by the services that they send requests to.
 func (s *Set) writtenAtRules() map[weft.ServiceName][]ruleOf {
 	out := map[weft.ServiceName][]ruleOf{}
 	for _, v := range s.virtual {
-		for i, h := range v.spec.Http {
+		for i := range v.spec.Http {
 			rule := ruleOf{v, i}
-			if len(rule.said()) == 0 {
+			if len(rule.said()) == 0 || s.ofRule(v.Resource, rule.name()) != nil {
 				continue
 			}
-			for _, d := range h.Route {
-				if n, ok := serviceOf(d.Destination.GetHost(), v.Namespace); ok && !slices.Contains(out[n], rule) {
-					out[n] = append(out[n], rule)
-				}
+			for _, n := range rule.services() {
+				out[n] = append(out[n], rule)
 			}
 		}
 	}
@@ -61,7 +74,20 @@ func (s *Set) writtenAtRules() map[weft.ServiceName][]ruleOf {
 
 // speaksOf are the parts of a policy that a rule may speak of, too.
 func (p *ResiliencePolicy) speaksOf() map[string]bool {
-	return map[string]bool{"retry": p.Spec.Retry != nil, "timeout": p.Spec.Timeout > 0}
+	return map[string]bool{"retry": p.Spec.Retry != nil, "timeout": p.Spec.Timeout > 0, "attemptTimeout": p.Spec.AttemptTimeout > 0}
+}
+
+// lacks are the parts of other that p does not have.
+func (p *ResiliencePolicy) lacks(other *ResiliencePolicy) []string {
+	var out []string
+	mine, theirs := reflect.ValueOf(p.Spec), reflect.ValueOf(other.Spec)
+	for i := range mine.NumField() {
+		if mine.Field(i).IsZero() && !theirs.Field(i).IsZero() {
+			name, _, _ := strings.Cut(mine.Type().Field(i).Tag.Get("json"), ",")
+			out = append(out, name)
+		}
+	}
+	return out
 }
 
 // policyWarnings are about a ResiliencePolicy.
@@ -97,15 +123,24 @@ func (t TargetRef) String() string {
 	return t.Kind + " " + t.Name
 }
 
-// overruledBy is about rules whose own words win over a service's policy.
+// overruledBy is about rules whose own words win over a service's policy. Of many it
+// names one.
 func overruledBy(r *Resource, p *ResiliencePolicy, rules []ruleOf) weft.Problems {
-	var out weft.Problems
+	by := map[string][]string{}
 	for _, rule := range rules {
 		for part, field := range rule.said() {
 			if p.speaksOf()[part] {
-				out = append(out, r.warning("spec."+part, "take that out, or attach the policy to the VirtualService", "it gives way to %s of %s", field, rule))
+				by[part] = append(by[part], field+" of "+rule.String())
 			}
 		}
+	}
+	var out weft.Problems
+	for part, said := range by {
+		first := slices.Min(said)
+		if len(said) > 1 {
+			first += fmt.Sprintf(", and of %d more", len(said)-1)
+		}
+		out = append(out, r.warning("spec."+part, "take that out, or attach the policy to the VirtualService", "it gives way to %s", first))
 	}
 	return out
 }
@@ -120,7 +155,7 @@ func (s *Set) routePolicyWarnings(r *Resource, t TargetRef, at string) weft.Prob
 	instead, _ := fallback(r, p)
 	var out weft.Problems
 	found, holds := false, false
-	for i, h := range v.spec.Http {
+	for i := range v.spec.Http {
 		rule := ruleOf{v, i}
 		if t.SectionName != "" && t.SectionName != rule.name() {
 			continue
@@ -130,9 +165,14 @@ func (s *Set) routePolicyWarnings(r *Resource, t TargetRef, at string) weft.Prob
 			continue
 		}
 		holds = true
-		for _, d := range h.Route {
-			if n, ok := serviceOf(d.Destination.GetHost(), v.Namespace); ok && n == instead {
+		for _, n := range rule.services() {
+			if n == instead {
 				out = append(out, r.warning("spec.fallback.service", "name another service", "%s would stand in for itself at %s", p.Spec.Fallback.Service, rule))
+			}
+			if of := s.holding(serviceNamed(n)); of != nil {
+				if lost := p.lacks(of.Spec.(*ResiliencePolicy)); len(lost) > 0 {
+					out = append(out, r.warning(at, "write them here, too", "at %s it takes the place of %s, and has no %s", rule, of.Source, anyOf(lost)))
+				}
 			}
 		}
 		for part, field := range rule.said() {
@@ -157,17 +197,19 @@ func (s *Set) overruledWarnings(v *virtualService) weft.Problems {
 		return nil
 	}
 	var out weft.Problems
-	for i, h := range v.spec.Http {
+	for i := range v.spec.Http {
 		rule := ruleOf{v, i}
+		own := s.ofRule(v.Resource, rule.name())
 		for part, field := range rule.said() {
 			path := rule.field() + "." + field
-			if r := s.ofRule(v.Resource, rule.name()); r != nil && r.Spec.(*ResiliencePolicy).speaksOf()[part] {
-				out = append(out, v.warning(path, "keep one", "it gives way to %s of %s, which is attached to the rule", part, r.Source))
+			if own != nil {
+				if own.Spec.(*ResiliencePolicy).speaksOf()[part] {
+					out = append(out, v.warning(path, "keep one", "it gives way to %s of %s, which is attached to the rule", part, own.Source))
+				}
 				continue
 			}
-			for _, d := range h.Route {
-				n, ok := serviceOf(d.Destination.GetHost(), v.Namespace)
-				if r := s.holding(target{kind: serviceTarget, namespace: n.Namespace, name: n.Name}); ok && r != nil && r.Spec.(*ResiliencePolicy).speaksOf()[part] {
+			for _, n := range rule.services() {
+				if r := s.holding(serviceNamed(n)); r != nil && r.Spec.(*ResiliencePolicy).speaksOf()[part] {
 					out = append(out, v.warning(path, "keep one", "it goes before %s of %s", part, r.Source))
 				}
 			}
