@@ -49,13 +49,19 @@ func newGroup(p *weft.TrafficPolicy, zone string, endpoints []weft.Endpoint, liv
 	where := newPlaces(p.Locality, zone)
 	config.Shares = where.shares
 	var members []balance.Member
+	keys := make(map[string]bool, len(endpoints))
 	for i := range endpoints {
 		e := &endpoints[i]
 		if subset != nil && !subset.Fits(e) {
 			continue
 		}
 		g.endpoints = append(g.endpoints, live[i])
-		members = append(members, balance.Member{Target: &live[i].target, Key: e.Address, Weight: e.Weight,
+		key := e.Address
+		if keys[key] { // two instances at one address
+			key += "|" + e.ID
+		}
+		keys[key] = true
+		members = append(members, balance.Member{Target: &live[i].target, Key: key, Weight: e.Weight,
 			Priority: where.priority(e), Zone: where.share(e)})
 	}
 	var err error
