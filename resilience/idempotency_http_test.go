@@ -208,6 +208,9 @@ func TestATwinHasToWait(t *testing.T) {
 func TestWhatRunsAgain(t *testing.T) {
 	const limit = 100
 	flush := func(w http.ResponseWriter) { w.(http.Flusher).Flush() }
+	status := func(status int) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status); fmt.Fprint(w, "see there") }
+	}
 	for _, tc := range []struct {
 		name   string
 		handle http.HandlerFunc
@@ -222,11 +225,11 @@ func TestWhatRunsAgain(t *testing.T) {
 			w.WriteHeader(304)
 		}, false, ""},
 		{"early hints", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(103); w.WriteHeader(404) }, false, ""},
-		{"400", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "bad", 400) }, false, ""},
-		{"409", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "conflict", 409) }, true, ""},
-		{"429", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "slow down", 429) }, true, ""},
-		{"500", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "bug", 500) }, true, ""},
-		{"503", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "down", 503) }, true, ""},
+		{"400", status(400), false, ""},
+		{"409", status(409), true, ""},
+		{"429", status(429), true, ""},
+		{"500", status(500), true, ""},
+		{"503", status(503), true, ""},
 		{"a panic", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, true, ""},
 		{"a panic after the answer", func(w http.ResponseWriter, _ *http.Request) {
 			w.Write([]byte("ok"))
@@ -369,6 +372,9 @@ type finished struct {
 
 func (f *finished) Finish(ctx context.Context, c Claim, a StoredAnswer, ttl time.Duration) error {
 	defer close(f.kept)
+	if _, bounded := ctx.Deadline(); !bounded || ctx.Err() != nil {
+		return fmt.Errorf("the answer is to be kept, whoever went away, and soon: %v, %v", bounded, ctx.Err())
+	}
 	return f.IdempotencyStore.Finish(ctx, c, a, ttl)
 }
 

@@ -241,6 +241,11 @@ func TestMemoryStoreAgainstASlowOne(t *testing.T) {
 		fast, slow, ctx := NewMemoryStore(1<<30), &slowStore{keys: map[string]*slowKey{}}, t.Context()
 		var held []Claim
 		for step := range 20_000 {
+			for i, e := range fast.byEnd {
+				if e.index != i || e.end.Before(fast.byEnd[(i-1)/2].end) {
+					t.Fatalf("step %d: %s is not where its end belongs", step, e.key)
+				}
+			}
 			switch op := r.IntN(10); {
 			case op < 6 || len(held) == 0:
 				key, fingerprint := strconv.Itoa(r.IntN(10)), [32]byte{byte(r.IntN(8) / 7)}
