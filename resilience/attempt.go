@@ -17,7 +17,7 @@ type attemptContext struct {
 	mu     sync.Mutex
 	waited context.Context // from the first Done on
 	cancel context.CancelFunc
-	ended  error // of finish, if nobody waited until then
+	ended  error // what Err said, or finish, if nobody waited until then
 }
 
 func (c *attemptContext) Deadline() (time.Time, bool) {
@@ -48,15 +48,14 @@ func (c *attemptContext) Err() error {
 	defer c.mu.Unlock()
 	switch {
 	case c.ended != nil:
-		return c.ended
 	case c.waited != nil:
 		return c.waited.Err()
 	case c.caller.Err() != nil:
-		return c.caller.Err()
+		c.ended = c.caller.Err()
 	case !c.deadline.IsZero() && !time.Now().Before(c.deadline):
-		return context.DeadlineExceeded
+		c.ended = context.DeadlineExceeded
 	}
-	return nil
+	return c.ended
 }
 
 // Value asks the context that somebody waits for, so that package context finds its
@@ -79,8 +78,5 @@ func (c *attemptContext) finish() {
 		c.cancel()
 	} else if c.ended == nil {
 		c.ended = context.Canceled
-		if !c.deadline.IsZero() && !time.Now().Before(c.deadline) {
-			c.ended = context.DeadlineExceeded
-		}
 	}
 }

@@ -42,7 +42,7 @@ func nothingTaken(t *testing.T, p *Policy) {
 	if n := p.Adaptive().InFlight(); n != 0 {
 		t.Errorf("%d calls are in flight", n)
 	}
-	if b := p.Breaker(); b.State() == HalfOpen && len(b.probes) > 0 {
+	if b := p.Breaker(); b != nil && b.State() == HalfOpen && len(b.probes) > 0 {
 		t.Errorf("%d probes are out", len(b.probes))
 	}
 }
