@@ -105,7 +105,7 @@ func (tc shared) run() (transitions int, err error) {
 	}
 	for i, s := range tc.steps {
 		if ours.State() != resilience.HalfOpen { // which theirs leaves sooner: at the same time, so
-			time.Sleep(s.pause) // by the bubble's clock, which both look at
+			time.Sleep(s.pause) //weft:sleep fake time, which both look at
 		}
 		certain := ours.State() == resilience.HalfOpen && !theirs.IsHalfOpen()
 		permit, ok := ours.Acquire(time.Now())
