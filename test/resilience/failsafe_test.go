@@ -104,7 +104,7 @@ func (tc shared) run() (transitions int, err error) {
 		return 0, err
 	}
 	for i, s := range tc.steps {
-		if ours.State() != resilience.HalfOpen { // which theirs leaves sooner: at the same time, so
+		if ours.State() != resilience.HalfOpen { // theirs leaves it sooner: until ours does, no time passes
 			time.Sleep(s.pause) //weft:sleep fake time, which both look at
 		}
 		certain := ours.State() == resilience.HalfOpen && !theirs.IsHalfOpen()
