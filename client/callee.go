@@ -3,7 +3,7 @@ package client
 import (
 	"context"
 	"errors"
-	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"sync"
@@ -12,12 +12,14 @@ import (
 
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/balance"
+	"github.com/weftmesh/weft/resilience"
 )
 
 // callee is a service as its callers need it: the endpoints with what is known of
-// each. Its writer is the goroutine that follows the service.
+// each, and the policy. Its writer is the goroutine that follows the service.
 type callee struct {
-	view atomic.Pointer[view] // nil before the first state
+	view     atomic.Pointer[view]                 // nil before the first state
+	guarding atomic.Pointer[resilience.Transport] // likewise; then it stays
 }
 
 // view is one immutable state of a callee.
@@ -43,10 +45,6 @@ const (
 	downMax = 5 * time.Second
 )
 
-var algorithms = map[weft.LoadBalancer]balance.Algorithm{
-	weft.RoundRobin: balance.RoundRobin, weft.Random: balance.Random, weft.PeakEWMA: balance.PeakEWMA,
-}
-
 // update takes a new state. Endpoints that stay keep what is known of them.
 func (c *callee) update(state *State) {
 	old := c.view.Load()
@@ -68,8 +66,65 @@ func (c *callee) update(state *State) {
 		members = append(members, balance.Member{Target: &e.target, Weight: state.Endpoints[i].Weight})
 	}
 	// Only what hashes, shares or starts slowly can be wrong, and here is none of it.
-	v.picker, _ = balance.NewPicker(balance.Config{Algorithm: algorithms[state.LoadBalancer]}, members)
+	v.picker, _ = balance.NewPicker(balance.Config{Algorithm: state.Algorithm()}, members)
 	c.view.Store(v)
+}
+
+// standard is the policy of a service that has none: what was never sent, and what
+// is idempotent and broke off, is repeated within the budget.
+var standard = resilience.Spec{Retry: &resilience.RetrySpec{IgnoreStatuses: []string{"4xx", "5xx"}}}
+
+// policy is what a state says how the service is called.
+func policy(state *State) (resilience.Spec, error) {
+	spec := standard
+	if len(state.Resilience) > 0 {
+		parsed, err := resilience.ParseSpec(state.Resilience)
+		if err != nil {
+			return spec, err
+		}
+		spec = *parsed
+	}
+	if state.Breaker != "" {
+		held := resilience.BreakerSpec{}
+		if spec.CircuitBreaker != nil {
+			held = *spec.CircuitBreaker
+		}
+		held.Mode = resilience.Mode(state.Breaker)
+		spec.CircuitBreaker = &held
+	}
+	return spec, nil
+}
+
+// guard puts a state's policy in force. What cannot be, because a newer server says
+// it, leaves the last one in force, or the standard one.
+func (c *callee) guard(n weft.ServiceName, state *State, log *slog.Logger) {
+	t, old := c.guarding.Load(), c.view.Load()
+	if t != nil && (samePolicy(old.state, state) || state.Instances == 0) {
+		return // without instances no policy is told; what is known of the service is kept for its return
+	}
+	spec, err := policy(state)
+	if spec.Fallback != nil && spec.Fallback.Service != "" {
+		log.Warn("a fallback to another service is made by sidecars only", "service", n.String(), "fallback", spec.Fallback.Service)
+	}
+	if t != nil && err == nil {
+		err = t.Policy.Update(spec)
+	}
+	if t == nil {
+		var p *resilience.Policy
+		config := resilience.Config{OnEvent: func(e resilience.Event) {
+			log.Info("circuit", "service", n.String(), "from", e.From.String(), "to", e.To.String(), "reason", e.Reason)
+		}}
+		if err == nil {
+			p, err = resilience.NewWith(n.String(), spec, config)
+		}
+		if p == nil {
+			p, _ = resilience.NewWith(n.String(), standard, config)
+		}
+		c.guarding.Store(&resilience.Transport{Policy: p, Base: attempt{}})
+	}
+	if err != nil {
+		log.Warn("a resilience policy cannot be put in force", "service", n.String(), "error", err)
+	}
 }
 
 // find returns the endpoint that e is, or nil.
@@ -103,18 +158,6 @@ func (v *view) pick(c *call, now time.Time) *endpoint {
 	}
 	c.try(v.endpoints[i])
 	return v.endpoints[i]
-}
-
-// nowhere says why a view has no endpoint to call.
-func (v *view) nowhere(n weft.ServiceName) error {
-	kind, why := weft.Unavailable, fmt.Errorf("none of its %d instances is healthy", v.state.Instances)
-	switch {
-	case v.state.Instances == 0:
-		kind, why = weft.NotFound, errors.New("no instance of it is registered; \"weft services\" lists the services that have one")
-	case len(v.state.Endpoints) > 0:
-		why = fmt.Errorf("its instances stand behind sidecars on other machines, which take mTLS only: start this program with \"weft run --service NAME -- PROGRAM\"")
-	}
-	return &weft.Error{Kind: kind, Op: "call", Thing: "service " + n.String(), Err: why}
 }
 
 // ended tells what became of a connection to the endpoint.

@@ -213,16 +213,22 @@ func (c *Client) findSidecar() error {
 func (c *Client) Sidecar() string { return c.sidecar }
 
 // Close drains the instances that are still registered, ends every watch, and waits
-// for both. Bodies that are being read are read on. The error is of a drain: the
-// server could not be told, and the lease lapses.
+// for both, and for attempts that lost against a hedge. No call may begin meanwhile;
+// bodies that are being read are read on. The error is of a drain: the server could
+// not be told, and the lease lapses.
 func (c *Client) Close() error {
 	err := c.drainAll()
 	c.mu.Lock()
 	c.end()
 	c.mu.Unlock()
 	c.work.Wait()
+	for _, s := range c.services {
+		if t := s.calls.guarding.Load(); t != nil {
+			t.Policy.Wait()
+		}
+	}
 	c.http.CloseIdleConnections()
-	c.wire.close()
+	c.wire.CloseIdleConnections()
 	return err
 }
 

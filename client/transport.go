@@ -54,6 +54,15 @@ type transport struct {
 	attempts http.RoundTripper
 }
 
+// CloseIdleConnections closes those to services and to others, for http.Client.
+func (t *transport) CloseIdleConnections() {
+	for _, one := range []http.RoundTripper{t.others, t.attempts} {
+		if c, ok := one.(interface{ CloseIdleConnections() }); ok {
+			c.CloseIdleConnections()
+		}
+	}
+}
+
 // RoundTrip implements http.RoundTripper.
 func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.URL.Scheme != "http" {
@@ -75,7 +84,7 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	ctx := context.WithValue(r.Context(), callKey{}, &call{transport: t, service: s})
-	resp, err := attempt{}.RoundTrip(r.WithContext(ctx))
+	resp, err := s.calls.guarding.Load().RoundTrip(r.WithContext(ctx))
 	return answered(resp, r), err
 }
 
@@ -125,7 +134,7 @@ func (attempt) RoundTrip(r *http.Request) (*http.Response, error) {
 	e := v.pick(c, time.Now())
 	if e == nil {
 		closeBody(r)
-		return nil, resilience.Permanent(v.nowhere(c.service.name))
+		return nil, resilience.Permanent(v.state.Problem())
 	}
 	if !e.Protocol.IsHTTP() {
 		closeBody(r)
@@ -221,7 +230,8 @@ func (w *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 	return w.http1.RoundTrip(r)
 }
 
-func (w *wire) close() {
+// CloseIdleConnections is for http.Client, and for Close.
+func (w *wire) CloseIdleConnections() {
 	w.http1.CloseIdleConnections()
 	w.http2.CloseIdleConnections()
 }

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/balance"
+	"github.com/weftmesh/weft/resilience"
 )
 
 // State is what a caller of a service has to know. It is shared: read it only.
@@ -42,6 +44,37 @@ type State struct {
 	// last. Before its first answer there are no endpoints.
 	Stale bool  `json:"-"`
 	Err   error `json:"-"`
+}
+
+// Problem is why no endpoint can be called from a program without a sidecar; nil when
+// one can. Before the server's first answer it is Err.
+func (s *State) Problem() error {
+	kind, why := weft.Unavailable, fmt.Errorf("none of its %d instances is healthy", s.Instances)
+	switch {
+	case s.Policy == "":
+		return s.Err
+	case slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.Plain }):
+		return nil
+	case s.Instances == 0:
+		kind, why = weft.NotFound, errors.New("no instance of it is registered; \"weft services\" lists the services that have one")
+	case len(s.Endpoints) > 0:
+		why = errors.New("its instances stand behind sidecars on other machines, which take mTLS only: start this program with \"weft run --service NAME -- PROGRAM\"")
+	}
+	return &weft.Error{Kind: kind, Op: "call", Thing: "service " + s.Service + "." + s.Namespace, Err: why}
+}
+
+// Algorithm is that of LoadBalancer as package balance has it. What goes by a hash of
+// the request goes by load here: what to hash is told to proxies only.
+func (s *State) Algorithm() balance.Algorithm {
+	switch s.LoadBalancer {
+	case weft.RoundRobin:
+		return balance.RoundRobin
+	case weft.Random:
+		return balance.Random
+	case weft.PeakEWMA:
+		return balance.PeakEWMA
+	}
+	return balance.LeastRequest
 }
 
 const (
@@ -265,6 +298,7 @@ func (s *service) found(next *State) {
 	if s.client.away.CompareAndSwap(true, false) {
 		s.client.log.Info("the weft server is back")
 	}
+	s.calls.guard(s.name, next, s.client.log)
 	s.calls.update(next)
 	s.set(next)
 }
@@ -302,4 +336,18 @@ func sameTargets(a, b *State) bool {
 
 func samePolicy(a, b *State) bool {
 	return a.Breaker == b.Breaker && bytes.Equal(a.Resilience, b.Resilience)
+}
+
+// Policy returns the policy under which the client calls a service. It is the one of
+// the transport and follows the server's, so that its circuit can be looked at. The
+// errors are Resolve's.
+func (c *Client) Policy(ctx context.Context, name string) (*resilience.Policy, error) {
+	s, err := c.named("resolve", name)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.first(ctx, "resolve"); err != nil {
+		return nil, err
+	}
+	return s.calls.guarding.Load().Policy, nil
 }
