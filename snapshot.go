@@ -109,8 +109,9 @@ type Locality struct {
 	Distribute []LocalityShares
 	// Failover says which region stands in for another; without one, any does.
 	Failover []LocalityFailover
-	// Priority are labels that an endpoint should share with the proxy, the most
-	// important first.
+	// Priority are labels that an endpoint should have, the most important first:
+	// "key=value", or topology.kubernetes.io/region, topology.kubernetes.io/zone and
+	// topology.istio.io/subzone for those of the proxy.
 	Priority []string
 }
 

@@ -150,6 +150,7 @@ func (e *endpoint) connected() {
 	if e.downTimes.Load() != 0 {
 		e.downTimes.Store(0)
 		e.downUntil.Store(0)
+		e.target.Join(time.Now().UnixNano())
 	}
 }
 

@@ -165,6 +165,7 @@ func (g *group) failed(e *endpoint, kind resilience.Fault, now time.Time) time.D
 	}
 	out := e.outlier.Eject(g.outlier, now, ejected, len(g.endpoints))
 	if out > 0 {
+		e.target.Join(now.Add(out).UnixNano()) // slowly, when it is back
 		g.refresh(now.UnixNano())
 	}
 	return out
