@@ -250,7 +250,7 @@ func TestAttemptContext(t *testing.T) {
 		want error
 	}{
 		{"finished", func(own *attemptContext, _ func()) { own.finish() }, context.Canceled},
-		{"its deadline", func(*attemptContext, func()) { time.Sleep(time.Second) }, context.DeadlineExceeded},
+		{"its deadline", func(*attemptContext, func()) { time.Sleep(time.Second) }, context.DeadlineExceeded}, //weft:sleep fake time
 		{"the caller cancels", func(_ *attemptContext, cancel func()) { cancel() }, context.Canceled},
 	} {
 		for _, early := range []bool{false, true} {
