@@ -1,7 +1,7 @@
 # make check test is what must pass before a change lands; .ci/run runs both.
 
 # Judges with dependencies of their own are modules of their own.
-JUDGES := $(dir $(wildcard test/*/go.mod))
+JUDGES := $(dir $(wildcard test/*/go.mod bench/*/go.mod))
 
 # How long each fuzz target runs.
 FUZZTIME ?= 20s

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/client"
 	"github.com/weftmesh/weft/control/subscribe"
 	"github.com/weftmesh/weft/proxy"
 	"github.com/weftmesh/weft/proxy/overload"
@@ -100,6 +101,12 @@ func (d *dataPlane) join(ctx context.Context, c ProxyConfig, s subscribe.Config)
 	d.config = proxy.Config{Self: self, Source: need{d.mesh}, ClientTLS: d.mesh.Credentials().DialTLS,
 		Metrics: d.metrics, Spans: spans, Sample: trace.NewSampler(c.Sample), Logger: d.logger,
 		Zone: c.Zone, OnBreaker: d.breakerChanged}
+	// Only policies with a cluster-wide store of idempotency keys ask the server's API.
+	api, err := client.New(ctx)
+	if err != nil {
+		return err
+	}
+	d.config.Answers = api.IdempotencyStore()
 	if c.AccessLog != nil {
 		d.config.AccessLog = accesslog.New(c.AccessLog, func(err error) { d.logger.Error("the access log cannot be written", "error", err) })
 		d.undo.add(d.config.AccessLog.Close)

@@ -126,7 +126,7 @@ func (d *Demo) startProxies() error {
 	if err != nil {
 		return &weft.Error{Kind: weft.Internal, Op: "start", Thing: "demo: join token", Err: err}
 	}
-	env := []string{"WEFT_TOKEN=" + strings.TrimSpace(string(token)),
+	env := []string{"WEFT_TOKEN=" + strings.TrimSpace(string(token)), client.AddrEnv + "=" + d.server.fact("api"),
 		"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + d.server.fact("otlp-http")}
 	join := []string{"--control", d.server.fact("control")}
 	gateway, err := d.launch("gateway", slices.Concat([]string{"gateway", "--keep-pid"}, join, c.Gateway), env)

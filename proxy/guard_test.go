@@ -442,6 +442,39 @@ func TestIdempotencyKey(t *testing.T) {
 	}
 }
 
+// A client that goes away in the middle of the answer asks again, and gets it.
+func TestAnswerOutlivesItsClient(t *testing.T) {
+	var ran atomic.Int32
+	gone := make(chan struct{})
+	m := guarded(t, `{"idempotency":{}}`, func(w http.ResponseWriter, r *http.Request) {
+		ran.Add(1)
+		io.WriteString(w, "first ")
+		w.(http.Flusher).Flush()
+		<-gone
+		for range 100 { // more than a socket whose other end is closed takes without a word
+			io.WriteString(w, strings.Repeat("x", 100))
+			w.(http.Flusher).Flush()
+		}
+	})
+	c, r := m.raw("POST / HTTP/1.1\r\nHost: shop\r\nIdempotency-Key: a\r\nContent-Length: 0\r\n\r\n")
+	skipHead(r)
+	c.Close()
+	close(gone)
+	until(t, "", func() string {
+		resp, body := m.ask("POST", "/", http.Header{"Idempotency-Key": {"a"}})
+		switch {
+		case resp.StatusCode == 409:
+			return "the first has not ended"
+		case resp.StatusCode != 200 || len(body) != 6+100*100 || resp.Header.Get("Idempotency-Replayed") != "true":
+			t.Fatalf("%d, %d bytes, %v", resp.StatusCode, len(body), resp.Header)
+		}
+		return ""
+	})
+	if n := ran.Load(); n != 1 {
+		t.Errorf("it ran %d times", n)
+	}
+}
+
 var cachedSpec = resilience.CachedSpec{MaxAge: time.Minute, MaxEntries: 3}
 
 func TestKeeperForgets(t *testing.T) {

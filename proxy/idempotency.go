@@ -73,28 +73,41 @@ func (x *Exchange) once(pl *plan) (keep bool, fault *Answer) {
 	return x.claimed(pl, once, claim)
 }
 
-// claimed runs the request, and keeps its answer or frees the key.
+// claimed runs the request, and keeps its answer or frees the key: before the client
+// has the end of the answer, so that who repeats it at once is not told to wait.
 func (x *Exchange) claimed(pl *plan, once *idempotency, claim resilience.Claim) (keep bool, fault *Answer) {
 	if lease := x.record.Start.Add(resilience.ClaimLease); pl.deadline.IsZero() || lease.Before(pl.deadline) {
 		pl.deadline = lease // beyond it, a repeat may run
 	}
-	x.keep = copying{most: once.spec.MaxBodyBytes, claimed: true}
+	settled := false
+	settle := func(whole bool) {
+		if !settled {
+			settled = true
+			x.settleClaim(pl, once, claim, whole)
+		}
+	}
+	x.keep = copying{most: once.spec.MaxBodyBytes, settle: settle}
 	keep, fault = x.try(pl)
-	kept := x.keep
+	settle(false)
 	x.keep = copying{}
+	return keep, fault
+}
+
+// settleClaim keeps the answer if it is whole and one to be kept, and else frees the
+// key.
+func (x *Exchange) settleClaim(pl *plan, once *idempotency, claim resilience.Claim, whole bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(x.conn.p.life), storeTimeout)
 	defer cancel()
-	if fault == nil && kept.whole && resilience.KeepsStatus(x.response.Status) {
-		err := once.store.Finish(ctx, claim, x.storedAnswer(kept.body), once.spec.TTL)
-		if err == nil || errors.Is(err, resilience.ErrClaimLost) {
-			return keep, nil
-		}
-		x.conn.p.logger.Warn("idempotency store failed", "op", "keep", "target", pl.guard.target, "error", err)
+	op := "free"
+	var err error
+	if whole && len(x.keep.body) <= once.spec.MaxBodyBytes && resilience.KeepsStatus(x.response.Status) {
+		op, err = "keep", once.store.Finish(ctx, claim, x.storedAnswer(x.keep.body), once.spec.TTL)
+	} else {
+		err = once.store.Abandon(ctx, claim)
 	}
-	if err := once.store.Abandon(ctx, claim); err != nil && !errors.Is(err, resilience.ErrClaimLost) {
-		x.conn.p.logger.Warn("idempotency store failed", "op", "free", "target", pl.guard.target, "error", err)
+	if err != nil && !errors.Is(err, resilience.ErrClaimLost) {
+		x.conn.p.logger.Warn("idempotency store failed", "op", op, "target", pl.guard.target, "error", err)
 	}
-	return keep, fault
 }
 
 func refused(r resilience.IdempotencyRefusal) *Answer {

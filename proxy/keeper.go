@@ -108,11 +108,11 @@ func (k *keeper) put(a *kept) {
 // copying is a sink that copies what it passes on, as long as it is not too much.
 type copying struct {
 	client
-	most    int
-	body    []byte
-	over    bool // it was too much, or had trailers
-	claimed bool // an idempotency key is answered with it
-	whole   bool // body is all of it
+	most   int
+	body   []byte
+	over   bool             // it was too much, or had trailers
+	settle func(whole bool) // what an idempotency key waits for; nil: none does
+	lost   error            // what the client's side failed with
 }
 
 func (c *copying) write(data []byte, last bool) error {
@@ -122,13 +122,43 @@ func (c *copying) write(data []byte, last bool) error {
 	if !c.over {
 		c.body = append(c.body, data...)
 	}
-	return c.client.write(data, last)
+	if last {
+		c.ends()
+	}
+	return c.pass(c.client.write(data, last))
 }
+
+func (c *copying) flush() error { return c.pass(c.client.flush()) }
 
 func (c *copying) end(trailers []byte) error {
 	c.over = c.over || len(trailers) > 0
-	return c.client.end(trailers)
+	c.ends()
+	return c.pass(c.client.end(trailers))
 }
+
+// ends says that the copy is complete.
+func (c *copying) ends() {
+	if c.settle != nil {
+		c.settle(!c.over)
+	}
+}
+
+// pass hides that the client went away while its key is waiting for the answer: the
+// client will ask again.
+func (c *copying) pass(err error) error {
+	if err == nil || c.settle == nil {
+		return err
+	}
+	c.lost, c.client = err, nowhere{c.client}
+	return nil
+}
+
+// nowhere is a client that has gone.
+type nowhere struct{ client }
+
+func (nowhere) write([]byte, bool) error { return nil }
+func (nowhere) flush() error             { return nil }
+func (nowhere) end([]byte) error         { return nil }
 
 // keepable reports whether the response may be given again to who asked for it.
 func (x *Exchange) keepable() bool {
@@ -181,17 +211,22 @@ func variesWithin(vary string) bool {
 // startKeeping reports whether the response's body is to be copied while it passes:
 // for the client who repeats the request, or for the time when there is no answer.
 func (x *Exchange) startKeeping(pl *plan) bool {
+	c := &x.keep
 	k := pl.guard.settings.Load().keeper
 	last := k != nil && !pl.instead && x.isRead() && x.keepable()
-	if !last && !x.keep.claimed {
+	if c.settle != nil && !resilience.KeepsStatus(x.response.Status) {
+		c.settle(false)
+		c.settle = nil
+	}
+	if !last && c.settle == nil {
 		return false
 	}
-	x.keep.client, x.keep.body, x.keep.over, x.keep.whole = x.client, nil, false, false
+	c.client, c.body, c.over, c.lost = x.client, nil, false, nil
 	if last {
-		x.keep.most = max(x.keep.most, k.spec.MaxBodyBytes)
+		c.most = max(c.most, k.spec.MaxBodyBytes)
 	}
-	if x.response.Framing == http1.FixedLength && x.response.Length > int64(x.keep.most) {
-		x.keep.over = true
+	if x.response.Framing == http1.FixedLength && x.response.Length > int64(c.most) {
+		c.over = true
 		return false
 	}
 	return true
@@ -202,14 +237,10 @@ func (x *Exchange) isRead() bool {
 	return m == "GET" || m == "HEAD"
 }
 
-// finishKeeping keeps a response that came to its end.
+// finishKeeping keeps a response that came to its end as the last good one.
 func (x *Exchange) finishKeeping(pl *plan) {
-	if x.keep.over {
-		return
-	}
-	x.keep.whole = true
 	k := pl.guard.settings.Load().keeper
-	if k == nil || pl.instead || !x.isRead() || !x.keepable() || len(x.keep.body) > k.spec.MaxBodyBytes {
+	if x.keep.over || k == nil || pl.instead || !x.isRead() || !x.keepable() || len(x.keep.body) > k.spec.MaxBodyBytes {
 		return
 	}
 	if key, ok := x.keeperKey(); ok {

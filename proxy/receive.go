@@ -60,6 +60,10 @@ func (x *Exchange) receive(pl *plan, up upstream, n int) (o outcome) {
 		if keeps {
 			x.finishKeeping(pl)
 		}
+		if keeps && x.keep.lost != nil {
+			o.keep = false
+			x.record.Reason, x.record.GRPCStatus = "client_gone", grpcCancelled
+		}
 	case errors.Is(err, errSource):
 		o.keep = false
 		status := 502
@@ -87,19 +91,23 @@ func skip(x *Exchange, up upstream) (whole bool) {
 
 // passBody streams the response's body, and keeps a copy of it if asked to.
 func (x *Exchange) passBody(up upstream, keeps bool) error {
+	var to sink = x.client
+	if keeps {
+		to = &x.keep
+	}
 	if x.response.Framing == http1.NoBody || x.response.Framing == http1.FixedLength && x.response.Length == 0 {
-		if err := x.client.end(nil); err != nil {
+		if err := to.end(nil); err != nil {
 			return errors.Join(errSink, err)
 		}
 		return nil
 	}
 	if !up.more() { // the client may act on the head before there is a body
-		if err := x.client.flush(); err != nil {
+		if err := to.flush(); err != nil {
 			return errors.Join(errSink, err)
 		}
 	}
 	if keeps {
-		return pump(&x.keep, up, &x.record.BytesOut)
+		return pump(to, up, &x.record.BytesOut)
 	}
 	if err := x.splice(up); err != nil {
 		return err
