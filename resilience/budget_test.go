@@ -34,6 +34,20 @@ func TestBudget(t *testing.T) {
 	}
 }
 
+func TestBudgetInFractions(t *testing.T) {
+	b := Budget{Percent: 0.5, MinPerSecond: 0.1}
+	for range 1000 {
+		b.Call(noon)
+	}
+	got := 0
+	for b.Retry(noon) {
+		got++
+	}
+	if got != 5+1 {
+		t.Errorf("%d retries, want half a percent of 1000 and one in ten seconds", got)
+	}
+}
+
 func TestBudgetForgets(t *testing.T) {
 	var b Budget
 	for range 1000 {

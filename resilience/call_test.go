@@ -241,6 +241,28 @@ func TestPriorityReachesTheLimit(t *testing.T) {
 	}
 }
 
+// What was never sent says nothing about what the server accepts.
+func TestRejectedElsewhereIsNotThrottled(t *testing.T) {
+	p := mustNew(t, Spec{Throttle: &ThrottleSpec{}, Bulkhead: &BulkheadSpec{MaxConcurrentCalls: 1}})
+	oneCall(t.Context(), p, noon)
+	call, err := p.Begin(t.Context(), noon, Normal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 1000 {
+		if _, err := p.Begin(t.Context(), noon, Normal); !errors.Is(err, ErrBulkheadFull) {
+			t.Fatal(err)
+		}
+	}
+	call.End(noon, Success)
+	open := mustNew(t, Spec{Throttle: &ThrottleSpec{}, CircuitBreaker: &BreakerSpec{Mode: ModeForcedOpen}})
+	for range 1000 {
+		if _, err := Do(t.Context(), open, answerOne); !errors.Is(err, ErrCircuitOpen) {
+			t.Fatal(err)
+		}
+	}
+}
+
 // Contexts of attempts behave like those of package context, whoever asks first.
 func TestAttemptContext(t *testing.T) {
 	type key struct{}

@@ -14,13 +14,15 @@ import (
 // each attempt runs in a goroutine of its own, several at a time, and Do returns with
 // the first good answer and cancels the others; see Policy.Wait. fn is sent twice,
 // then, or again: it must be idempotent, or mark what it must not repeat as Permanent.
+// The answer of an attempt that lost is forgotten: what must be closed is not for a
+// hedge, but for Transport.
 //
 // A context that the caller cancelled says nothing about the service. Other errors
 // are Failures, or what Config.Classify says. An error with a method
 // RetryAfter() time.Duration sets the pause before the next attempt; see Permanent
 // for one that is not tried again. When fn panics, the call is a Failure and
 // everything is given back before the panic goes on; that of an attempt that lost
-// against its hedge goes on in the attempt's goroutine.
+// against its hedge goes on in the attempt's goroutine. A nil policy only calls fn.
 //
 // The happy path allocates nothing without a timeout in the spec, and with one a
 // context of 96 bytes for each attempt: fn may keep it, and so it is not reused.
@@ -46,6 +48,12 @@ func (p *Policy) priority(ctx context.Context) Priority {
 
 // do is Do, and tells the outcome of the last attempt: Ignored if there was none.
 func do[T any](ctx context.Context, p *Policy, fn func(context.Context) (T, error)) (value T, o Outcome, err error) {
+	if p == nil {
+		if value, err = fn(ctx); err != nil {
+			o = Failure
+		}
+		return value, o, err
+	}
 	call, err := p.Begin(ctx, time.Now(), p.priority(ctx))
 	if err != nil {
 		return value, Ignored, err
@@ -54,6 +62,7 @@ func do[T any](ctx context.Context, p *Policy, fn func(context.Context) (T, erro
 		return doHedged(ctx, call, fn)
 	}
 	now := call.began
+	var last error
 	for {
 		value, now, o, err = attempt(ctx, &call, now, fn)
 		var wait time.Duration
@@ -63,8 +72,9 @@ func do[T any](ctx context.Context, p *Policy, fn func(context.Context) (T, erro
 		}
 		if !again {
 			call.End(now, o)
-			return value, o, err
+			return value, o, afterwards(o, err, last)
 		}
+		last = err
 		if ended := rest(ctx, wait, err); ended != nil {
 			call.End(now, o)
 			return value, o, ended

@@ -295,6 +295,34 @@ func TestRetriesAreBudgeted(t *testing.T) {
 	})
 }
 
+// Somebody else opens the circuit during the pause.
+func TestRejectionTellsOfTheAttemptBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, hedge := range []*HedgeSpec{nil, {Delay: time.Hour}} {
+			spec := Spec{Retry: &RetrySpec{Backoff: BackoffSpec{Initial: time.Second, Jitter: NoJitter}}, CircuitBreaker: &BreakerSpec{}, Hedge: hedge}
+			p := mustNew(t, spec)
+			time.AfterFunc(time.Millisecond, func() {
+				spec.CircuitBreaker = &BreakerSpec{Mode: ModeForcedOpen}
+				_ = p.Update(spec)
+			})
+			_, err := Do(t.Context(), p, func(context.Context) (int, error) { return 0, errService })
+			if !errors.Is(err, ErrCircuitOpen) || !errors.Is(err, errService) {
+				t.Errorf("got %v, want both", err)
+			}
+		}
+	})
+}
+
+func TestWithoutPolicy(t *testing.T) {
+	if n, err := Do(t.Context(), nil, answerOne); n != 1 || err != nil {
+		t.Errorf("got %d, %v", n, err)
+	}
+	bad := func(context.Context) (int, error) { return 0, errService }
+	if n, err := DoOr(t.Context(), nil, bad, Static(2)); n != 2 || err != nil {
+		t.Errorf("with a fallback: got %d, %v", n, err)
+	}
+}
+
 func TestCancelDuringThePause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := mustNew(t, Spec{Retry: &RetrySpec{Backoff: BackoffSpec{Initial: time.Hour, Jitter: NoJitter}}, Bulkhead: &BulkheadSpec{MaxConcurrentCalls: 1}})

@@ -74,8 +74,10 @@ var errGoexit = errors.New("resilience: the function ended its goroutine")
 // run returns the result that counts. Its context is the caller's to finish, after
 // use of the value; and so is the call to end.
 func (e *effort[T]) run() result[T] {
+	var last error
 	for {
 		r := e.round()
+		r.err = afterwards(r.outcome, r.err, last)
 		if r.panics != nil || !r.again {
 			return r
 		}
@@ -84,6 +86,7 @@ func (e *effort[T]) run() result[T] {
 			return r
 		}
 		e.giveUp(r)
+		last = r.err
 		if err := rest(e.ctx, wait, r.err); err != nil {
 			return result[T]{err: err, outcome: r.outcome, at: time.Now()}
 		}

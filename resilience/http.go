@@ -114,9 +114,9 @@ func (t *Transport) send(req *http.Request) (*http.Response, Outcome, error) {
 			e.call.End(time.Now(), Failure)
 		}
 	}()
-	if err := trip.prepare(call.plan); err != nil {
+	if err := trip.prepare(&e.call); err != nil {
 		done.panics = nil
-		call.End(time.Now(), Ignored)
+		e.call.End(time.Now(), Ignored)
 		return nil, Ignored, err
 	}
 	e.twin = trip.repeats && trip.rewinds
@@ -164,15 +164,21 @@ type trip struct {
 
 // prepare finds out whether the request can be repeated, and reads a small body
 // that otherwise could not.
-func (t *trip) prepare(plan *plan) error {
-	req := t.req
+func (t *trip) prepare(call *Call) error {
+	req, plan := t.req, call.plan
 	t.repeats = t.policy.RetriesMethod(methodOf(req)) || hasKey(req, plan.spec.Idempotency)
 	t.getBody = req.GetBody
 	t.rewinds = req.Body == nil || req.Body == http.NoBody || req.GetBody != nil
 	if t.rewinds || !t.repeats || !plan.countsBudget || req.ContentLength > replayBytes {
 		return nil
 	}
+	bounded, cancel := call.bounded(req.Context())
+	defer cancel()
+	stop := context.AfterFunc(bounded, func() { closeBody(req) }) // ends a Read that hangs
 	read, err := io.ReadAll(io.LimitReader(req.Body, replayBytes+1))
+	if !stop() {
+		return call.waitEnded(req.Context(), bounded.Err())
+	}
 	if err != nil {
 		closeBody(req)
 		return err

@@ -496,6 +496,30 @@ func TestLastAnswersAreBounded(t *testing.T) {
 	}
 }
 
+// A body that is read before it is sent does not outlast the call's timeout.
+func TestTransportReadsBodiesInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := mustNew(t, Spec{Timeout: time.Second, Retry: &RetrySpec{}, Bulkhead: &BulkheadSpec{MaxConcurrentCalls: 1}})
+		tr := &Transport{Policy: p, Base: &script{answers: []reply{{status: 200}}}}
+		for _, patience := range []time.Duration{time.Hour, time.Millisecond} {
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			req := request("PUT", "").WithContext(ctx)
+			var writer *io.PipeWriter
+			req.Body, writer = io.Pipe()
+			start := time.Now()
+			_, _, err := ask(t, tr, req)
+			if want := min(patience, time.Second); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != want {
+				t.Errorf("%v after %v, want a timeout after %v", err, time.Since(start), want)
+			}
+			cancel()
+			writer.Close()
+		}
+		if p.Bulkhead().InUse() != 0 {
+			t.Error("the call goes on")
+		}
+	})
+}
+
 // The connection of a discarded response is used again.
 func TestTransportReusesConnections(t *testing.T) {
 	var conns atomic.Int64
@@ -581,5 +605,22 @@ func TestTransportUpgrade(t *testing.T) {
 	conn.Close()
 	if p.Bulkhead().InUse() != 0 {
 		t.Error("the call goes on after the connection was closed")
+	}
+}
+
+func BenchmarkTransport(b *testing.B) {
+	resp := &http.Response{StatusCode: 200, Header: http.Header{}}
+	base := roundTripper(func(*http.Request) (*http.Response, error) {
+		r := *resp
+		r.Body = http.NoBody
+		return &r, nil
+	})
+	tr := &Transport{Base: base, Policy: mustNew(b, Spec{Timeout: time.Second, Retry: &RetrySpec{}, CircuitBreaker: &BreakerSpec{}})}
+	req := request("GET", "").WithContext(b.Context())
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := tr.RoundTrip(req); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

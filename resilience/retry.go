@@ -78,6 +78,15 @@ func rest(ctx context.Context, wait time.Duration, last error) error {
 	}
 }
 
+// afterwards adds what the last attempt failed with to the rejection of the next
+// one: a circuit can open between Retry and Attempt.
+func afterwards(o Outcome, err, last error) error {
+	if r, ok := err.(*Rejected); ok && o == Ignored && last != nil {
+		r.Err = fmt.Errorf("%w; the last attempt: %w", r.Err, last)
+	}
+	return err
+}
+
 // hintOf is how long whoever returned err asks to be left alone.
 func hintOf(err error) time.Duration {
 	var polite interface{ RetryAfter() time.Duration }
