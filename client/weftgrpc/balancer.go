@@ -24,8 +24,8 @@ func init() {
 // group is what the members of one connection share.
 type group struct{ algorithm atomic.Uint32 }
 
-// member is an endpoint with what is known of it. gRPC keeps the first resolver.Address
-// that it saw of one, so what changes is behind a pointer.
+// member is an endpoint with what is known of it. To gRPC an address with another
+// attribute is another address, so what changes is behind a pointer.
 type member struct {
 	group  *group
 	weight atomic.Uint32
@@ -36,7 +36,7 @@ type memberKey struct{}
 
 // with is an address that leads to a member.
 func with(a resolver.Address, m *member) resolver.Address {
-	a.BalancerAttributes = a.BalancerAttributes.WithValue(memberKey{}, m)
+	a.Attributes = a.Attributes.WithValue(memberKey{}, m)
 	return a
 }
 
@@ -52,7 +52,7 @@ func (builds) Build(info base.PickerBuildInfo) balancer.Picker {
 	var list []balance.Member
 	algorithm := balance.LeastRequest
 	for sc, at := range info.ReadySCs {
-		m, ok := at.Address.BalancerAttributes.Value(memberKey{}).(*member)
+		m, ok := at.Address.Attributes.Value(memberKey{}).(*member)
 		if !ok { // of another resolver
 			m = &member{group: new(group)}
 		}
