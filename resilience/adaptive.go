@@ -56,12 +56,13 @@ var shares = [...]int64{Low: 70, Normal: 90, High: 100, Critical: 110}
 // reached the least important are rejected first; an idle Adaptive lets every
 // priority in, whatever the limit.
 //
-// It looks at windows of at least 100 ms, twice the latency, and 16 calls, and only
+// It looks at windows of at least 100 ms, twice the latency, and 32 calls, and only
 // at calls that began in the window, so that it sees what its last step did:
 //
 //   - Gradient multiplies the limit by 1.5 × the long-term latency / the window's
 //     latency, at least 0.5 and at most 1, adds √limit, and goes a fifth of the way
-//     there. In balance it allows the service a queue of about half its capacity.
+//     there, or half of it when latency has tripled. In balance it allows the service
+//     a queue of about half its capacity.
 //   - Vegas takes limit × (1 − least latency / the window's latency) for the length of
 //     the service's queue, and keeps it between 3 and 6 × log10(limit): below it
 //     grows, above it gives back half of what is too much.
@@ -73,7 +74,8 @@ var shares = [...]int64{Low: 70, Normal: 90, High: 100, Critical: 110}
 // What latency is without a queue cannot be seen while there is one. Every 50 to 100
 // windows, at random so that the clients of a service do not do it together, half of
 // the limit holds for one window, and as long as that makes latency fall by a fifth,
-// half of that. All methods may be called at the same time.
+// half of that. A limit that has come down by half is reason for a probe, too: what
+// looks like a queue may be a service that has become slower. All methods may be called at the same time.
 type Adaptive struct {
 	limit    atomic.Int64 // that holds: found, or less in a probe
 	inFlight atomic.Int64
@@ -86,9 +88,11 @@ type Adaptive struct {
 	window   adaptiveWindow
 	length   time.Duration // of the window, at least
 	windows  int           // until the next probe
+	probed   float64       // found when the last probe ended
 	before   float64       // ns, latency before the limit was halved
+	known    float64       // base before the probe
 	draining bool          // in a probe: more than its limit are still in flight
-	giveUp   time.Time     // of a probe: calls that hang must not keep the limit low
+	giveUp   time.Time     // on halving: calls that hang must not keep the limit low
 	random   uint64        // state of a xorshift generator
 }
 
@@ -104,9 +108,10 @@ type adaptiveWindow struct {
 const (
 	adaptiveWindowMin   = 100 * time.Millisecond
 	adaptiveWindowMax   = 5 * time.Second // but always as long as the calls take
-	adaptiveWindowCalls = 16              // or twice the limit, if that is less
+	adaptiveWindowCalls = 32              // or four times the limit, in a probe eight times, if that is less
 	adaptiveProbeEvery  = 50              // windows, and up to as many more
-	adaptiveProbeLength = 10              // windows, at most
+	adaptiveProbeSoon   = 5               // windows, when latency without a queue may be unknown
+	adaptiveProbeLength = 10              // windows, at most, for each halving
 	gradientTolerance   = 1.5
 	gradientSmoothing   = 0.2
 	gradientMemory      = 600 // windows
@@ -119,7 +124,7 @@ func NewAdaptive(s AdaptiveSpec) (*Adaptive, error) {
 	}
 	s = s.withDefaults()
 	a := &Adaptive{spec: s, found: float64(s.InitialLimit), length: adaptiveWindowMin, random: rand.Uint64() | 1}
-	a.windows = 5 // the first latencies may well be those of a queue
+	a.windows = adaptiveProbeSoon // the first latencies may well be those of a queue
 	a.limit.Store(int64(s.InitialLimit))
 	return a, nil
 }
@@ -193,10 +198,12 @@ func (a *Adaptive) Done(start, now time.Time, o Outcome) {
 		w.latency += max(1, float64(now.Sub(start)))
 	}
 	w.peak = max(w.peak, n)
-	if calls := int64(w.successes + w.failures); calls >= adaptiveWindowCalls || calls >= 2*a.limit.Load() {
-		if now.Sub(w.start) >= a.length {
-			a.close(now)
-		}
+	enough := 4 * a.limit.Load()
+	if a.probing.Load() {
+		enough *= 2
+	}
+	if calls := w.successes + w.failures; int64(calls) >= min(enough, adaptiveWindowCalls) && now.Sub(w.start) >= a.length {
+		a.close(now)
 	}
 }
 
@@ -242,7 +249,7 @@ func (a *Adaptive) close(now time.Time) {
 	}
 	next *= 1 - float64(w.failures)/float64(2*(w.failures+w.successes))
 	a.found = min(max(next, float64(a.spec.MinLimit)), float64(a.spec.MaxLimit))
-	if a.windows <= 0 {
+	if a.windows <= 0 || a.found < a.probed/2 {
 		// A window in which less than half was in use was as good as a probe.
 		if busy && latency > 0 {
 			a.probe(now, latency)
@@ -260,15 +267,14 @@ func (a *Adaptive) learn(latency float64, unloaded bool) {
 	case latency == 0:
 	case a.base == 0, unloaded && latency < a.base:
 		a.base = latency
-	case a.spec.Algorithm == Vegas:
-		if unloaded || latency < a.base {
-			a.base = latency
-		}
+	case latency < a.base:
+		// Not all at once: the least of many windows is an error of measurement.
+		a.base += (latency - a.base) / 8
+	case unloaded && a.spec.Algorithm == Vegas:
+		a.base = latency
 	case unloaded:
 		a.base += (latency - a.base) / 2
-	case latency < a.base:
-		a.base += (latency - a.base) / 8
-	default:
+	case a.spec.Algorithm == Gradient:
 		a.base += (latency - a.base) / gradientMemory
 	}
 }
@@ -284,6 +290,9 @@ func (a *Adaptive) step(latency float64) float64 {
 func gradientStep(limit, base, latency float64) float64 {
 	gradient := min(max(gradientTolerance*base/latency, 0.5), 1)
 	target := limit*gradient + math.Sqrt(limit)
+	if gradient == 0.5 {
+		return (limit + target) / 2
+	}
 	return limit + (target-limit)*gradientSmoothing
 }
 
@@ -304,8 +313,9 @@ func vegasStep(limit, base, latency float64) float64 {
 // probe halves the limit that holds, to see whether latency falls below the given.
 func (a *Adaptive) probe(now time.Time, latency float64) {
 	if !a.probing.Load() {
-		a.giveUp = now.Add(adaptiveProbeLength * a.length)
+		a.known = a.base
 	}
+	a.giveUp = now.Add(adaptiveProbeLength * a.length)
 	a.probing.Store(true)
 	a.before = latency
 	a.setLimit(float64(a.limit.Load()) / 2)
@@ -316,6 +326,9 @@ func (a *Adaptive) endProbe(now time.Time) {
 	a.probing.Store(false)
 	a.draining = false
 	a.schedule()
+	if a.base < 0.8*a.known { // there may be more to learn
+		a.windows = adaptiveProbeSoon
+	}
 	a.open(now)
 	a.setLimit(a.found)
 }
@@ -334,6 +347,7 @@ func (a *Adaptive) schedule() {
 	a.random ^= a.random << 13
 	a.random ^= a.random >> 7
 	a.random ^= a.random << 17
+	a.probed = a.found
 	a.windows = adaptiveProbeEvery + int(a.random%adaptiveProbeEvery)
 }
 
