@@ -67,7 +67,7 @@ var shopInstances = []struct {
 	{"payment-service", "v1", "payment", nil},
 }
 
-var orderCalls = []string{"inventory-service", "user-service"}
+var orderCalls = []string{"inventory-service", "payment-service", "user-service"}
 
 // shopDemo says with which command lines the shop is run.
 func (a *app) shopDemo(server node.ServerConfig, http string) (node.DemoConfig, error) {
@@ -126,7 +126,7 @@ func shopCommands(api, http string) string {
 		at = " --addr " + api
 	}
 	return fmt.Sprintf(`try:
-  curl %[1]s/api/orders/1                      an order: three services behind one gateway
+  curl %[1]s/api/orders/1                      an order: four services behind one gateway
   curl -i %[1]s/api/inventory/42               403: only order-service may ask
   weft instances order-service%[2]s            kill -9 one of these, and watch nothing fail
   weft explain GET http://order-service/api/orders/1%[2]s

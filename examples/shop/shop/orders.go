@@ -24,10 +24,11 @@ type order struct {
 // wholeOrder is an order with its parts, which other services know.
 type wholeOrder struct {
 	order
-	Version   string `json:"version"` // of this order-service
-	User      user   `json:"user"`
-	Inventory stock  `json:"inventory"`
-	ServedBy  string `json:"servedBy"`
+	Version   string  `json:"version"` // of this order-service
+	User      user    `json:"user"`
+	Inventory stock   `json:"inventory"`
+	Payment   payment `json:"payment"`
+	ServedBy  string  `json:"servedBy"`
 }
 
 var orderStatuses = []string{"paid", "packed", "shipped", "delivered"}
@@ -145,11 +146,11 @@ func serveOrders(s *service, mux *http.ServeMux) {
 	})
 }
 
-// wholeOrder asks for the parts of an order, both at the same time. The error
-// names every part that failed.
+// wholeOrder asks for the parts of an order, all at the same time, and waits for
+// all. The error names every part that failed.
 func (s *service) wholeOrder(ctx context.Context, o order) (wholeOrder, error) {
 	whole := wholeOrder{order: o, Version: s.version, ServedBy: s.servedBy}
-	var userErr, stockErr error
+	var userErr, stockErr, paymentErr error
 	var calls sync.WaitGroup
 	calls.Go(func() {
 		userErr = s.call(ctx, "user-service", "/users/"+url.PathEscape(o.UserID), &whole.User)
@@ -157,6 +158,9 @@ func (s *service) wholeOrder(ctx context.Context, o order) (wholeOrder, error) {
 	calls.Go(func() {
 		stockErr = s.call(ctx, "inventory-service", "/api/inventory/"+url.PathEscape(o.SKU), &whole.Inventory)
 	})
+	calls.Go(func() {
+		paymentErr = s.call(ctx, "payment-service", "/payments/"+url.PathEscape(o.ID), &whole.Payment)
+	})
 	calls.Wait()
-	return whole, errors.Join(userErr, stockErr)
+	return whole, errors.Join(userErr, stockErr, paymentErr)
 }

@@ -13,11 +13,9 @@ type payment struct {
 	Status  string  `json:"status"`
 }
 
+// paymentOf the order of the same id: of all that was not posted here.
 func paymentOf(id string) payment {
-	return payment{
-		ID: id, OrderID: strconv.FormatUint(1+number(1000, "order", id), 10),
-		Amount: float64(500+number(50_000, "amount", id)) / 100, Status: "settled",
-	}
+	return payment{ID: id, OrderID: id, Amount: orderOf(id).TotalAmount, Status: "settled"}
 }
 
 // keptPayments is how many posted payments an instance remembers.

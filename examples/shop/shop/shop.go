@@ -4,13 +4,19 @@
 //
 //	user-service            GET /users/{id}, /api/users/{id}
 //	order-service           GET /api/orders/{id}, /api/orders, /orders; POST /api/orders
-//	inventory-service       GET /api/inventory/{sku}; POST and DELETE /admin/misbehave
+//	inventory-service       GET /api/inventory/{sku}
 //	recommendation-service  GET /recommendations/{id}
 //	payment-service         POST /payments, GET /payments/{id}
 //
 // Each answers GET /health, and says in X-Served-By which process answered. What
 // they tell about an id follows from the id, so that every instance says the
 // same; only what was posted is kept, in memory.
+//
+// Each instance can be told to answer badly, until it is told to stop:
+//
+//	POST /admin/misbehave?status=503&rate=0.5   every second answer is a 503
+//	POST /admin/misbehave?delay=5s              every answer is right, and 5 s late
+//	DELETE /admin/misbehave
 package shop
 
 import (
@@ -45,7 +51,7 @@ type Env struct {
 
 // ReadEnv reads PORT, VERSION, HTTP_PROXY, NO_PROXY (loopback is never proxied),
 // LOG_LEVEL (debug logs each request), USER_SERVICE_URL, INVENTORY_SERVICE_URL,
-// and the OTEL_ variables that Telemetry names.
+// PAYMENT_SERVICE_URL, and the OTEL_ variables that Telemetry names.
 func ReadEnv(getenv func(string) string) Env {
 	level := slog.LevelInfo
 	if strings.EqualFold(getenv("LOG_LEVEL"), "debug") {
@@ -61,7 +67,7 @@ func ReadEnv(getenv func(string) string) Env {
 	}
 	proxy := httpproxy.Config{HTTPProxy: first("HTTP_PROXY", "http_proxy"), NoProxy: first("NO_PROXY", "no_proxy")}
 	upstreams := map[string]string{}
-	for _, name := range []string{"user-service", "inventory-service"} {
+	for _, name := range []string{"user-service", "inventory-service", "payment-service"} {
 		if v := getenv(strings.ToUpper(strings.ReplaceAll(name, "-", "_")) + "_URL"); v != "" {
 			upstreams[name] = strings.TrimSuffix(v, "/")
 		}
@@ -97,8 +103,10 @@ func Names() []string { return slices.Sorted(maps.Keys(services)) }
 const (
 	drainTimeout = 4 * time.Second // for requests in flight when the service stops
 	flushTimeout = 1 * time.Second // for its last spans; together the 5 s after SIGTERM
-	callTimeout  = 3 * time.Second // of one call to another service
-	maxBody      = 64 << 10        // of any body that is read
+	// callTimeout of one call to another service is generous, as such numbers are
+	// when somebody once chose them to be on the safe side.
+	callTimeout = 10 * time.Second
+	maxBody     = 64 << 10 // of any body that is read
 )
 
 // Run is the named service until ctx ends: it then finishes the requests that it
@@ -133,7 +141,8 @@ func Run(ctx context.Context, name string, env Env) error {
 		s.answer(w, http.StatusOK, map[string]string{"status": "up"})
 	})
 	register(s, mux)
-	err = s.serve(ctx, env, tracing.server(s.access(mux)))
+	handler := s.misbehave(&misbehaviour{stopped: ctx.Done()}, mux)
+	err = s.serve(ctx, env, tracing.server(s.access(handler)))
 
 	flushing, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
 	defer cancel()

@@ -187,24 +187,30 @@ func TestOrderCallsItsPartsByNameThroughTheProxy(t *testing.T) {
 	s := newSidecar(t)
 	users, _ := started(t, "user-service", Env{})
 	inventory, _ := started(t, "inventory-service", Env{})
+	payments, _ := started(t, "payment-service", Env{})
 	s.route("user-service", users)
 	s.route("inventory-service", inventory)
+	s.route("payment-service", payments)
 	orders, _ := started(t, "order-service", s.env())
 
 	a := ask(t, "GET", orders+"/api/orders/1", "")
 	o := decoded[map[string]any](t, a, 200)
-	if got := strings.Join(keys(o), " "); got != "createdAt id inventory quantity servedBy sku status totalAmount user userId version" {
+	if got := strings.Join(keys(o), " "); got != "createdAt id inventory payment quantity servedBy sku status totalAmount user userId version" {
 		t.Errorf("fields %s", got)
 	}
 	if o["id"] != "1" || o["version"] != "v1" || o["servedBy"] != a.header.Get("X-Served-By") {
 		t.Errorf("got %s", a.body)
 	}
 	u, i := o["user"].(map[string]any), o["inventory"].(map[string]any)
+	p := o["payment"].(map[string]any)
+	if p["orderId"] != "1" || p["amount"] != o["totalAmount"] || p["status"] != "settled" {
+		t.Errorf("the payment does not belong to the order: %s", a.body)
+	}
 	if u["id"] != o["userId"] || u["name"] == "" || i["sku"] != o["sku"] || i["warehouse"] == "" {
 		t.Errorf("parts do not belong to the order: %s", a.body)
 	}
 	slices.Sort(s.called)
-	want := fmt.Sprintf("[inventory-service /api/inventory/%s user-service /users/%s]", o["sku"], o["userId"])
+	want := fmt.Sprintf("[inventory-service /api/inventory/%s payment-service /payments/1 user-service /users/%s]", o["sku"], o["userId"])
 	if fmt.Sprint(s.called) != want {
 		t.Errorf("called %v, want %s", s.called, want)
 	}
@@ -213,15 +219,17 @@ func TestOrderCallsItsPartsByNameThroughTheProxy(t *testing.T) {
 func TestOrderSaysWhichPartFailed(t *testing.T) {
 	s := newSidecar(t)
 	users, _ := started(t, "user-service", Env{})
+	payments, _ := started(t, "payment-service", Env{})
 	s.route("user-service", users)
+	s.route("payment-service", payments)
 	orders, _ := started(t, "order-service", s.env())
 	a := decoded[map[string]string](t, ask(t, "GET", orders+"/api/orders/1", ""), 502)
-	if e := a["error"]; !strings.Contains(e, "inventory-service: 503") || !strings.Contains(e, "no healthy endpoint") || strings.Contains(e, "user-service") {
+	if e := a["error"]; !strings.Contains(e, "inventory-service: 503") || !strings.Contains(e, "no healthy endpoint") || strings.Contains(e, "user-service") || strings.Contains(e, "payment-service") {
 		t.Errorf("says %q", e)
 	}
 	s.Close() // its sidecar is gone
 	a = decoded[map[string]string](t, ask(t, "GET", orders+"/api/orders/1", ""), 502)
-	if e := a["error"]; !strings.Contains(e, "inventory-service: ") || !strings.Contains(e, "user-service: ") {
+	if e := a["error"]; !strings.Contains(e, "inventory-service: ") || !strings.Contains(e, "user-service: ") || !strings.Contains(e, "payment-service: ") {
 		t.Errorf("says %q", e)
 	}
 }
@@ -230,7 +238,8 @@ func TestOrderCallsUpstreamURLsDirectly(t *testing.T) {
 	s := newSidecar(t)
 	users, _ := started(t, "user-service", Env{})
 	inventory, _ := started(t, "inventory-service", Env{})
-	orders, _ := started(t, "order-service", s.env("USER_SERVICE_URL", users, "INVENTORY_SERVICE_URL", inventory+"/"))
+	payments, _ := started(t, "payment-service", Env{})
+	orders, _ := started(t, "order-service", s.env("USER_SERVICE_URL", users, "INVENTORY_SERVICE_URL", inventory+"/", "PAYMENT_SERVICE_URL", payments))
 	if a := ask(t, "GET", orders+"/api/orders/1", ""); a.code != 200 {
 		t.Errorf("%d %s", a.code, a.body)
 	}
@@ -312,40 +321,6 @@ func TestPayments(t *testing.T) {
 	}
 }
 
-func TestInventoryMisbehavesOnDemand(t *testing.T) {
-	base, _ := started(t, "inventory-service", Env{})
-	codes := func(n int) (out []int) {
-		for range n {
-			out = append(out, ask(t, "GET", base+"/api/inventory/42", "").code)
-		}
-		return out
-	}
-	if a := ask(t, "POST", base+"/admin/misbehave?status=503&rate=0.5", ""); a.code != 200 {
-		t.Fatalf("%d %s", a.code, a.body)
-	}
-	if got := codes(6); !slices.Equal(got, []int{200, 503, 200, 503, 200, 503}) {
-		t.Errorf("at a rate of a half: %v", got)
-	}
-	if a := ask(t, "GET", base+"/health", ""); a.code != 200 {
-		t.Errorf("health while misbehaving: %d", a.code)
-	}
-	ask(t, "POST", base+"/admin/misbehave", "")
-	if got := codes(3); !slices.Equal(got, []int{500, 500, 500}) {
-		t.Errorf("by default: %v", got)
-	}
-	if a := ask(t, "DELETE", base+"/admin/misbehave", ""); a.code != 200 {
-		t.Errorf("%d %s", a.code, a.body)
-	}
-	if got := codes(3); !slices.Equal(got, []int{200, 200, 200}) {
-		t.Errorf("healed: %v", got)
-	}
-	for _, bad := range []string{"status=200", "status=600", "status=x", "rate=0", "rate=2", "rate=NaN", "rate=x"} {
-		if a := ask(t, "POST", base+"/admin/misbehave?"+bad, ""); a.code != 400 {
-			t.Errorf("%s: %d %s", bad, a.code, a.body)
-		}
-	}
-}
-
 // otlpReceiver collects "service name" of each span, with its trace and parent.
 type otlpReceiver struct {
 	*httptest.Server
@@ -402,6 +377,8 @@ func TestSpansOfOneRequestStandInOneTrace(t *testing.T) {
 	s := newSidecar(t)
 	users, stopUsers := started(t, "user-service", s.env(otel...))
 	inventory, stopInventory := started(t, "inventory-service", s.env(otel...))
+	payments, stopPayments := started(t, "payment-service", s.env(otel...))
+	s.route("payment-service", payments)
 	s.route("user-service", users)
 	s.route("inventory-service", inventory)
 	orders, stopOrders := started(t, "order-service", s.env(otel...))
@@ -414,7 +391,7 @@ func TestSpansOfOneRequestStandInOneTrace(t *testing.T) {
 	}
 	resp.Body.Close()
 	ask(t, "GET", orders+"/health", "")
-	for _, stop := range []func() error{stopUsers, stopInventory, stopOrders} {
+	for _, stop := range []func() error{stopUsers, stopInventory, stopPayments, stopOrders} {
 		if err := stop(); err != nil { // flushes
 			t.Fatal(err)
 		}
@@ -422,8 +399,9 @@ func TestSpansOfOneRequestStandInOneTrace(t *testing.T) {
 	slices.Sort(receiver.spans)
 	want := []string{
 		"inventory-service SPAN_KIND_SERVER GET /api/inventory/{sku}",
-		"order-service SPAN_KIND_CLIENT HTTP GET", "order-service SPAN_KIND_CLIENT HTTP GET",
+		"order-service SPAN_KIND_CLIENT HTTP GET", "order-service SPAN_KIND_CLIENT HTTP GET", "order-service SPAN_KIND_CLIENT HTTP GET",
 		"order-service SPAN_KIND_SERVER GET /api/orders/{id}",
+		"payment-service SPAN_KIND_SERVER GET /payments/{id}",
 		"user-service SPAN_KIND_SERVER GET /users/{id}",
 	}
 	if !slices.Equal(receiver.spans, want) {
@@ -432,6 +410,11 @@ func TestSpansOfOneRequestStandInOneTrace(t *testing.T) {
 	if len(receiver.trace) != 1 || !receiver.trace["4bf92f3577b34da6a3ce929d0e0e4736"] {
 		t.Errorf("traces %v", receiver.trace)
 	}
+}
+
+// allOf is one peer that stands for every service that an order is made of.
+func allOf(peer string) map[string]string {
+	return map[string]string{"user-service": peer, "inventory-service": peer, "payment-service": peer}
 }
 
 // Without an endpoint nothing is exported, and the trace still goes on.
@@ -445,7 +428,7 @@ func TestTraceContextIsPassedOnWithoutExport(t *testing.T) {
 		fmt.Fprint(w, "{}")
 	}))
 	defer peer.Close()
-	base, _ := started(t, "order-service", Env{Upstreams: map[string]string{"user-service": peer.URL, "inventory-service": peer.URL}})
+	base, _ := started(t, "order-service", Env{Upstreams: allOf(peer.URL)})
 	const parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 	req, _ := http.NewRequestWithContext(t.Context(), "GET", base+"/api/orders/1", nil)
 	req.Header.Set("Traceparent", parent)
@@ -457,7 +440,7 @@ func TestTraceContextIsPassedOnWithoutExport(t *testing.T) {
 	resp.Body.Close()
 	mu.Lock()
 	defer mu.Unlock()
-	if !slices.Equal(seen, []string{parent + " tenant=blue", parent + " tenant=blue"}) {
+	if !slices.Equal(seen, []string{parent + " tenant=blue", parent + " tenant=blue", parent + " tenant=blue"}) {
 		t.Errorf("passed on %q", seen)
 	}
 }
@@ -497,7 +480,7 @@ func TestStoppingFinishesTheRequestInFlight(t *testing.T) {
 		fmt.Fprint(w, "{}")
 	}))
 	defer peer.Close()
-	base, stop := started(t, "order-service", Env{Upstreams: map[string]string{"user-service": peer.URL, "inventory-service": peer.URL}})
+	base, stop := started(t, "order-service", Env{Upstreams: allOf(peer.URL)})
 	got := make(chan string, 1)
 	go func() {
 		resp, err := web.Get(base + "/api/orders/1")
