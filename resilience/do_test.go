@@ -554,3 +554,71 @@ func TestHedgeByPercentile(t *testing.T) {
 		}
 	})
 }
+
+func TestNoFallbackForWhoLeavesInThePause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := mustNew(t, Spec{Retry: &RetrySpec{Backoff: BackoffSpec{Initial: time.Hour, Jitter: NoJitter}}})
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, cancel)
+		_, err := DoOr(ctx, p, func(context.Context) (int, error) { return 0, errService }, Static(1))
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestAttemptsBeginAfterTheWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := mustNew(t, Spec{AttemptTimeout: time.Second,
+			RateLimit: &RateLimitSpec{Requests: 1, Period: 10 * time.Second, MaxWaitDuration: time.Minute}})
+		for range 3 {
+			if _, err := Do(t.Context(), p, func(ctx context.Context) (int, error) {
+				return 0, work(ctx, 999*time.Millisecond, nil)
+			}); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+func TestContextsEndWithTheirAttempt(t *testing.T) {
+	for _, hedge := range []*HedgeSpec{nil, {Delay: time.Hour}} {
+		p := mustNew(t, Spec{AttemptTimeout: time.Hour, Hedge: hedge})
+		var kept context.Context
+		_, _ = Do(t.Context(), p, func(ctx context.Context) (int, error) { kept = ctx; return 0, nil })
+		if kept.Err() != context.Canceled {
+			t.Errorf("hedge %v: the context of an attempt that is over: %v", hedge, kept.Err())
+		}
+	}
+}
+
+func TestEveryRoundHasItsHedges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := mustNew(t, Spec{Hedge: &HedgeSpec{Delay: time.Second}, Retry: &RetrySpec{MaxAttempts: 3, Backoff: BackoffSpec{Initial: 1}}})
+		var started atomic.Int64
+		_, _ = Do(t.Context(), p, func(ctx context.Context) (int, error) {
+			started.Add(1)
+			return 0, work(ctx, 2*time.Second, errService)
+		})
+		if n := started.Load(); n != 6 {
+			t.Errorf("%d attempts, want three with a hedge each", n)
+		}
+	})
+}
+
+// A runner that delivers while the race is being decided has its value dropped.
+func TestDeliveredLosersAreDropped(t *testing.T) {
+	var dropped []int
+	e := &effort[int]{drop: func(n int, _ *attemptContext) { dropped = append(dropped, n) }}
+	r := &race[int]{effort: e, results: make(chan result[int], 2)}
+	if !r.deliver(result[int]{value: 1}) || !r.deliver(result[int]{value: 2}) {
+		t.Fatal("the race is over too early")
+	}
+	if won := <-r.results; won.value != 1 {
+		t.Fatal(won)
+	}
+	r.end(nil, true)
+	if r.deliver(result[int]{value: 3}) || len(dropped) != 1 || dropped[0] != 2 {
+		t.Errorf("dropped %v, want 2; 3 is its runner's to drop", dropped)
+	}
+}

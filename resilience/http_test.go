@@ -624,3 +624,15 @@ func BenchmarkTransport(b *testing.B) {
 		}
 	}
 }
+
+func TestBigAnswersOfUnknownLengthAreNotKept(t *testing.T) {
+	for size, want := range map[int]int{10: 1, 11: 0} {
+		var l lastAnswers
+		resp := &http.Response{StatusCode: 200, ContentLength: -1, Body: io.NopCloser(strings.NewReader(strings.Repeat("x", size)))}
+		resp = l.keep(request("GET", ""), resp, &CachedSpec{MaxBodyBytes: 10})
+		_, _ = io.Copy(io.Discard, resp.Body)
+		if got := len(l.answers); got != want {
+			t.Errorf("%d bytes of at most 10: %d kept", size, got)
+		}
+	}
+}
