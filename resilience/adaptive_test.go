@@ -253,13 +253,14 @@ func TestAdaptiveFollowsCapacity(t *testing.T) {
 				t.Errorf("%s: limit %.0f, p99 %v 15 s after the capacity became %d, want about %.0f", algorithm, limit, p99, capacity, want)
 			}
 		}
-		// All calls take three times as long, with the same capacity: what was slow is
-		// the new normal, as soon as a probe has seen that it is not a queue. That takes
-		// up to two times 100 windows of 2 × 120 ms and more.
+		// All calls take three times as long, with the same capacity. That looks like a
+		// queue until the limit has come down by half and a probe shows that it is none:
+		// 7 windows of 10 % and more, of at most 2 × 200 ms, and a third of that for
+		// the way back.
 		l.work *= 3
-		l.over(60 * time.Second)
+		l.over(15 * time.Second)
 		if limit, _ := l.over(20 * time.Second); !nearly(limit, restingLimit(algorithm, 40)) {
-			t.Errorf("%s: limit %.0f a minute after the work became three times as long, want about %.0f", algorithm, limit, restingLimit(algorithm, 40))
+			t.Errorf("%s: limit %.0f 15 s after the work became three times as long, want about %.0f", algorithm, limit, restingLimit(algorithm, 40))
 		}
 	}
 }

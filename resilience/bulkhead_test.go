@@ -355,6 +355,36 @@ func TestBulkheadSlotOfOneWhoLeaves(t *testing.T) {
 	}
 }
 
+// TestBulkheadCancelledBeforeTheSlot cancels a waiter, and then hands it a slot before
+// it runs: it has ended, and the slot goes to the next.
+func TestBulkheadCancelledBeforeTheSlot(t *testing.T) {
+	for range 200 {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBulkhead(t, BulkheadSpec{MaxConcurrentCalls: 1, MaxWaitDuration: time.Second})
+			if err := b.Acquire(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			first, second := make(chan error, 1), make(chan error, 1)
+			go func() { first <- b.Acquire(ctx) }()
+			synctest.Wait()
+			go func() { second <- b.Acquire(t.Context()) }()
+			synctest.Wait()
+			cancel()
+			b.Release()
+			if err := <-first; err != context.Canceled {
+				t.Fatalf("the first: %v", err)
+			}
+			if err := <-second; err != nil {
+				t.Fatalf("the second: %v", err)
+			}
+			if b.InUse() != 1 || b.Waiting() != 0 {
+				t.Fatalf("%d in use, %d wait", b.InUse(), b.Waiting())
+			}
+		})
+	}
+}
+
 func TestBulkheadAllocatesNothing(t *testing.T) {
 	ctx := context.Background()
 	b := newBulkhead(t, BulkheadSpec{MaxConcurrentCalls: 1})

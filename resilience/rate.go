@@ -146,8 +146,7 @@ func (l *RateLimiter) take(now time.Time, patience time.Duration) (time.Duration
 		t := int64(since) * g.unit
 		tat := g.tat.Load()
 		if tat == tatMoved {
-			l.mu.Lock() // until the next is in place
-			l.mu.Unlock()
+			l.move(now, false) // waits until the next is in place
 			continue
 		}
 		start := max(tat, t)

@@ -146,6 +146,52 @@ func TestRateLimiterFractionsDoNotDrift(t *testing.T) {
 	}
 }
 
+// TestRateLimiterRoundsUp: where the interval between two calls is no whole number of
+// units it is a little too long, by less than a millionth of a nanosecond where the
+// burst leaves room for that, and never too short.
+func TestRateLimiterRoundsUp(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(3, 3))
+	inexact := 0
+	for range 5000 {
+		s := RateLimitSpec{Requests: 1 + rnd.IntN(most), Period: time.Second + time.Duration(rnd.Int64N(int64(time.Hour))), Burst: 1 + rnd.IntN(100)}
+		g := newGCRA(s)
+		over := new(big.Rat).Sub(big.NewRat(g.interval, g.unit), big.NewRat(int64(s.Period), int64(s.Requests)))
+		if over.Sign() < 0 || over.Cmp(big.NewRat(1, 1_000_000)) >= 0 {
+			t.Fatalf("%+v: the interval is %s ns too long", s, over.FloatString(12))
+		}
+		if over.Sign() > 0 {
+			inexact++
+		}
+	}
+	if inexact == 0 {
+		t.Error("all are exact: nothing is shown")
+	}
+}
+
+// TestRateLimiterAfterAges uses the burst up and comes back after ages.
+func TestRateLimiterAfterAges(t *testing.T) {
+	const year = 365 * 24 * time.Hour
+	for _, requests := range []int{1, 7, 999_983} {
+		for _, ages := range []time.Duration{time.Hour, year, 10 * year, 73 * year, 100 * year, 200 * year, 290 * year} {
+			l := newRateLimiter(t, RateLimitSpec{Requests: requests, Period: 1_000_000_007, Burst: 3})
+			for _, now := range []time.Time{midnight, midnight.Add(ages)} {
+				got := 0
+				for ok := true; ok; got++ {
+					ok, _ = l.Allow(now)
+				}
+				if got != 4 {
+					t.Errorf("%d a second: %d at once at %v, want 3", requests, got-1, now)
+				}
+			}
+			// And before all this the burst counts as used up.
+			every := time.Duration(1_000_000_007/requests + 1)
+			if ok, after := l.Allow(midnight.Add(-ages)); ok || after <= 0 || after > every {
+				t.Errorf("%d a second, set back by twice %v: %v %v", requests, ages, ok, after)
+			}
+		}
+	}
+}
+
 // TestRateLimiterBound asks from 16 goroutines, each with a clock that it read a
 // little earlier, and looks at every interval between two calls that passed.
 func TestRateLimiterBound(t *testing.T) {
@@ -430,30 +476,35 @@ func TestRateLimiterUpdate(t *testing.T) {
 // TestRateLimiterUpdateInUse changes the limiter all the time, to itself: no call is
 // forgotten by it, from whichever goroutine.
 func TestRateLimiterUpdateInUse(t *testing.T) {
-	s := RateLimitSpec{Requests: 1, Period: time.Hour, Burst: 1000}
+	const burst, calls = 50_000, 4000
+	s := RateLimitSpec{Requests: 1, Period: time.Hour, Burst: burst}
 	l := newRateLimiter(t, s)
 	now := time.Now()
 	var passed atomic.Int64
 	var wg sync.WaitGroup
 	for range 16 {
 		wg.Go(func() {
-			for range 500 {
+			for range calls {
 				if ok, _ := l.Allow(now); ok {
 					passed.Add(1)
 				}
 			}
 		})
 	}
-	wg.Go(func() {
-		for range 500 {
+	var stop atomic.Bool
+	var update sync.WaitGroup
+	update.Go(func() {
+		for !stop.Load() {
 			if err := l.Update(s); err != nil {
 				t.Error(err)
 			}
 		}
 	})
 	wg.Wait()
-	if passed.Load() != 1000 {
-		t.Errorf("%d passed, want the burst, 1000", passed.Load())
+	stop.Store(true)
+	update.Wait()
+	if passed.Load() != burst {
+		t.Errorf("%d passed, want the burst, %d", passed.Load(), burst)
 	}
 }
 
