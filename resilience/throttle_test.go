@@ -210,9 +210,10 @@ func TestThrottleSendsKTimesWhatIsAccepted(t *testing.T) {
 
 // TestThrottleProbesADeadServer: with N calls in the window each passes with 1/(N+1),
 // so about one a window does. In 100 windows that is Poisson with mean and variance
-// 100: 60 to 140 is four deviations. And when the server is back the calls sent grow by
-// a factor of e² a window: from one to all of the 10,000 in ln(10,000)/2 = 4.6, so that
-// ten windows are plenty.
+// 100: 60 to 140 is four deviations. When the server is back K = 2 are sent for each
+// accepted in the last window: that grows as e^(s×t/window) with s = 2 × (1 − e^−s),
+// 1.59, and from one to half of the 10,000 in ln(5,000)/1.59 = 5.4 windows. Eight are
+// enough also for the first that has to be waited for.
 func TestThrottleProbesADeadServer(t *testing.T) {
 	th := newThrottle(t, ThrottleSpec{Window: 10 * time.Second})
 	rnd := rand.New(rand.NewPCG(2, 2))
@@ -223,9 +224,9 @@ func TestThrottleProbesADeadServer(t *testing.T) {
 		t.Errorf("%d calls in 100 windows", sent)
 	}
 	alive := func() bool { return true }
-	throttled(th, rnd, &now, 100*time.Second, 1000, alive)
+	throttled(th, rnd, &now, 80*time.Second, 1000, alive)
 	if asked, sent, _ := throttled(th, rnd, &now, 10*time.Second, 1000, alive); sent != asked {
-		t.Errorf("%d of %d sent ten windows after the server is back", sent, asked)
+		t.Errorf("%d of %d sent eight windows after the server is back", sent, asked)
 	}
 }
 
@@ -284,6 +285,41 @@ func TestThrottleUpdate(t *testing.T) {
 	}
 	if !th.Admit(midnight.Add(3*time.Second+1), 0) {
 		t.Error("the new window is not the one that counts")
+	}
+}
+
+func TestThrottleWithdraw(t *testing.T) {
+	th := newThrottle(t, ThrottleSpec{Window: 20 * time.Second})
+	for range 100 { // all rejected by the server, and each with ten that were never sent
+		th.Admit(midnight, math.MaxUint64)
+		for range 10 {
+			th.Admit(midnight, math.MaxUint64)
+			th.Withdraw(midnight)
+		}
+	}
+	const p, near = 100. / 101, 1e-9
+	if th.Admit(midnight, fraction(p-near)) {
+		t.Error("calls that were never sent count as accepted")
+	}
+	th.Withdraw(midnight)
+	if !th.Admit(midnight, fraction(p+near)) {
+		t.Error("calls that were never sent count as rejected")
+	}
+	// Counted in one bucket and withdrawn in a later one: the first leaves the window
+	// earlier, and nothing is left when both have.
+	th = newThrottle(t, ThrottleSpec{Window: 20 * time.Second})
+	th.Admit(midnight, 0)
+	th.Withdraw(midnight.Add(5 * time.Second))
+	th.Withdraw(midnight.Add(5 * time.Second)) // there is nothing to take back
+	for _, second := range []time.Duration{6, 21, 22, 40} {
+		th.Accepted(midnight.Add(second * time.Second))
+		if !th.Admit(midnight.Add(second*time.Second), 0) {
+			t.Errorf("rejected after %d s", second)
+		}
+		th.Withdraw(midnight.Add(second * time.Second))
+	}
+	if th.Accepted(midnight.Add(time.Hour)); th.sum != (throttleBucket{0, 1}) {
+		t.Errorf("left: %+v", th.sum)
 	}
 }
 
