@@ -270,6 +270,7 @@ func (s *RetrySpec) check(field string, p *problems) {
 	}
 }
 
+//lint:ignore U1000 defaulted calls it
 func (s RetrySpec) withDefaults() RetrySpec {
 	def(&s.MaxAttempts, 3)
 	s.Backoff = s.Backoff.withDefaults()
@@ -327,6 +328,7 @@ func (s *HedgeSpec) check(field string, p *problems) {
 	p.within(field+".maxHedges", s.MaxHedges, 1, 5)
 }
 
+//lint:ignore U1000 defaulted calls it
 func (s HedgeSpec) withDefaults() HedgeSpec {
 	def(&s.MaxHedges, 1)
 	return s
@@ -521,6 +523,7 @@ func (s *FallbackSpec) check(field string, p *problems) {
 	}
 }
 
+//lint:ignore U1000 defaulted calls it
 func (s FallbackSpec) withDefaults() FallbackSpec {
 	s.Cached = defaulted(s.Cached)
 	return s

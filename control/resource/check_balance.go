@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 what Istio calls deprecated stands in users' files
+
 package resource
 
 import (

@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 what Istio calls deprecated stands in users' files
+
 package resource
 
 import (
@@ -12,8 +14,6 @@ import (
 // no word. It takes the place of trafficPolicy.loadBalancer.simple, which a rule may
 // keep for Istio to read; a subset that names an algorithm itself keeps that.
 const balancerAnnotation = "weft.dev/load-balancer"
-
-const balancerAnnotationField = "metadata.annotations[" + balancerAnnotation + "]"
 
 // named is the algorithm that the annotation of a DestinationRule names, or "".
 func named(r *Resource) weft.LoadBalancer {
