@@ -53,8 +53,9 @@ type Exchange struct {
 	trace     trace.Context
 	span      trace.Span // scratch, so that recording one allocates nothing
 	traced    bool
-	sentAt    time.Time // when the attempt began, where the balancer wants to know
-	sticky    string    // value of the cookie that the client gets, and did not have
+	sentAt    time.Time  // when the attempt began, where the balancer wants to know
+	sticky    string     // value of the cookie that the client gets, and did not have
+	stickyBy  *weft.Hash // what asked for it; the group may have changed since
 
 	// of a plan with a guard
 	call      resilience.Call

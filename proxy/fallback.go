@@ -137,6 +137,7 @@ func (x *Exchange) askInstead(pl *plan, g *guard, name weft.ServiceName) (keep, 
 		return false, false
 	}
 	reason := x.record.Reason
+	x.sticky = "" // who answers now has its own
 	x.tried = [maxTried]*endpoint{}
 	x.record.series, x.record.calls = nil, nil
 	x.record.Destination, x.record.Fallback = name.Name, fallbackService

@@ -330,11 +330,13 @@ func (x *Exchange) cookieHash(h *weft.Hash, random uint64) (uint64, bool) {
 	if x.sticky == "" {
 		x.sticky = strconv.FormatUint(random, 16)
 	}
+	x.stickyBy = h
 	return balance.HashString(x.sticky), true
 }
 
 // appendSticky appends the cookie that was made for the client.
-func (x *Exchange) appendSticky(dst []byte, h *weft.Hash) []byte {
+func (x *Exchange) appendSticky(dst []byte) []byte {
+	h := x.stickyBy
 	dst = append(append(append(append(dst, "Set-Cookie: "...), h.Cookie...), '='), x.sticky...)
 	if h.CookieTTL > 0 {
 		dst = strconv.AppendInt(append(dst, "; Max-Age="...), int64(h.CookieTTL/time.Second), 10)

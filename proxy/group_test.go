@@ -230,3 +230,22 @@ func TestSharesOfZones(t *testing.T) {
 		t.Errorf("%v; want 70 %% and 30 %%, nothing elsewhere", got)
 	}
 }
+
+// A subset that stands in for another may be balanced in another way.
+func TestStickyClientOfAnotherSubset(t *testing.T) {
+	live := server(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "v1") })
+	dead := server(t, func(http.ResponseWriter, *http.Request) {})
+	m := newMesh(t, live.URL, dead.URL)
+	m.svc.Endpoints[0].Labels = map[string]string{"version": "v1"}
+	m.svc.Endpoints[1].Labels = map[string]string{"version": "v2"}
+	m.svc.Subsets = []weft.Subset{{Name: "v1", Labels: map[string]string{"version": "v1"}}, {Name: "v2", Labels: map[string]string{"version": "v2"},
+		Policy: weft.TrafficPolicy{LoadBalancer: weft.RingHash, Hash: &weft.Hash{Cookie: "place", SessionTTL: true}}}}
+	m.rule.Destinations = []weft.Destination{{Service: shop, Subset: "v1", Weight: 1}, {Service: shop, Subset: "v2", Weight: 99}}
+	m.publish()
+	dead.Close()
+	for range 10 {
+		if resp, body := m.ask("GET", "/", nil); resp.StatusCode != 200 || body != "v1" {
+			t.Fatalf("%d %q", resp.StatusCode, body)
+		}
+	}
+}

@@ -340,7 +340,7 @@ func (x *Exchange) appendResponse(dst []byte, pl *plan, bodiless, trailers bool)
 		dst = appendField(dst, fallbackHeader, fallbackService)
 	}
 	if x.sticky != "" {
-		dst = x.appendSticky(dst, pl.group.policy.Hash)
+		dst = x.appendSticky(dst)
 	}
 	if e := x.decision.Edge; e != nil && !e.Response.Empty() {
 		dst = applyOps(dst, &r.Head, &e.Response)
