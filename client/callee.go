@@ -53,14 +53,15 @@ func (c *callee) update(state *State) {
 		return
 	}
 	v := &view{state: state}
+	known := old.byID()
 	var members []balance.Member
 	for i := range state.Endpoints {
 		if !state.Endpoints[i].Plain {
 			continue
 		}
-		e := old.find(&state.Endpoints[i])
-		if e == nil {
-			e = &endpoint{Endpoint: state.Endpoints[i]}
+		e, now := known[state.Endpoints[i].ID], &state.Endpoints[i]
+		if e == nil || e.Address != now.Address || e.Protocol != now.Protocol {
+			e = &endpoint{Endpoint: *now}
 		}
 		v.endpoints = append(v.endpoints, e)
 		members = append(members, balance.Member{Target: &e.target, Weight: state.Endpoints[i].Weight})
@@ -127,17 +128,16 @@ func (c *callee) guard(n weft.ServiceName, state *State, log *slog.Logger) {
 	}
 }
 
-// find returns the endpoint that e is, or nil.
-func (v *view) find(e *Endpoint) *endpoint {
+// byID returns the endpoints of a view, which may be nil.
+func (v *view) byID() map[string]*endpoint {
 	if v == nil {
 		return nil
 	}
-	for _, known := range v.endpoints {
-		if known.ID == e.ID && known.Address == e.Address && known.Protocol == e.Protocol {
-			return known
-		}
+	out := make(map[string]*endpoint, len(v.endpoints))
+	for _, e := range v.endpoints {
+		out[e.ID] = e
 	}
-	return nil
+	return out
 }
 
 // pick chooses an endpoint that is not avoided and that the call has not tried yet;

@@ -221,3 +221,23 @@ func TestWhereTheServerIs(t *testing.T) {
 		}
 	}
 }
+
+func TestAServiceThatNobodyUsesIsForgotten(t *testing.T) {
+	c, _ := serve(t, 200, `{"policy":"none","endpoints":[]}`)
+	defer c.Close()
+	s, err := c.named("resolve", "order-service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.users.Add(1) // a loop of Watch
+	if c.forget(s, time.Now().Add(2*idleWatch)) {
+		t.Error("it is forgotten under a loop")
+	}
+	s.users.Add(-1)
+	if c.forget(s, time.Now().Add(idleWatch/2)) {
+		t.Error("it is forgotten too early")
+	}
+	if !c.forget(s, time.Now().Add(2*idleWatch)) || c.followed(s.name) {
+		t.Error("it is still followed")
+	}
+}

@@ -27,6 +27,7 @@ type server struct {
 	beats   map[string]client.Heartbeat // by instance
 	watches int                         // asked so far
 	http    *httptest.Server
+	over    chan struct{} // closed when this process of the server ends
 }
 
 func newServer() *server {
@@ -47,15 +48,24 @@ func (s *server) start(addr string) {
 	if err != nil {
 		panic(err)
 	}
-	s.http = &httptest.Server{Listener: ln, Config: &http.Server{Handler: mux}}
+	over := make(chan struct{})
+	dying := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-over: // it came on a connection that was made in the last moment
+			panic(http.ErrAbortHandler)
+		default:
+			mux.ServeHTTP(w, r)
+		}
+	})
+	s.http, s.over = &httptest.Server{Listener: ln, Config: &http.Server{Handler: dying}}, over
 	s.http.Start()
 }
 
 // stop ends the server as a crash does.
 func (s *server) stop() {
-	s.http.CloseClientConnections()
+	close(s.over)
 	s.http.Listener.Close()
-	s.change("", nil) // who waits there answers nobody
+	s.http.CloseClientConnections()
 	s.http.Close()
 }
 
@@ -74,15 +84,13 @@ func (s *server) restart(fresh bool) {
 func (s *server) change(name string, fn func(*client.State)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if fn != nil {
-		s.index++
-		state := *s.state(name)
-		state.Index = s.index
-		fn(&state)
-		state.Instances = max(state.Instances, len(state.Endpoints))
-		state.Policy = fmt.Sprintf("%s|%s|%s", state.LoadBalancer, state.Breaker, state.Resilience)
-		s.states[name] = &state
-	}
+	s.index++
+	state := *s.state(name)
+	state.Index = s.index
+	fn(&state)
+	state.Instances = max(state.Instances, len(state.Endpoints))
+	state.Policy = fmt.Sprintf("%s|%s|%s", state.LoadBalancer, state.Breaker, state.Resilience)
+	s.states[name] = &state
 	close(s.moved)
 	s.moved = make(chan struct{})
 }
@@ -118,7 +126,7 @@ func (s *server) watch(w http.ResponseWriter, r *http.Request) {
 	}
 	index, _ := strconv.ParseUint(q.Get("index"), 10, 64)
 	wait, _ := time.ParseDuration(q.Get("wait"))
-	over := time.After(wait)
+	patience, over := time.After(wait), s.over
 	s.mu.Lock()
 	s.watches++
 	s.mu.Unlock()
@@ -132,8 +140,10 @@ func (s *server) watch(w http.ResponseWriter, r *http.Request) {
 		}
 		select {
 		case <-moved:
-		case <-over:
+		case <-patience:
 			waiting = false
+		case <-over:
+			panic(http.ErrAbortHandler)
 		case <-r.Context().Done():
 			return
 		}
@@ -143,12 +153,14 @@ func (s *server) watch(w http.ResponseWriter, r *http.Request) {
 func (s *server) register(w http.ResponseWriter, r *http.Request) {
 	var in client.Registration
 	_ = json.NewDecoder(r.Body).Decode(&in)
+	s.mu.Lock()
+	s.beats[in.ID] = in.Heartbeat
+	s.mu.Unlock()
 	s.change(in.Service, func(state *client.State) {
 		e := client.Endpoint{ID: in.ID, Address: net.JoinHostPort(cmp.Or(in.Address, "127.0.0.1"), strconv.Itoa(in.Port)), Labels: in.Labels, Weight: 1, Plain: true}
 		state.Endpoints = append(without(state.Endpoints, in.ID), e)
 	})
 	s.mu.Lock()
-	s.beats[in.ID] = in.Heartbeat
 	index := s.index
 	s.mu.Unlock()
 	answer(w, client.Leased{ID: in.ID, TTL: in.TTL, Index: index})
