@@ -103,8 +103,11 @@ const DefaultAddr = "127.0.0.1:7400"
 // AddrEnv names the environment variable that New reads first.
 const AddrEnv = "WEFT_ADDR"
 
-// serviceEnv is set for what a sidecar stands beside.
-const serviceEnv = "WEFT_SERVICE"
+// What a sidecar sets for the program that it stands beside.
+const (
+	serviceEnv   = "WEFT_SERVICE"
+	namespaceEnv = "WEFT_NAMESPACE"
+)
 
 const (
 	// requestTimeout covers a whole call. An apply that waits for the store's
@@ -144,8 +147,9 @@ type Option func(*Client)
 // $WEFT_ADDR, and DefaultAddr when that is empty too; so does New without At.
 func At(addr string) Option { return func(c *Client) { c.addr = addr } }
 
-// In says in which namespace a name without one is looked up. New without In
-// takes weft.DefaultNamespace.
+// In says in which namespace a name without one is looked up. New without In takes
+// that of the sidecar (WEFT_NAMESPACE), else weft.DefaultNamespace.
+
 func In(namespace string) Option { return func(c *Client) { c.namespace = namespace } }
 
 // Log says where it is told that the server went away or came back, and the like.
@@ -160,7 +164,7 @@ func Log(l *slog.Logger) Option { return func(c *Client) { c.log = l } }
 //
 // The error is weft.Invalid for an address that is none.
 func New(ctx context.Context, options ...Option) (*Client, error) {
-	c := &Client{namespace: weft.DefaultNamespace, log: slog.New(slog.DiscardHandler), wire: newWire()}
+	c := &Client{namespace: cmp.Or(os.Getenv(namespaceEnv), weft.DefaultNamespace), log: slog.New(slog.DiscardHandler), wire: newWire()}
 	for _, o := range options {
 		o(c)
 	}

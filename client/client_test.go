@@ -241,3 +241,14 @@ func TestAServiceThatNobodyUsesIsForgotten(t *testing.T) {
 		t.Error("it is still followed")
 	}
 }
+
+// A program under a sidecar means the names of its own namespace.
+func TestNamespaceOfTheSidecar(t *testing.T) {
+	t.Setenv("WEFT_NAMESPACE", "shop")
+	for want, options := range map[string][]Option{"shop": nil, "other": {In("other")}} {
+		c, err := New(t.Context(), options...)
+		if err != nil || c.namespace != want {
+			t.Errorf("namespace %q, %v; want %q", c.namespace, err, want)
+		}
+	}
+}

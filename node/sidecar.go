@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -475,6 +476,7 @@ func (s *Sidecar) environment() []string {
 	forward := "http://" + s.outbound.Addr().String()
 	return []string{
 		"PORT=" + strconv.Itoa(s.config.Port), "WEFT_SERVICE=" + s.config.Service, "WEFT_VERSION=" + s.config.Version,
+		"WEFT_NAMESPACE=" + cmp.Or(s.config.Namespace, weft.DefaultNamespace),
 		"HTTP_PROXY=" + forward, "http_proxy=" + forward,
 		"NO_PROXY=localhost,127.0.0.0/8,::1", "no_proxy=localhost,127.0.0.0/8,::1",
 	}
