@@ -149,7 +149,6 @@ func At(addr string) Option { return func(c *Client) { c.addr = addr } }
 
 // In says in which namespace a name without one is looked up. New without In takes
 // that of the sidecar (WEFT_NAMESPACE), else weft.DefaultNamespace.
-
 func In(namespace string) Option { return func(c *Client) { c.namespace = namespace } }
 
 // Log says where it is told that the server went away or came back, and the like.
