@@ -25,6 +25,8 @@ type Answer struct {
 	RetryAfter time.Duration
 	// Lines are header lines of the answer's own, Content-Type among them.
 	Lines string
+	// GRPCStatus is what a gRPC client gets; 0: what Status means there.
+	GRPCStatus int
 	// Fallback is what kind of answer stands in for a failure; "" when none does.
 	Fallback string
 }
@@ -66,7 +68,10 @@ func (x *Exchange) answer(a *Answer) (keep bool) {
 	}
 	if x.grpc {
 		// What gRPC clients understand: 200, with the status in the head.
-		body, x.record.GRPCStatus = "", grpcStatusOf(a.Status)
+		body, x.record.GRPCStatus = "", a.GRPCStatus
+		if a.GRPCStatus == 0 {
+			x.record.GRPCStatus = grpcStatusOf(a.Status)
+		}
 		lines = append(lines, "Content-Type: application/grpc\r\n"...)
 		lines = appendGRPCTrailers(lines, x.record.GRPCStatus, a.Text)
 	} else if a.Lines != "" {

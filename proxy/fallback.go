@@ -52,16 +52,15 @@ func newFallback(s *resilience.FallbackSpec, from weft.SourceRef) *fallback {
 // saying what is wrong.
 func (x *Exchange) giveUp(pl *plan, fault *Answer) (keep bool) {
 	g := pl.guard
-	if g == nil || !instead(fault) {
+	if g == nil || x.upgrade || !replaceable(fault) || fault.Close && !x.whole || x.wasExpired() {
 		return x.answer(fault)
 	}
 	f := g.settings.Load().fallback
-	if f == nil || fault.Close && !x.whole {
+	if f == nil {
 		return x.answer(fault)
 	}
-	if f.service.Name != "" && x.whole && !x.upgrade {
-		keep, tried := x.askInstead(pl, g, f.service)
-		if tried {
+	if f.service.Name != "" && x.whole {
+		if keep, answered := x.askInstead(pl, f.service, fault); answered {
 			return keep
 		}
 	}
@@ -81,37 +80,60 @@ func (x *Exchange) giveUp(pl *plan, fault *Answer) (keep bool) {
 	return x.answer(fault)
 }
 
-// instead reports whether a fault is a failure of the service, or of reaching it,
-// and not of the client.
-func instead(fault *Answer) bool { return fault.Status >= 500 || fault.Status == 429 }
+// upstreamError is the reason of a fault that stands for an answer of the service's
+// own, which was not passed on.
+const upstreamError = "upstream_error"
+
+// replaceable reports whether a fault is a failure of the service, or of reaching
+// it, and not of the client.
+func replaceable(fault *Answer) bool {
+	return fault.Status >= 500 || fault.Status == 429 || fault.Reason == upstreamError
+}
 
 // failing reports whether the response is a failure of the service.
 func (x *Exchange) failing(pl *plan) bool {
-	if pl.guard == nil {
+	g := pl.guard
+	if g == nil {
+		g = pl.instead
+	}
+	if g == nil {
 		return false
 	}
 	if x.grpc {
-		status, early := x.earlyGRPCStatus()
-		return early && pl.guard.policy.FailsStatus(status)
+		_, early := x.earlyGRPCStatus()
+		return early && g.policy.FailsStatus(x.callStatus())
 	}
-	return pl.guard.policy.FailsStatus(x.response.Status)
+	return g.policy.FailsStatus(x.response.Status)
 }
 
 // hasFallback reports whether something can be answered in place of a failing
 // response, which is therefore not passed on.
 func (x *Exchange) hasFallback(pl *plan) bool {
-	if pl.guard == nil || pl.instead || x.upgrade {
+	g := pl.guard
+	if pl.instead != nil {
+		g = pl.instead
+	}
+	if g == nil || x.upgrade {
 		return false
 	}
-	g := pl.guard
 	f := g.settings.Load().fallback
 	switch {
 	case f == nil:
 		return false
-	case f.static != nil && !x.grpc, f.service.Name != "" && x.whole:
+	case f.static != nil && !x.grpc, pl.instead == nil && x.whole && x.view.clusters[f.service] != nil:
 		return true
 	}
 	return f.cached && x.lastGood(g) != nil
+}
+
+// replaced is the fault that stands for a failing response.
+func (x *Exchange) replaced() Answer {
+	a := Answer{Status: x.response.Status, Reason: upstreamError}
+	if x.grpc {
+		a.Status, a.GRPCStatus = x.callStatus(), x.record.GRPCStatus
+	}
+	a.Text = x.record.Endpoint + " answered " + strconv.Itoa(a.Status)
+	return a
 }
 
 // lastGood is the last good answer to this request.
@@ -129,28 +151,40 @@ func (x *Exchange) lastGood(g *guard) *Answer {
 	return &Answer{Status: k.status, Body: string(k.body), Lines: string(k.lines) + "Age: " + age + "\r\n", Fallback: fallbackCached}
 }
 
-// askInstead sends the request to another service. tried is false when that failed,
-// too, and nothing was answered.
-func (x *Exchange) askInstead(pl *plan, g *guard, name weft.ServiceName) (keep, tried bool) {
+// askInstead sends the request to another service. answered is false when that
+// failed, too.
+func (x *Exchange) askInstead(pl *plan, name weft.ServiceName, fault *Answer) (keep, answered bool) {
 	cl := x.view.clusters[name]
 	if cl == nil {
 		return false, false
 	}
-	reason := x.record.Reason
+	second := plan{cluster: cl, group: cl.set.Load().all, rule: pl.rule, dest: pl.dest, retry: &weft.DefaultRetry,
+		guard: cl.guard.Load(), instead: pl.guard, timeout: pl.timeout}
+	if second.guard != nil {
+		s := second.guard.settings.Load()
+		second.perTry, second.retries = s.attempt, s.retries
+		if s.timeout > 0 && (second.timeout == 0 || s.timeout < second.timeout) {
+			second.timeout = s.timeout
+		}
+	}
+	now := time.Now()
+	if second.timeout > 0 { // the first one's is used up
+		second.deadline = now.Add(second.timeout)
+	}
+	if x.limitByClient(&second); !second.deadline.IsZero() && !now.Before(second.deadline) {
+		return false, false // nobody waits any more
+	}
+	before := x.record
 	x.sticky = "" // who answers now has its own
 	x.tried = [maxTried]*endpoint{}
 	x.record.series, x.record.calls = nil, nil
 	x.record.Destination, x.record.Fallback = name.Name, fallbackService
-	second := plan{cluster: cl, group: cl.set.Load().all, rule: pl.rule, dest: pl.dest, retry: &weft.DefaultRetry,
-		guard: serviceGuard(x.view.guards, name), instead: true}
-	if t := g.settings.Load().timeout; t > 0 { // the first one's is used up
-		second.deadline = time.Now().Add(t)
-	}
-	keep, fault := x.try(&second)
-	if fault == nil {
-		g.stats.fallbacks[fallbackService].Add(1)
+	x.record.Reason, x.record.Policy = fault.Reason, *pl.guard.origin.Load()
+	keep, again := x.try(&second)
+	if again == nil {
+		pl.guard.stats.fallbacks[fallbackService].Add(1)
 		return keep, true
 	}
-	x.record.Reason, x.record.Fallback = reason, ""
+	x.record = before
 	return false, false
 }

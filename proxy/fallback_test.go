@@ -4,10 +4,12 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/telemetry/accesslog"
 )
 
 // What is answered in place of a failure, and what is not.
@@ -33,5 +35,157 @@ func TestFallbackOfStickyService(t *testing.T) {
 	resp, body := m.ask("GET", "/", nil)
 	if resp.StatusCode != 200 || body != "backup" || len(resp.Cookies()) != 0 {
 		t.Errorf("%d %q %v", resp.StatusCode, body, resp.Header)
+	}
+}
+
+// lines collects the access log.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+// last waits for the n-th line.
+func (l *lines) last(t *testing.T, n int) (line string) {
+	until(t, "", func() string {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		all := strings.Split(l.text.String(), "\n")
+		if len(all) <= n {
+			return fmt.Sprintf("%d lines in the access log", len(all)-1)
+		}
+		line = all[n-1]
+		return ""
+	})
+	return line
+}
+
+// newLoggedMesh is a mesh with an access log.
+func newLoggedMesh(t *testing.T, upstreams ...string) (*mesh, *lines) {
+	l := &lines{}
+	log := accesslog.New(l, func(err error) { t.Error(err) })
+	t.Cleanup(func() { _ = log.Close() })
+	return newMeshOf(t, Config{AccessLog: log}, upstreams...), l
+}
+
+// The chain is gone down to its end: another service, the last good answer, a fixed
+// one. What is recorded is the service that was asked for, and why it was not it that
+// answered.
+func TestFallbackChain(t *testing.T) {
+	m, log := newLoggedMesh(t, server(t, ill(500)).URL)
+	status := 200
+	m.backup(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(status); fmt.Fprint(w, "backup") })
+	m.policy(`{"fallback":{"service":"backup","status":203,"body":"fixed"}}`)
+	for i, tt := range []struct {
+		backup, want int
+		kind, to     string
+	}{
+		{200, 200, "service", `"destination":"backup"`}, {500, 203, "static", `"destination":"shop"`}, {404, 404, "service", `"destination":"backup"`},
+	} {
+		status = tt.backup
+		resp, _ := m.ask("GET", "/", nil)
+		if resp.StatusCode != tt.want || resp.Header.Get("X-Weft-Fallback") != tt.kind || resp.Header.Get("X-Weft-Reason") != "upstream_error" {
+			t.Errorf("the other service says %d: %d %v", tt.backup, resp.StatusCode, resp.Header)
+		}
+		line := log.last(t, i+1)
+		for _, want := range []string{`"reason":"upstream_error"`, `"fallback":"` + tt.kind + `"`, `"policy":"ResiliencePolicy default/shop (shop.yaml:1)"`, tt.to} {
+			if !strings.Contains(line, want) {
+				t.Errorf("the other service says %d: %s has no %s", tt.backup, line, want)
+			}
+		}
+	}
+	m.policy(`{"fallback":{"service":"nobody"}}`)
+	if resp, body := m.ask("GET", "/", nil); resp.StatusCode != 500 || body != "ill\n" {
+		t.Errorf("nothing can stand in: %d %q; want the service's own answer", resp.StatusCode, body)
+	}
+	settled(t, m.proxy)
+}
+
+// What counts as a failure is the policy's to say, and so is what stands in for it.
+func TestFallbackOfClientError(t *testing.T) {
+	m := newMesh(t, server(t, ill(404)).URL)
+	m.policy(`{"circuitBreaker":{"failureStatuses":["404"]},"fallback":{"status":200,"body":"nothing"}}`)
+	if resp, body := m.ask("GET", "/", nil); resp.StatusCode != 200 || body != "nothing" {
+		t.Errorf("%d %q", resp.StatusCode, body)
+	}
+	m.policy(`{"circuitBreaker":{"failureStatuses":["404"]},"fallback":{"cached":{}}}`)
+	for range 2 {
+		if resp, body := m.ask("GET", "/", nil); resp.StatusCode != 404 || body != "ill\n" || resp.Header.Get("X-Weft-Fallback") != "" {
+			t.Errorf("a failure is no good answer: %d %q %v", resp.StatusCode, body, resp.Header)
+		}
+	}
+}
+
+// A client that asked to speak something else would take an answer for a yes.
+func TestNoFallbackForUpgrades(t *testing.T) {
+	m := newMesh(t, server(t, ill(500)).URL)
+	m.policy(`{"fallback":{"cached":{},"status":200,"body":"nothing"}}`)
+	_, r := m.raw(upgradeRequest)
+	if resp, _ := m.read(r, "GET"); resp.StatusCode != 500 {
+		t.Errorf("refused: %d", resp.StatusCode)
+	}
+	m.endpoints("127.0.0.1:1")
+	_, r = m.raw(upgradeRequest)
+	if resp, _ := m.read(r, "GET"); resp.StatusCode != 503 || resp.Header.Get("X-Weft-Fallback") != "" {
+		t.Errorf("unreachable: %d %v", resp.StatusCode, resp.Header)
+	}
+}
+
+// call makes a unary call of gRPC.
+func (m *mesh) call(fields ...string) *reply {
+	m.t.Helper()
+	f := dialFrames(m.t, m.addr)
+	_ = f.ask(1, false, "POST", "/shop.Words/Unary", append([]string{"content-type", "application/grpc", "te", "trailers"}, fields...)...)
+	_ = f.WriteData(1, true, []byte("\x00\x00\x00\x00\x05hello"))
+	r, err := f.reply(1)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	_ = f.Close()
+	return r
+}
+
+// status answers a call with no message.
+func status(code string) func(f *framer, id uint32) error {
+	return func(f *framer, id uint32) error {
+		return f.head(id, true, ":status", "200", "content-type", "application/grpc", "grpc-status", code)
+	}
+}
+
+func TestFallbackOfCalls(t *testing.T) {
+	m := newMesh(t, speaks(t, status("13")))
+	m.policy(`{"circuitBreaker":{},"fallback":{"service":"backup","status":200}}`)
+	m.speak(weft.GRPC)
+	if r := m.call(); r.fields["grpc-status"] != "13" || r.fields["x-weft-reason"] != "" {
+		t.Errorf("there is no other service: %v %v; want the service's own status", r, r.fields)
+	}
+	m.backup(func(http.ResponseWriter, *http.Request) {})
+	m.others[0].Endpoints[0] = weft.Endpoint{ID: "b", Address: speaks(t, status("0")), Weight: 1, Protocol: weft.GRPC}
+	m.publish()
+	if r := m.call(); r.fields["grpc-status"] != "0" || r.fields["x-weft-fallback"] != "service" {
+		t.Errorf("%v %v", r, r.fields)
+	}
+	m.others[0] = &weft.Service{Name: m.others[0].Name, Endpoints: []weft.Endpoint{{ID: "b", Address: "127.0.0.1:1", Weight: 1, Protocol: weft.GRPC}}}
+	m.publish()
+	if r := m.call(); r.fields["grpc-status"] != "13" || r.fields["x-weft-fallback"] != "" {
+		t.Errorf("both are ill: %v %v; want the first one's status", r, r.fields)
+	}
+	settled(t, m.proxy)
+}
+
+// The other service has as long as the first one had, and no longer than the client
+// waits.
+func TestFallbackIsInTime(t *testing.T) {
+	m := newMesh(t, server(t, ill(500)).URL)
+	m.backup(func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	m.rule.Timeout = 100 * time.Millisecond
+	m.policy(`{"fallback":{"service":"backup","status":203}}`)
+	if resp, _ := m.ask("GET", "/", nil); resp.StatusCode != 203 || resp.Header.Get("X-Weft-Fallback") != "static" {
+		t.Errorf("%d %v", resp.StatusCode, resp.Header)
 	}
 }

@@ -20,14 +20,15 @@ type plan struct {
 	rule     *weft.Rule        // nil: none applies
 	dest     *weft.Destination // nil: none applies
 	retry    *weft.Retry
-	deadline time.Time     // of all tries together; zero is none
+	timeout  time.Duration // of all tries together; 0 is none
+	deadline time.Time     // of all tries together, the client's own, too; zero is none
 	wait     time.Duration // before the next try
 	http2    bool          // to the endpoint
 
 	guard   *guard        // nil: no ResiliencePolicy applies
 	perTry  time.Duration // of one attempt; 0 is no bound of its own
 	retries bool          // guard's policy decides on retries, and not retry
-	instead bool          // this is where a fallback leads
+	instead *guard        // whose fallback leads here; nil: none does
 }
 
 // defaultConnectTimeout is Istio's (facts/mesh.md §2.2 item 7).
@@ -66,9 +67,8 @@ func (x *Exchange) forwardRouted() (keep bool) {
 	if d.Edge != nil && d.Edge.Timeout > 0 && (timeout == 0 || d.Edge.Timeout < timeout) {
 		timeout = d.Edge.Timeout
 	}
-	timeout = x.guard(pl, timeout)
-	if timeout > 0 {
-		pl.deadline = x.record.Start.Add(timeout)
+	if pl.timeout = x.guard(pl, timeout); pl.timeout > 0 {
+		pl.deadline = x.record.Start.Add(pl.timeout)
 	}
 	return x.forward(pl)
 }
@@ -287,7 +287,7 @@ func (x *Exchange) pick(pl *plan, n int, now time.Time) *endpoint {
 	if e := pl.group.pick(c); e != nil {
 		return e
 	}
-	if pl.rule != nil && len(pl.rule.Destinations) > 1 {
+	if pl.rule != nil && len(pl.rule.Destinations) > 1 && pl.instead == nil {
 		set := pl.cluster.set.Load()
 		for i := range pl.rule.Destinations {
 			d := &pl.rule.Destinations[i]

@@ -75,6 +75,22 @@ func judgedAs(status int) int {
 	return 200
 }
 
+// callStatus is the HTTP status that the call's end counts as for a policy: other
+// than in judgedAs, that there was too little time or room is a failure of the
+// service, as it is for applications that put a policy in force by themselves.
+func (x *Exchange) callStatus() int {
+	if x.response.Status != 200 {
+		return x.response.Status
+	}
+	switch x.record.GRPCStatus {
+	case grpcDeadlineExceeded:
+		return 504
+	case grpcResourceExhausted:
+		return 503
+	}
+	return judgedAs(x.record.GRPCStatus)
+}
+
 // appendGRPCTrailers appends a call's status and why.
 func appendGRPCTrailers(lines []byte, status int, text string) []byte {
 	lines = strconv.AppendInt(append(lines, "grpc-status: "...), int64(status), 10)

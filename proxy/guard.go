@@ -323,7 +323,7 @@ func (x *Exchange) endAttempt(pl *plan, o *outcome) {
 	case !o.done && o.fault.Status == 504:
 		result = resilience.TimedOut
 	case o.done && x.grpc:
-		result = pl.guard.outcomeOf(judgedAs(x.record.GRPCStatus))
+		result = pl.guard.outcomeOf(x.callStatus())
 		if x.record.Reason == "client_gone" {
 			result = resilience.Ignored
 		}

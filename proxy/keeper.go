@@ -213,7 +213,7 @@ func variesWithin(vary string) bool {
 func (x *Exchange) startKeeping(pl *plan) bool {
 	c := &x.keep
 	k := pl.guard.settings.Load().keeper
-	last := k != nil && !pl.instead && x.isRead() && x.keepable()
+	last := k != nil && pl.instead == nil && x.isRead() && x.keepable() && !x.failing(pl)
 	if c.settle != nil && !resilience.KeepsStatus(x.response.Status) {
 		c.settle(false)
 		c.settle = nil
@@ -240,7 +240,7 @@ func (x *Exchange) isRead() bool {
 // finishKeeping keeps a response that came to its end as the last good one.
 func (x *Exchange) finishKeeping(pl *plan) {
 	k := pl.guard.settings.Load().keeper
-	if x.keep.over || k == nil || pl.instead || !x.isRead() || !x.keepable() || len(x.keep.body) > k.spec.MaxBodyBytes {
+	if x.keep.over || k == nil || pl.instead != nil || !x.isRead() || !x.keepable() || x.failing(pl) || len(x.keep.body) > k.spec.MaxBodyBytes {
 		return
 	}
 	if key, ok := x.keeperKey(); ok {

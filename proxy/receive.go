@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"strconv"
 	"time"
 
 	"github.com/weftmesh/weft"
@@ -35,7 +34,7 @@ func (x *Exchange) receive(pl *plan, up upstream, n int) (o outcome) {
 	}
 	if x.failing(pl) && x.hasFallback(pl) {
 		o.again, o.whole = false, skip(x, up)
-		o.fault = Answer{Status: x.response.Status, Reason: "upstream_error", Text: x.record.Endpoint + " answered " + strconv.Itoa(x.response.Status)}
+		o.fault = x.replaced()
 		return o
 	}
 	if x.upgrade && x.client.http2() && x.response.Status/100 == 2 {
@@ -336,8 +335,9 @@ func (x *Exchange) appendResponse(dst []byte, pl *plan, bodiless, trailers bool)
 	if x.note != "" {
 		dst = appendField(dst, noteHeader, x.note)
 	}
-	if pl.instead {
+	if pl.instead != nil {
 		dst = appendField(dst, fallbackHeader, fallbackService)
+		dst = appendField(dst, reasonHeader, x.record.Reason)
 	}
 	if x.sticky != "" {
 		dst = x.appendSticky(dst)
