@@ -73,7 +73,6 @@ func (p *Policy) Begin(ctx context.Context, start time.Time, prio Priority) (Cal
 		return Call{}, c.rejected(ReasonThrottled, ErrThrottled, 0)
 	}
 	if plan.adaptive != nil && !plan.adaptive.Acquire(c.began, prio) {
-		c.unthrottle()
 		return Call{}, c.rejected(ReasonConcurrencyLimited, ErrConcurrencyLimited, 0)
 	}
 	if plan.bulkhead != nil {
@@ -81,7 +80,6 @@ func (p *Policy) Begin(ctx context.Context, start time.Time, prio Priority) (Cal
 			if plan.adaptive != nil {
 				plan.adaptive.Done(start, start, Ignored)
 			}
-			c.unthrottle()
 			return Call{}, err
 		}
 	}
@@ -89,14 +87,6 @@ func (p *Policy) Begin(ctx context.Context, start time.Time, prio Priority) (Cal
 		p.budget.Call(c.began)
 	}
 	return c, nil
-}
-
-// unthrottle takes a call that was never sent out of the throttle's sums: the
-// server has not turned it away.
-func (c *Call) unthrottle() {
-	if c.plan.throttle != nil {
-		c.plan.throttle.Accepted(c.began)
-	}
 }
 
 func (c *Call) rejected(reason string, err error, after time.Duration) error {
@@ -219,8 +209,8 @@ func (c *Call) End(now time.Time, o Outcome) {
 	if c.plan.adaptive != nil {
 		c.plan.adaptive.Done(from, now, o)
 	}
-	if c.plan.throttle != nil && !o.Failed() {
-		c.plan.throttle.Accepted(now)
+	if c.plan.throttle != nil && o != Ignored {
+		c.plan.throttle.Done(now, !o.Failed())
 	}
 	if o == Success {
 		c.answeredAt(now)

@@ -241,24 +241,80 @@ func TestPriorityReachesTheLimit(t *testing.T) {
 	}
 }
 
-// What was never sent says nothing about what the server accepts.
-func TestRejectedElsewhereIsNotThrottled(t *testing.T) {
-	p := mustNew(t, Spec{Throttle: &ThrottleSpec{}, Bulkhead: &BulkheadSpec{MaxConcurrentCalls: 1}})
-	oneCall(t.Context(), p, noon)
-	call, err := p.Begin(t.Context(), noon, Normal)
-	if err != nil {
-		t.Fatal(err)
+// A throttle that knows no answer yet takes a burst for nothing but a burst.
+func TestBurstIsNotThrottled(t *testing.T) {
+	p := mustNew(t, Spec{Throttle: &ThrottleSpec{}})
+	calls := make([]Call, 100)
+	for n := range calls {
+		var err error
+		if calls[n], err = p.Begin(t.Context(), noon, Normal); err != nil {
+			t.Fatalf("with %d on their way: %v", n, err)
+		}
 	}
-	for range 1000 {
-		if _, err := p.Begin(t.Context(), noon, Normal); !errors.Is(err, ErrBulkheadFull) {
+	for n := range calls { // half of them are accepted: that is K times
+		o := Success
+		switch {
+		case n%4 == 0:
+			o = Failure
+		case n%4 == 1:
+			o = TimedOut
+		}
+		calls[n].End(noon, o)
+		calls[n].End(noon, Failure) // is over, and counts no more
+	}
+	if got, want := p.plan.Load().throttle.sum, (throttleBucket{100, 50}); got != want {
+		t.Errorf("counted %+v, want %+v", got, want)
+	}
+	for range 100 {
+		call, err := p.Begin(t.Context(), noon, Normal)
+		if err != nil {
+			t.Fatalf("with half of all accepted: %v", err)
+		}
+		call.End(noon, Ignored) // says nothing
+	}
+	for range 100 {
+		if call, err := p.Begin(t.Context(), noon, Normal); err == nil {
+			call.End(noon, Failure)
+		} else if !errors.Is(err, ErrThrottled) {
 			t.Fatal(err)
 		}
 	}
-	call.End(noon, Success)
-	open := mustNew(t, Spec{Throttle: &ThrottleSpec{}, CircuitBreaker: &BreakerSpec{Mode: ModeForcedOpen}})
-	for range 1000 {
-		if _, err := Do(t.Context(), open, answerOne); !errors.Is(err, ErrCircuitOpen) {
-			t.Fatal(err)
+	if got, want := p.plan.Load().throttle.sum, (throttleBucket{200, 50}); got != want {
+		t.Errorf("counted %+v, want %+v: each of the last hundred failed or was rejected", got, want)
+	}
+}
+
+// What was never sent says nothing about what the server accepts.
+func TestRejectedElsewhereIsNotThrottled(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		spec Spec
+		busy bool // one call is in flight
+		err  error
+	}{
+		{"bulkhead", Spec{Bulkhead: &BulkheadSpec{MaxConcurrentCalls: 1}}, true, ErrBulkheadFull},
+		{"adaptive limit", Spec{AdaptiveConcurrency: &AdaptiveSpec{MinLimit: 1, InitialLimit: 1, MaxLimit: 1}}, true, ErrConcurrencyLimited},
+		{"circuit", Spec{CircuitBreaker: &BreakerSpec{Mode: ModeForcedOpen}}, false, ErrCircuitOpen},
+	} {
+		tc.spec.Throttle = &ThrottleSpec{}
+		p := mustNew(t, tc.spec)
+		var want throttleBucket
+		var call Call
+		if tc.busy {
+			var err error
+			if call, err = p.Begin(t.Context(), noon, Normal); err != nil {
+				t.Fatal(tc.name, err)
+			}
+			want = throttleBucket{1, 1}
+		}
+		for range 1000 {
+			if _, err := Do(t.Context(), p, answerOne); !errors.Is(err, tc.err) {
+				t.Fatal(tc.name, err)
+			}
+		}
+		call.End(noon, Success)
+		if got := p.plan.Load().throttle.sum; got != want {
+			t.Errorf("%s: counted %+v, want %+v", tc.name, got, want)
 		}
 	}
 }

@@ -9,22 +9,31 @@ import (
 const throttleBuckets = 20
 
 // Throttle rejects at the client what the server would reject anyway, so that a
-// server that sheds load does not spend itself on saying no. Of the calls that were
-// asked for in the window, K times those that the server accepted may pass; of the
-// rest a random part, which is the smaller the fewer are accepted:
+// server that sheds load does not spend itself on saying no. Of the calls in the
+// window K times those that the server accepted may pass; of the rest a random part,
+// which is the smaller the fewer are accepted:
 //
 //	P(reject) = max(0, (requests − K × accepts) / (requests + 1))
 //
 //	if !t.Admit(time.Now(), rand.Uint64()) {
 //		return resilience.ErrThrottled
 //	}
-//	… send; if the server took the call, whatever it answered:
-//	t.Accepted(time.Now())
+//	… send; when the answer is known:
+//	t.Done(time.Now(), accepted)
 //
-// The probability is never 1. A server that accepts nothing is still asked about
-// once in as many calls as the window holds, and its first answer lets K more pass.
-// With K = 2 and 10,000 calls in a window that grows to all of them within five or six
-// windows after the server is back: a long window forgives slowly. All methods may be
+// Requests are the calls that were answered or given up by a timeout, and those that
+// the Throttle rejected itself. What is on its way counts neither way: taken for a
+// request, a burst at a healthy server would look like one that is turned away. A call
+// that was never sent, or that its caller gave up, has no Done, and nothing needs to
+// be taken back for it. The price is that a server's failing shows only when the first
+// failure comes back: until then, one latency or timeout, all pass as before.
+//
+// The probability is never 1. With r requests in the window and no accept among them
+// one call in r + 1 passes, and as rejections are requests too that is about one call
+// a window, however many are asked for; when nothing is in the window, all pass. The
+// first accept lets K more through. With K = 2 and 10,000 calls in a window that grows
+// to all of them in about six windows after the server is back, and in seven when an
+// answer takes a tenth of a window: a long window forgives slowly. All methods may be
 // called at the same time.
 type Throttle struct {
 	mu      sync.Mutex
@@ -64,37 +73,34 @@ func (t *Throttle) Update(s ThrottleSpec) error {
 	return nil
 }
 
-// Admit reports whether a call may be sent, and counts that it was asked for.
-// random is uniform over all its values.
+// Admit reports whether a call may be sent, and counts the call if not. random is
+// uniform over all its values.
 func (t *Throttle) Admit(now time.Time, random uint64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	b := t.at(now)
-	over := float64(t.sum.requests) - t.k*float64(t.sum.accepts)
 	requests := float64(t.sum.requests)
+	over := requests - t.k*float64(t.sum.accepts)
+	// 53 bits are what a float64 holds: the fraction stays below 1.
+	if over <= 0 || float64(random>>11)/(1<<53)*(requests+1) >= over {
+		return true
+	}
 	b.requests++
 	t.sum.requests++
-	// 53 bits are what a float64 holds: the fraction stays below 1.
-	return over <= 0 || float64(random>>11)/(1<<53)*(requests+1) >= over
+	return false
 }
 
-// Accepted counts a call that the server did not turn away.
-func (t *Throttle) Accepted(now time.Time) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.at(now).accepts++
-	t.sum.accepts++
-}
-
-// Withdraw takes back what Admit counted, for a call that was not sent after all. To
-// call it accepted would let K more through for each one that the server never saw.
-func (t *Throttle) Withdraw(now time.Time) {
+// Done counts a call that Admit let through: accepted if the server did not turn it
+// away, whatever it answered.
+func (t *Throttle) Done(now time.Time, accepted bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	b := t.at(now)
-	if t.sum.requests > 0 { // else the request has left the window
-		b.requests--
-		t.sum.requests--
+	b.requests++
+	t.sum.requests++
+	if accepted {
+		b.accepts++
+		t.sum.accepts++
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -29,6 +30,7 @@ func ExampleThrottle() {
 	for range 1000 { // nothing is accepted
 		if t.Admit(now, rand.Uint64()) {
 			sent++
+			t.Done(now, false)
 		}
 	}
 	fmt.Println(sent > 0, sent < 100)
@@ -51,30 +53,35 @@ func fraction(p float64) uint64 { return uint64(p * (1 << 53) * (1 << 11)) }
 
 func TestThrottleProbability(t *testing.T) {
 	for _, tc := range []struct {
-		name              string
-		k                 float64
-		requests, accepts int
-		want              float64 // probability of a rejection
+		name               string
+		k                  float64
+		answered, accepted int
+		rejected           int     // by the throttle itself
+		want               float64 // probability of a rejection
 	}{
-		{"no traffic", 2, 0, 0, 0},
-		{"all accepted", 2, 1000, 1000, 0},
-		{"half accepted", 2, 1000, 500, 0},
-		{"a little less than half", 2, 1000, 499, 2. / 1001},
-		{"a tenth accepted", 2, 1000, 100, 800. / 1001},
-		{"one rejected", 2, 1, 0, 1. / 2},
-		{"all rejected", 2, 1000, 0, 1000. / 1001},
-		{"an eager one", 1.1, 1000, 800, 120. / 1001},
-		{"a patient one", 10, 1000, 100, 0},
-		{"accepted more than asked for", 2, 0, 10, 0},
+		{"no traffic", 2, 0, 0, 0, 0},
+		{"all accepted", 2, 1000, 1000, 0, 0},
+		{"half accepted", 2, 1000, 500, 0, 0},
+		{"a little less than half", 2, 1000, 499, 0, 2. / 1001},
+		{"a tenth accepted", 2, 1000, 100, 0, 800. / 1001},
+		{"one failed", 2, 1, 0, 0, 1. / 2},
+		{"all failed", 2, 1000, 0, 0, 1000. / 1001},
+		{"most not sent", 2, 200, 100 - 1, 1000, 1002. / 1201},
+		{"one failed, the others not sent", 2, 1, 0, 999, 1000. / 1001},
+		{"an eager one", 1.1, 1000, 800, 0, 120. / 1001},
+		{"a patient one", 10, 1000, 100, 0, 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			make := func() *Throttle {
 				th := newThrottle(t, ThrottleSpec{K: tc.k})
-				for range tc.requests {
-					th.Admit(midnight, math.MaxUint64)
+				for n := range tc.answered {
+					th.Done(midnight, n < tc.accepted)
 				}
-				for range tc.accepts {
-					th.Accepted(midnight)
+				for range tc.rejected {
+					th.Admit(midnight, 0)
+				}
+				for range 1000 { // and none of these is answered
+					th.Admit(midnight, math.MaxUint64)
 				}
 				return th
 			}
@@ -89,11 +96,26 @@ func TestThrottleProbability(t *testing.T) {
 	}
 }
 
+// What is on its way is no reason to reject, and none to let more through.
+func TestThrottleLetsABurstThrough(t *testing.T) {
+	th := newThrottle(t, ThrottleSpec{})
+	for n := range 100 {
+		if !th.Admit(midnight, 0) {
+			t.Fatalf("rejected with %d on their way and none answered", n)
+		}
+	}
+	th.Done(midnight, false)
+	const p, near = 1. / 2, 1e-9
+	if !th.Admit(midnight, fraction(p+near)) || th.Admit(midnight, fraction(p-near)) {
+		t.Error("after one failure it is not one half that is rejected")
+	}
+}
+
 // TestThrottleAlwaysLeavesAChance: with r requests and no accept r/(r+1) is the chance
 // of a rejection, and so the largest random number passes. It is (2^53−1)/2^53, which
 // is at least r/(r+1) while r < 2^53.
 func TestThrottleAlwaysLeavesAChance(t *testing.T) {
-	for _, requests := range []int64{0, 1, 2, 1 << 20, 1<<40 + 1, 1<<52 - 1} {
+	for _, requests := range []int64{1, 2, 1 << 20, 1<<40 + 1, 1<<52 - 1} {
 		th := newThrottle(t, ThrottleSpec{})
 		th.at(midnight).requests = requests
 		th.sum.requests = requests
@@ -108,7 +130,7 @@ func TestThrottleAlwaysLeavesAChance(t *testing.T) {
 
 // TestThrottleAgainstModel compares with a list of all that happened.
 func TestThrottleAgainstModel(t *testing.T) {
-	type event struct {
+	type event struct { // a rejection or an answer
 		bucket   int64
 		accepted bool
 	}
@@ -143,16 +165,16 @@ func TestThrottleAgainstModel(t *testing.T) {
 			var requests, accepts float64
 			for _, e := range events {
 				if e.bucket > present-throttleBuckets {
+					requests++
 					if e.accepted {
 						accepts++
-					} else {
-						requests++
 					}
 				}
 			}
-			if rnd.IntN(3) == 0 {
-				th.Accepted(at)
-				events = append(events, event{present, true})
+			if rnd.IntN(2) == 0 {
+				accepted := rnd.IntN(3) == 0
+				th.Done(at, accepted)
+				events = append(events, event{present, accepted})
 				continue
 			}
 			random := rnd.Uint64()
@@ -160,73 +182,136 @@ func TestThrottleAgainstModel(t *testing.T) {
 			if got := th.Admit(at, random); got != want {
 				t.Fatalf("seed %d, step %d: %v, want %v with %v requests and %v accepts", seed, step, got, want, requests, accepts)
 			}
-			events = append(events, event{present, false})
+			if !want {
+				events = append(events, event{present, false})
+			}
 		}
 	}
 }
 
-// throttled runs d of time at so many requests a second against a server that accepts
-// what accept says, and returns how many of the asked were sent and accepted.
-func throttled(th *Throttle, rnd *rand.Rand, now *time.Time, d time.Duration, rate int, accept func() bool) (asked, sent, accepted int) {
-	for end := now.Add(d); now.Before(end); *now = now.Add(time.Second / time.Duration(rate)) {
+// throttledServer asks a throttle at a steady rate for calls to a server that answers
+// each after latency, in a time of its own.
+type throttledServer struct {
+	th      *Throttle
+	rnd     *rand.Rand
+	now     time.Time
+	rate    int // calls a second
+	latency time.Duration
+	accept  func() bool
+	flying  []flight // in the order of at
+}
+
+type flight struct {
+	at       time.Time // when the answer comes
+	accepted bool
+}
+
+func newThrottledServer(t *testing.T, s ThrottleSpec, seed uint64, latency time.Duration, accept func() bool) *throttledServer {
+	return &throttledServer{th: newThrottle(t, s), rnd: rand.New(rand.NewPCG(seed, seed)), now: midnight,
+		rate: 1000, latency: latency, accept: accept}
+}
+
+// run returns how many calls were asked for, sent and accepted in d.
+func (s *throttledServer) run(d time.Duration) (asked, sent, accepted int) {
+	for end := s.now.Add(d); s.now.Before(end); s.now = s.now.Add(time.Second / time.Duration(s.rate)) {
+		for len(s.flying) > 0 && !s.flying[0].at.After(s.now) {
+			s.th.Done(s.flying[0].at, s.flying[0].accepted)
+			s.flying = s.flying[1:]
+		}
 		asked++
-		if !th.Admit(*now, rnd.Uint64()) {
+		if !s.th.Admit(s.now, s.rnd.Uint64()) {
 			continue
 		}
-		if sent++; accept() {
+		ok := s.accept()
+		if sent++; ok {
 			accepted++
-			th.Accepted(*now)
 		}
+		s.flying = append(s.flying, flight{s.now.Add(s.latency), ok})
 	}
 	return asked, sent, accepted
 }
 
+func dead() bool  { return false }
+func alive() bool { return true }
+
 // TestThrottleSendsKTimesWhatIsAccepted has a server that takes 100 of 1,000 calls a
-// second. In balance requests × (1 − p) = K × accepts are sent. Of 60,000 calls 12,000
-// are sent, with a deviation of √(60,000 × 0.2 × 0.8) = 98; 10 % is far beyond it.
+// second. In balance requests × (1 − p) = K × accepts are sent; latency moves both to
+// later and changes neither. With K = 2 of 60,000 calls 12,000 are sent, with a
+// deviation of √(60,000 × 0.2 × 0.8) = 98; 10 % is far beyond it.
 func TestThrottleSendsKTimesWhatIsAccepted(t *testing.T) {
-	for _, k := range []float64{1.5, 2, 4} {
-		th := newThrottle(t, ThrottleSpec{K: k, Window: 10 * time.Second})
-		rnd := rand.New(rand.NewPCG(1, 1))
-		now := midnight
-		second, taken := now, 0
-		accept := func() bool {
-			if now.Sub(second) >= time.Second {
-				second, taken = now, 0
+	for _, latency := range []time.Duration{0, 100 * time.Millisecond, time.Second} {
+		for _, k := range []float64{1.5, 2, 4} {
+			s := newThrottledServer(t, ThrottleSpec{K: k, Window: 10 * time.Second}, 1, latency, nil)
+			second, taken := s.now, 0
+			s.accept = func() bool {
+				if s.now.Sub(second) >= time.Second {
+					second, taken = s.now, 0
+				}
+				taken++
+				return taken <= 100
 			}
-			taken++
-			return taken <= 100
+			s.run(30 * time.Second)
+			_, sent, accepted := s.run(time.Minute)
+			if got := float64(sent) / float64(accepted); math.Abs(got/k-1) > 0.1 {
+				t.Errorf("latency %v, K %v: %.2f sent for one accepted", latency, k, got)
+			}
+			if accepted < 5900 {
+				t.Errorf("latency %v, K %v: the server could take 6000 and got %d", latency, k, accepted)
+			}
 		}
-		throttled(th, rnd, &now, 30*time.Second, 1000, accept)
-		_, sent, accepted := throttled(th, rnd, &now, time.Minute, 1000, accept)
-		if got := float64(sent) / float64(accepted); math.Abs(got/k-1) > 0.1 {
-			t.Errorf("K %v: %.2f sent for one accepted", k, got)
+	}
+}
+
+// TestThrottleIsBlindForOneLatency has a server that accepts all, and then nothing.
+// After u windows of failures 1 − u of a window's calls are accepted, and with K = 2
+// 1 − 2 × (1 − u) are rejected: nothing in the first half of the window, and in the
+// second half a quarter of a window's calls are sent, 7,500 of 10,000 in all. With
+// latency all that begins with the first failure that comes back, and what was sent
+// until then is extra; that it fails later adds requests, and so only less is sent. The
+// deviation of 5,000 calls with p from 1 to 0 is √(5,000/6) = 29, and afterwards about
+// one a window is sent: 150 more are four deviations and some probes.
+func TestThrottleIsBlindForOneLatency(t *testing.T) {
+	const window = 10 * time.Second
+	for _, latency := range []time.Duration{0, 100 * time.Millisecond, 2 * time.Second, 3 * window} {
+		s := newThrottledServer(t, ThrottleSpec{Window: window}, 3, latency, alive)
+		if asked, sent, _ := s.run(latency + 2*window); sent != asked {
+			t.Errorf("latency %v: %d of %d sent to a server that accepts all", latency, sent, asked)
 		}
-		if accepted < 5900 {
-			t.Errorf("K %v: the server could take 6000 and got %d", k, accepted)
+		s.accept = dead
+		_, sent, _ := s.run(latency + 2*window)
+		extra := int(latency.Seconds() * 1000)
+		if sent > extra+7500+150 {
+			t.Errorf("latency %v: %d sent to a server that fails, %d of them before that could be known", latency, sent, extra)
 		}
 	}
 }
 
 // TestThrottleProbesADeadServer: with N calls in the window each passes with 1/(N+1),
 // so about one a window does. In 100 windows that is Poisson with mean and variance
-// 100: 60 to 140 is four deviations. When the server is back K = 2 are sent for each
-// accepted in the last window: that grows as e^(s×t/window) with s = 2 × (1 − e^−s),
-// 1.59, and from one to half of the 10,000 in ln(5,000)/1.59 = 5.4 windows. Eight are
-// enough also for the first that has to be waited for.
+// 100: 60 to 140 is four deviations. It takes a latency until the first failures are
+// known, and then the window is full of what was sent or rejected.
+//
+// When the server is back K = 2 are sent for each accepted in the last window, a
+// latency ago: that grows as e^(s×t/window) with s = 2 × e^(−s×l) × (1 − e^−s) for l
+// windows of latency, 1.59 without and 1.27 with a tenth, and from one to half of the
+// 10,000 in ln(5,000)/s = 5.4 and 6.7 windows. The first has to be waited for: in one
+// case of e⁵ = 148 for more than five windows.
 func TestThrottleProbesADeadServer(t *testing.T) {
-	th := newThrottle(t, ThrottleSpec{Window: 10 * time.Second})
-	rnd := rand.New(rand.NewPCG(2, 2))
-	now := midnight
-	dead := func() bool { return false }
-	throttled(th, rnd, &now, 10*time.Second, 1000, dead)
-	if _, sent, _ := throttled(th, rnd, &now, 1000*time.Second, 1000, dead); sent < 60 || sent > 140 {
-		t.Errorf("%d calls in 100 windows", sent)
-	}
-	alive := func() bool { return true }
-	throttled(th, rnd, &now, 80*time.Second, 1000, alive)
-	if asked, sent, _ := throttled(th, rnd, &now, 10*time.Second, 1000, alive); sent != asked {
-		t.Errorf("%d of %d sent eight windows after the server is back", sent, asked)
+	const window = 10 * time.Second
+	for _, tc := range []struct{ latency, back time.Duration }{{0, 11 * window}, {window / 10, 12 * window}, {2 * window, 0}} {
+		s := newThrottledServer(t, ThrottleSpec{Window: window}, 2, tc.latency, dead)
+		s.run(tc.latency + window)
+		if _, sent, _ := s.run(100 * window); sent < 60 || sent > 140 {
+			t.Errorf("latency %v: %d calls in 100 windows", tc.latency, sent)
+		}
+		if tc.back == 0 {
+			continue
+		}
+		s.accept = alive
+		s.run(tc.back)
+		if asked, sent, _ := s.run(window); sent != asked {
+			t.Errorf("latency %v: %d of %d sent %v after the server is back", tc.latency, sent, asked, tc.back)
+		}
 	}
 }
 
@@ -234,14 +319,14 @@ func TestThrottleForgets(t *testing.T) {
 	for _, later := range []time.Duration{2 * time.Minute, time.Hour, 200 * 365 * 24 * time.Hour} {
 		th := newThrottle(t, ThrottleSpec{})
 		for range 1000 {
-			th.Admit(midnight, 0)
+			th.Done(midnight, false)
 		}
 		if at := midnight.Add(later - 6*time.Second - 1); later == 2*time.Minute && th.Admit(at, 0) {
 			t.Error("forgotten before the window ends")
 		}
 		now := midnight.Add(later)
-		if later == 2*time.Minute { // the call just made is in the window
-			th.Accepted(now)
+		if later == 2*time.Minute { // the call just rejected is in the window
+			th.Done(now, true)
 		}
 		if !th.Admit(now, 0) {
 			t.Errorf("not forgotten after %v", later)
@@ -252,7 +337,7 @@ func TestThrottleForgets(t *testing.T) {
 func TestThrottleClockGoesBack(t *testing.T) {
 	th := newThrottle(t, ThrottleSpec{Window: 10 * time.Second})
 	for range 1000 {
-		th.Admit(midnight, 0)
+		th.Done(midnight, false)
 	}
 	now := midnight.Add(-time.Hour)
 	if th.Admit(now, 0) {
@@ -265,11 +350,8 @@ func TestThrottleClockGoesBack(t *testing.T) {
 
 func TestThrottleUpdate(t *testing.T) {
 	th := newThrottle(t, ThrottleSpec{K: 2, Window: time.Minute})
-	for range 100 {
-		th.Admit(midnight, math.MaxUint64)
-	}
-	for range 20 {
-		th.Accepted(midnight)
+	for n := range 100 {
+		th.Done(midnight, n < 20)
 	}
 	if err := th.Update(ThrottleSpec{K: 5, Window: 2 * time.Second}); err != nil {
 		t.Fatal(err)
@@ -288,56 +370,28 @@ func TestThrottleUpdate(t *testing.T) {
 	}
 }
 
-func TestThrottleWithdraw(t *testing.T) {
-	th := newThrottle(t, ThrottleSpec{Window: 20 * time.Second})
-	for range 100 { // all rejected by the server, and each with ten that were never sent
-		th.Admit(midnight, math.MaxUint64)
-		for range 10 {
-			th.Admit(midnight, math.MaxUint64)
-			th.Withdraw(midnight)
-		}
-	}
-	const p, near = 100. / 101, 1e-9
-	if th.Admit(midnight, fraction(p-near)) {
-		t.Error("calls that were never sent count as accepted")
-	}
-	th.Withdraw(midnight)
-	if !th.Admit(midnight, fraction(p+near)) {
-		t.Error("calls that were never sent count as rejected")
-	}
-	// Counted in one bucket and withdrawn in a later one: the first leaves the window
-	// earlier, and nothing is left when both have.
-	th = newThrottle(t, ThrottleSpec{Window: 20 * time.Second})
-	th.Admit(midnight, 0)
-	th.Withdraw(midnight.Add(5 * time.Second))
-	th.Withdraw(midnight.Add(5 * time.Second)) // there is nothing to take back
-	for _, second := range []time.Duration{6, 21, 22, 40} {
-		th.Accepted(midnight.Add(second * time.Second))
-		if !th.Admit(midnight.Add(second*time.Second), 0) {
-			t.Errorf("rejected after %d s", second)
-		}
-		th.Withdraw(midnight.Add(second * time.Second))
-	}
-	if th.Accepted(midnight.Add(time.Hour)); th.sum != (throttleBucket{0, 1}) {
-		t.Errorf("left: %+v", th.sum)
-	}
-}
-
 func TestThrottleStorm(t *testing.T) {
 	th := newThrottle(t, ThrottleSpec{})
 	now := time.Now()
+	var accepts atomic.Int64
 	var wg sync.WaitGroup
-	for range 16 {
+	for g := range uint64(16) {
 		wg.Go(func() {
+			rnd := rand.New(rand.NewPCG(g, 4))
 			for range 1000 {
-				th.Admit(now, math.MaxUint64)
-				th.Accepted(now)
+				if !th.Admit(now, rnd.Uint64()) {
+					continue
+				}
+				accepted := rnd.IntN(4) == 0
+				if th.Done(now, accepted); accepted {
+					accepts.Add(1)
+				}
 			}
 		})
 	}
 	wg.Wait()
-	if want := (throttleBucket{16_000, 16_000}); th.sum != want || th.buckets[0] != want {
-		t.Errorf("%+v, want %+v", th.sum, want)
+	if want := (throttleBucket{16_000, accepts.Load()}); th.sum != want || th.buckets[0] != want {
+		t.Errorf("%+v, want %+v: each call is rejected or answered", th.sum, want)
 	}
 }
 
@@ -347,7 +401,7 @@ func TestThrottleAllocatesNothing(t *testing.T) {
 	if n := testing.AllocsPerRun(1000, func() {
 		now = now.Add(time.Second)
 		th.Admit(now, 1)
-		th.Accepted(now)
+		th.Done(now, true)
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
@@ -360,7 +414,7 @@ func BenchmarkThrottle(b *testing.B) {
 	for b.Loop() {
 		now = now.Add(time.Microsecond)
 		if th.Admit(now, math.MaxUint64) {
-			th.Accepted(now)
+			th.Done(now, true)
 		}
 	}
 }
