@@ -45,7 +45,10 @@ func (x *Exchange) answer(a *Answer) (keep bool) {
 	x.record.Status, x.record.Reason, x.record.Policy = a.Status, a.Reason, a.Policy
 	x.record.local, x.record.Fallback = true, a.Fallback
 	body := a.Body
-	if body == "" && a.Text != "" {
+	switch {
+	case !hasBody(a.Status):
+		body = ""
+	case body == "" && a.Text != "":
 		body = "weft: " + a.Text + "\n"
 	}
 	lines := x.lines[:0]
@@ -88,6 +91,10 @@ func (x *Exchange) answer(a *Answer) (keep bool) {
 	}
 	return x.client.answer(a.Status, a.Close, lines, []byte(body))
 }
+
+// hasBody reports whether a response with this status has a body and says how long
+// it is (RFC 9110 §8.6).
+func hasBody(status int) bool { return status != 204 && status != 304 }
 
 // refusals counts requests that were refused before they could be routed.
 type refusals struct {

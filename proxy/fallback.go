@@ -147,8 +147,8 @@ func (x *Exchange) lastGood(g *guard) *Answer {
 	if k == nil {
 		return nil
 	}
-	age := strconv.Itoa(int(now.Sub(k.at) / time.Second))
-	return &Answer{Status: k.status, Body: string(k.body), Lines: string(k.lines) + "Age: " + age + "\r\n", Fallback: fallbackCached}
+	age := strconv.Itoa(int((k.age + now.Sub(k.at)) / time.Second))
+	return &Answer{Status: k.status, Body: str(k.body), Lines: str(k.lines) + "Age: " + age + "\r\n", Fallback: fallbackCached}
 }
 
 // askInstead sends the request to another service. answered is false when that

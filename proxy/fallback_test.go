@@ -2,9 +2,11 @@ package proxy
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -187,5 +189,91 @@ func TestFallbackIsInTime(t *testing.T) {
 	m.policy(`{"fallback":{"service":"backup","status":203}}`)
 	if resp, _ := m.ask("GET", "/", nil); resp.StatusCode != 203 || resp.Header.Get("X-Weft-Fallback") != "static" {
 		t.Errorf("%d %v", resp.StatusCode, resp.Header)
+	}
+}
+
+// The answer that stands in is one that its client can read: with one length, or none
+// where there is no body, and with one age.
+func TestLastGoodAnswerIsWellFormed(t *testing.T) {
+	var sick atomic.Bool
+	up := server(t, func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case sick.Load():
+			w.WriteHeader(500)
+		case r.URL.Path == "/none":
+			w.WriteHeader(204)
+		default:
+			w.Header().Set("Age", "100")
+			fmt.Fprint(w, "hello")
+		}
+	})
+	m := newMesh(t, up.URL)
+	m.policy(`{"fallback":{"cached":{}}}`)
+	ask := func(method, path string) (*http.Response, string) {
+		_, r := m.raw(method + " " + path + " HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n")
+		resp, body := m.read(r, method)
+		if rest, _ := io.ReadAll(r); len(rest) > 0 {
+			t.Errorf("%s %s: %q behind the answer", method, path, rest)
+		}
+		return resp, body
+	}
+	ask("HEAD", "/")
+	ask("GET", "/")
+	ask("GET", "/none")
+	settled(t, m.proxy) // the client has its answer before it is kept
+	sick.Store(true)
+	for _, tt := range []struct {
+		method, path string
+		status       int
+		length, body string
+	}{{"GET", "/", 200, "5", "hello"}, {"HEAD", "/", 200, "5", ""}, {"GET", "/none", 204, "", ""}} {
+		resp, body := ask(tt.method, tt.path)
+		if resp.StatusCode != tt.status || strings.Join(resp.Header["Content-Length"], "|") != tt.length || body != tt.body || resp.Header.Get("X-Weft-Fallback") != "cached" {
+			t.Errorf("%s %s: %d %q %v", tt.method, tt.path, resp.StatusCode, body, resp.Header)
+		}
+		if age := resp.Header["Age"]; tt.status == 200 && (len(age) != 1 || age[0] < "100" || age[0] > "109") {
+			t.Errorf("%s %s: age %q", tt.method, tt.path, age)
+		}
+	}
+}
+
+// Nobody gets what was for somebody else.
+func TestWhatIsNotKept(t *testing.T) {
+	var sick atomic.Bool
+	var field, value string
+	up := server(t, func(w http.ResponseWriter, r *http.Request) {
+		if sick.Load() {
+			w.WriteHeader(500)
+			return
+		}
+		w.Header().Set(field, value)
+		fmt.Fprint(w, "hello")
+	})
+	for _, tt := range []struct {
+		field, value string
+		ask          http.Header
+		kept         bool
+	}{
+		{"Server", "x", nil, true},
+		{"Set-Cookie", "a=b", nil, false},
+		{"Cache-Control", "max-age=1, no-store", nil, false},
+		{"Cache-Control", "private", nil, false}, // the client may be told by any header
+		{"Cache-Control", "private", http.Header{"Authorization": {"ann"}}, true},
+		{"Cache-Control", "private", http.Header{"Cookie": {"user=ann"}}, true},
+		{"Vary", "Accept, accept-encoding", nil, true},
+		{"Vary", "Accept, X-Tenant", nil, false},
+		{"Vary", "*", nil, false},
+		{"Server", "x", http.Header{"Range": {"bytes=0-1"}}, false},
+	} {
+		m := newMesh(t, up.URL)
+		m.policy(`{"fallback":{"cached":{}}}`)
+		field, value = tt.field, tt.value
+		sick.Store(false)
+		m.ask("GET", "/", tt.ask)
+		settled(t, m.proxy) // the client has its answer before it is kept
+		sick.Store(true)
+		if resp, _ := m.ask("GET", "/", tt.ask); (resp.Header.Get("X-Weft-Fallback") == "cached") != tt.kept {
+			t.Errorf("%s: %s to %v: %d %v", tt.field, tt.value, tt.ask, resp.StatusCode, resp.Header)
+		}
 	}
 }

@@ -289,6 +289,7 @@ func TestCachedFallback(t *testing.T) {
 	})
 	ann, bob := http.Header{"Authorization": {"ann"}}, http.Header{"Authorization": {"bob"}}
 	m.ask("GET", "/item?id=1", ann)
+	settled(t, m.proxy) // the client has its answer before it is kept
 	ill.Store(true)
 	resp, body := m.ask("GET", "/item?id=1", ann)
 	if resp.StatusCode != 200 || body != "/item?id=1 for ann" || resp.Header.Get("X-Weft-Fallback") != "cached" || resp.Header.Get("Etag") != `"7"` || resp.Header.Get("Age") == "" {
@@ -491,4 +492,15 @@ func TestKeeperForgets(t *testing.T) {
 			t.Error("what is too old is no answer")
 		}
 	})
+}
+
+// An answer without a body is given again without one.
+func TestEmptyAnswerIsReplayed(t *testing.T) {
+	m := guarded(t, `{"idempotency":{}}`, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(204) })
+	for range 2 {
+		_, r := m.raw("POST / HTTP/1.1\r\nHost: shop\r\nIdempotency-Key: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+		if resp, _ := m.read(r, "POST"); resp.StatusCode != 204 || len(resp.Header["Content-Length"]) != 0 {
+			t.Errorf("%d %v", resp.StatusCode, resp.Header)
+		}
+	}
 }

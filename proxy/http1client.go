@@ -307,7 +307,9 @@ func (s *http1Client) answer(status int, last bool, lines, body []byte) (keep bo
 	keep = !last && s.skipBody() && x.head.KeepAlive && !x.conn.p.ends()
 	out := http1.AppendStatusLine(x.takeOut()[:0], status, nil)
 	out = append(out, lines...)
-	out = http1.AppendFraming(out, http1.FixedLength, int64(len(body)))
+	if hasBody(status) {
+		out = http1.AppendFraming(out, http1.FixedLength, int64(len(body)))
+	}
 	out = s.endHead(out, keep)
 	if string(x.head.Method) != "HEAD" {
 		out = append(out, body...)

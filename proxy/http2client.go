@@ -227,7 +227,7 @@ func (s *http2Client) abort(status int, reason string) {
 
 // answer implements client.
 func (s *http2Client) answer(status int, _ bool, lines, body []byte) (keep bool) {
-	if !s.x.grpc {
+	if !s.x.grpc && hasBody(status) {
 		lines = http1.AppendFraming(lines, http1.FixedLength, int64(len(body)))
 		s.x.lines = lines
 	}

@@ -32,6 +32,7 @@ type keeperKey [sha256.Size]byte
 type kept struct {
 	key    keeperKey
 	at     time.Time
+	age    time.Duration // that it had then
 	status int
 	lines  []byte // header lines but for framing
 	body   []byte
@@ -45,7 +46,8 @@ func newKeeper(s *resilience.CachedSpec) *keeper {
 // Vary names another one is not kept.
 var varied = [...]string{"authorization", "cookie", "accept", "accept-language", "accept-encoding", "origin"}
 
-// keeperKey of the request. ok is false when its answers are not kept.
+// keeperKey of the request, the same for GET and HEAD. ok is false when there is no
+// kept answer to it.
 func (x *Exchange) keeperKey() (key keeperKey, ok bool) {
 	if !x.isRead() || x.head.Framing != http1.NoBody {
 		return key, false
@@ -53,8 +55,8 @@ func (x *Exchange) keeperKey() (key keeperKey, ok bool) {
 	if _, ranged := x.head.Lookup("range"); ranged > 0 {
 		return key, false
 	}
-	b := append(x.takeOut()[:0], x.head.Method...)
-	for _, part := range []string{x.request.Host, x.request.Path, x.request.Query, strconv.FormatBool(x.head.HasQuery), x.conn.source} {
+	b := x.takeOut()[:0]
+	for _, part := range [...]string{x.request.Host, x.request.Path, x.request.Query, strconv.FormatBool(x.head.HasQuery), x.conn.source} {
 		b = appendPart(b, part)
 	}
 	for _, name := range varied {
@@ -173,7 +175,7 @@ func (x *Exchange) keepable() bool {
 		name, value := r.Name(i), str(r.Value(i))
 		switch {
 		case equalFold(name, "cache-control"):
-			if hasToken(value, "no-store") {
+			if hasToken(value, "no-store") || hasToken(value, "private") && !x.tellsWho() {
 				return false
 			}
 		case equalFold(name, "vary"):
@@ -183,6 +185,14 @@ func (x *Exchange) keepable() bool {
 		}
 	}
 	return true
+}
+
+// tellsWho reports whether the request says who asks in a header that is part of the
+// key: a key of an API's own may be in any other.
+func (x *Exchange) tellsWho() bool {
+	_, authorized := x.head.Lookup("authorization")
+	_, cookies := x.head.Lookup("cookie")
+	return authorized+cookies > 0
 }
 
 func hasToken(list, token string) bool {
@@ -213,7 +223,7 @@ func variesWithin(vary string) bool {
 func (x *Exchange) startKeeping(pl *plan) bool {
 	c := &x.keep
 	k := pl.guard.settings.Load().keeper
-	last := k != nil && pl.instead == nil && x.isRead() && x.keepable() && !x.failing(pl)
+	last := x.isKept(pl, k)
 	if c.settle != nil && !resilience.KeepsStatus(x.response.Status) {
 		c.settle(false)
 		c.settle = nil
@@ -240,10 +250,29 @@ func (x *Exchange) isRead() bool {
 // finishKeeping keeps a response that came to its end as the last good one.
 func (x *Exchange) finishKeeping(pl *plan) {
 	k := pl.guard.settings.Load().keeper
-	if x.keep.over || k == nil || pl.instead != nil || !x.isRead() || !x.keepable() || x.failing(pl) || len(x.keep.body) > k.spec.MaxBodyBytes {
+	if x.keep.over || !x.isKept(pl, k) || len(x.keep.body) > k.spec.MaxBodyBytes {
 		return
 	}
-	if key, ok := x.keeperKey(); ok {
-		k.put(&kept{key: key, at: time.Now(), status: x.response.Status, lines: x.response.AppendFields(nil), body: x.keep.body})
+	key, ok := x.keeperKey()
+	if !ok {
+		return
 	}
+	r := &x.response
+	a := &kept{key: key, at: time.Now(), status: r.Status, body: x.keep.body}
+	for i := range r.Fields {
+		switch f := &r.Fields[i]; {
+		case equalFold(r.Name(i), "age"):
+			seconds, _ := strconv.ParseUint(str(r.Value(i)), 10, 31)
+			a.age, f.Drop = time.Duration(seconds)*time.Second, true
+		case f.ID == http1.FieldXWeft: // it is about that exchange
+			f.Drop = true
+		}
+	}
+	a.lines = r.AppendFields(nil)
+	k.put(a)
+}
+
+// isKept reports whether the response may become the last good one.
+func (x *Exchange) isKept(pl *plan, k *keeper) bool {
+	return k != nil && pl.instead == nil && string(x.head.Method) == "GET" && !x.failing(pl) && x.keepable()
 }
