@@ -52,10 +52,10 @@ func drawCascade(bare, guarded run, rate int, made string) string {
 	fmt.Fprintf(&b, "<title>A slow payment-service, without and with a ResiliencePolicy</title>\n<style>%s</style>\n", pictureStyle)
 	fmt.Fprintf(&b, `<text class="title" x="%d" y="22">payment-service takes %.0f s for each answer, under %d orders a second</text>`+"\n",
 		panelLeft, slowPayment.Seconds(), rate)
-	key(&b, panelLeft, 44, "bare", "without a policy")
-	key(&b, panelLeft+170, 44, "guarded", "with the policy")
-	key(&b, panelLeft+330, 44, "bare users", "users, without")
-	key(&b, panelLeft+480, 44, "guarded users", "users, with")
+	key(&b, panelLeft, 44, "bare", "orders, no policy")
+	key(&b, panelLeft+170, 44, "guarded", "orders, with it")
+	key(&b, panelLeft+330, 44, "bare users", "users, no policy")
+	key(&b, panelLeft+480, 44, "guarded users", "users, with it")
 
 	latency := panel{top: latencyTop, bottom: latencyBottom, low: 0.001, high: 10, log: true}
 	latency.frame(&b, "p99, by when it was sent", map[float64]string{0.001: "1 ms", 0.01: "10 ms", 0.1: "100 ms", 1: "1 s", 10: "10 s"})
