@@ -228,14 +228,21 @@ func (c *Call) answeredAt(now time.Time) {
 // judge an error that an attempt returned which had to end at deadline. A timeout
 // of our own becomes a *Rejected that wraps it.
 func (c *Call) judge(ctx context.Context, now, deadline time.Time, err error) (Outcome, error) {
-	switch ctx.Err() {
-	case nil:
-	case context.Canceled:
+	if ctx.Err() == context.Canceled {
 		return Ignored, err
-	default: // the caller's deadline: it was the service that took so long
+	}
+	over := !deadline.IsZero() && !now.Before(deadline)
+	// An attempt's deadline is the caller's if that is earlier than the policy's; then
+	// its own clock may be the first to strike.
+	if callers, ok := ctx.Deadline(); ctx.Err() != nil || ok && over && !deadline.Before(callers) {
+		// Where the policy says how long is too long, a caller of less patience must
+		// not open the circuit for all others.
+		if c.plan.timeout > 0 || c.plan.attemptTimeout > 0 {
+			return Ignored, err
+		}
 		return Failure, err
 	}
-	if !deadline.IsZero() && !now.Before(deadline) {
+	if over {
 		own := ErrAttemptTimeout
 		if !deadline.Before(c.deadline) && !c.deadline.IsZero() {
 			own = ErrTimeout

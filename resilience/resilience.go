@@ -53,7 +53,8 @@
 // Every attempt has an [Outcome]. That the caller cancelled is never held against a
 // service: Ignored. A timeout of the policy is a failure, and slow whatever the
 // threshold: TimedOut. A deadline that the caller's context brought along and that
-// passes during an attempt is a Failure.
+// passes during an attempt is a Failure where the policy has no timeout, and else
+// Ignored: the caller had less patience than the policy.
 //
 // # Costs
 //
