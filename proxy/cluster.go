@@ -218,11 +218,12 @@ type limit struct {
 	queue []chan struct{} // first in, first out
 }
 
-// acquire takes a slot: at once when there is one, else after waiting in line for
-// at most patience. reason says what was full when it fails.
-func (l *limit) acquire(p *weft.TrafficPolicy, http2 bool, patience time.Duration) (reason string) {
+// acquire takes a slot: at once when there is one, else after waiting in line for as
+// long as the plan has patience. reason says what was full when it fails.
+func (l *limit) acquire(pl *plan) (reason string) {
+	p := pl.group.policy
 	most := int64(p.MaxConnections)
-	if http2 {
+	if pl.http2 {
 		most = 0
 	}
 	if p.MaxRequests > 0 && (most == 0 || int64(p.MaxRequests) < most) {
@@ -238,6 +239,11 @@ func (l *limit) acquire(p *weft.TrafficPolicy, http2 bool, patience time.Duratio
 	if p.MaxPendingRequests > 0 && l.waiting.Load() >= int64(p.MaxPendingRequests) {
 		return "pending_overflow"
 	}
+	return l.wait(most, pl.patience(time.Now(), pl.deadline))
+}
+
+// wait is acquire when there was no slot.
+func (l *limit) wait(most int64, patience time.Duration) (reason string) {
 	l.waiting.Add(1)
 	defer l.waiting.Add(-1)
 	timer := time.NewTimer(patience)

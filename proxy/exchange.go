@@ -53,12 +53,13 @@ type Exchange struct {
 	trace     trace.Context
 	span      trace.Span // scratch, so that recording one allocates nothing
 	traced    bool
-	sentAt    time.Time  // when the attempt began, where the balancer wants to know
+	sentAt    time.Time  // when the attempt began; zero where nobody wants to know
 	sticky    string     // value of the cookie that the client gets, and did not have
 	stickyBy  *weft.Hash // what asked for it; the group may have changed since
 
 	// of a plan with a guard
 	call      resilience.Call
+	within    callContext // of call
 	permit    resilience.Permit
 	permitted bool // the circuit has not been told yet how the attempt ended
 	outcome   resilience.Outcome
@@ -76,6 +77,9 @@ type Exchange struct {
 	relay   *relay.Relay // while bytes are relayed
 	nudged  bool         // up's read deadline is past, only to make the goroutine look
 	expired bool         // somebody ended the exchange
+	resting bool         // between attempts: the end is told by wake
+
+	wake chan struct{} // made when it is needed; cap 1
 }
 
 // takeExchange returns an exchange for the connection.
@@ -254,7 +258,46 @@ func (x *Exchange) cancel() {
 	for _, up := range x.rivals {
 		up.interrupt()
 	}
+	if x.resting {
+		x.resting = false
+		x.wake <- struct{}{}
+	}
 	x.mu.Unlock()
+}
+
+// rest waits before another attempt. It is false when the exchange, or the proxy,
+// ends meanwhile.
+func (x *Exchange) rest(wait time.Duration) bool {
+	if wait <= 0 {
+		return true
+	}
+	if x.wake == nil {
+		x.wake = make(chan struct{}, 1)
+	}
+	x.mu.Lock()
+	x.resting = !x.expired
+	over := x.expired
+	x.mu.Unlock()
+	if over {
+		return false
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-x.wake:
+	case <-x.conn.p.life.Done():
+		over = true
+	}
+	x.mu.Lock()
+	x.resting = false
+	over = over || x.expired
+	x.mu.Unlock()
+	select {
+	case <-x.wake: // at the same moment
+	default:
+	}
+	return !over
 }
 
 // nudge makes the exchange look at the upstream's socket, if it waits without.

@@ -185,7 +185,7 @@ func (x *Exchange) try(pl *plan) (keep bool, fault *Answer) {
 	}
 	policy := pl.group.policy
 	pl.http2 = x.goesByHTTP2(pl)
-	if reason := pl.cluster.limit.acquire(policy, pl.http2, pl.patience(x.record.Start)); reason != "" {
+	if reason := pl.cluster.limit.acquire(pl); reason != "" {
 		return false, &Answer{Status: 503, Reason: reason, Unsent: true,
 			Text: "too many requests to " + pl.cluster.name + " are in flight (" + policy.Source.String() + ")"}
 	}
@@ -222,28 +222,15 @@ func (x *Exchange) try(pl *plan) (keep bool, fault *Answer) {
 			fault := o.fault // only what failed is worth an allocation
 			return false, &fault
 		}
-		if !x.conn.p.rest(pl.wait) {
-			fault := o.fault
-			return false, &fault
+		if !x.rest(pl.wait) {
+			return false, clientGone()
 		}
 		n++
 	}
 }
 
-// rest waits before another attempt. It is false when the proxy ends meanwhile.
-func (p *Proxy) rest(wait time.Duration) bool {
-	if wait <= 0 {
-		return true
-	}
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-p.life.Done():
-		return false
-	}
-}
+// clientGone is for the record: nobody will see it.
+func clientGone() *Answer { return &Answer{Status: 499, Reason: "client_gone", Close: true} }
 
 // chose notes which endpoint an attempt goes to.
 func (x *Exchange) chose(e *endpoint) {
@@ -304,14 +291,15 @@ func (x *Exchange) pick(pl *plan, n int, now time.Time) *endpoint {
 	return pl.group.pickAny(c)
 }
 
-// patience is how long the exchange waits for a connection slot.
-func (pl *plan) patience(now time.Time) time.Duration {
+// patience is how long the exchange waits for a connection, or a slot for one. until
+// bounds it; zero: nothing else does.
+func (pl *plan) patience(now, until time.Time) time.Duration {
 	patience := pl.group.policy.ConnectTimeout
 	if patience == 0 {
 		patience = defaultConnectTimeout
 	}
-	if !pl.deadline.IsZero() {
-		patience = min(patience, pl.deadline.Sub(now))
+	if !until.IsZero() {
+		patience = min(patience, until.Sub(now))
 	}
 	return patience
 }
@@ -384,7 +372,11 @@ func (x *Exchange) grant(pl *plan, n int, now time.Time) bool {
 func (x *Exchange) attempt(pl *plan, e *endpoint, n int) outcome {
 	e.target.Begin()
 	defer e.target.End()
-	if pl.group.observes {
+	switch {
+	case pl.guard != nil: // beginAttempt has looked at the clock
+	case pl.http2 && pl.perTry == 0 && pl.deadline.IsZero() && !pl.group.observes:
+		x.sentAt = time.Time{}
+	default:
 		x.sentAt = time.Now()
 	}
 	delay, most := x.hedges(pl)
@@ -423,12 +415,13 @@ func (x *Exchange) attempt(pl *plan, e *endpoint, n int) outcome {
 	return o
 }
 
-// attemptDeadline is the earlier of the plan's deadline and the per-try timeout.
-func (pl *plan) attemptDeadline() time.Time {
+// attemptDeadline is when an attempt that began at start has to end: the earlier of
+// the plan's deadline and the per-try timeout.
+func (pl *plan) attemptDeadline(start time.Time) time.Time {
 	if pl.perTry == 0 {
 		return pl.deadline
 	}
-	t := time.Now().Add(pl.perTry)
+	t := start.Add(pl.perTry)
 	if !pl.deadline.IsZero() && pl.deadline.Before(t) {
 		return pl.deadline
 	}
@@ -437,37 +430,45 @@ func (pl *plan) attemptDeadline() time.Time {
 
 // connect takes a connection or a stream of the endpoint, or opens one.
 func (x *Exchange) connect(pl *plan, e *endpoint, stream *http2Upstream) (upstream, *Answer) {
-	p := x.conn.p
+	p, until := x.conn.p, pl.attemptDeadline(x.sentAt)
 	if pl.http2 {
-		err := stream.open(x, pl, e)
+		err := stream.open(x, pl, e, until)
 		if err != nil {
-			return nil, x.unreachable(pl, e, err)
+			return nil, x.unreachable(pl, e, until, err)
 		}
 		return stream, nil
 	}
-	if u := e.pool.get(time.Now().UnixNano(), !x.idempotent()); u != nil {
-		u.setDeadline(pl.attemptDeadline())
+	if u := e.pool.get(x.sentAt.UnixNano(), !x.idempotent()); u != nil {
+		u.setDeadline(until)
 		return u, nil
 	}
 	if most := pl.group.policy.MaxConnections; most > 0 && pl.cluster.open.Load() >= int64(most) {
 		pl.group.dropIdle()
 	}
-	u, err := p.dialLink(pl.cluster, e, pl.patience(time.Now()))
+	u, err := p.dialLink(pl.cluster, e, pl.patience(time.Now(), until))
 	if err != nil {
-		return nil, x.unreachable(pl, e, err)
+		return nil, x.unreachable(pl, e, until, err)
 	}
 	e.connected()
-	u.setDeadline(pl.attemptDeadline())
+	u.setDeadline(until)
 	return u, nil
 }
 
-// unreachable notes that an endpoint cannot be connected to.
-func (x *Exchange) unreachable(pl *plan, e *endpoint, err error) *Answer {
+// unreachable notes that an endpoint cannot be connected to, or not until the
+// attempt's deadline.
+func (x *Exchange) unreachable(pl *plan, e *endpoint, until time.Time, err error) *Answer {
 	now := time.Now()
+	a := &Answer{Status: 503, Reason: "connect_failed", Unsent: true,
+		Text: "cannot connect to " + pl.cluster.name + " (" + e.id + "): " + plainCause(err)}
+	if !until.IsZero() && !now.Before(until) {
+		a.Status, a.Reason = 504, "timeout"
+		if !x.sentAt.Before(until) {
+			return a // it was too late before anybody asked the endpoint
+		}
+	}
 	e.connectFailed(now)
 	pl.group.failed(e, resilience.FaultLocal, now)
-	return &Answer{Status: 503, Reason: "connect_failed", Unsent: true,
-		Text: "cannot connect to " + pl.cluster.name + " (" + e.id + "): " + plainCause(err)}
+	return a
 }
 
 // plainCause is a network error's own words, without the addresses that the

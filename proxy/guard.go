@@ -177,10 +177,13 @@ func (p *Proxy) configure(g *guard, from *weft.Resilience, held string) error {
 	if next.once, err = p.newIdempotency(spec.Idempotency); err != nil {
 		return err
 	}
+	next.timeout, next.attempt, next.retries = spec.Timeout, spec.AttemptTimeout, spec.Retry != nil
+	// What a route, a client or a lease says may be more or less than the policy's:
+	// the call gets the deadline that counts with its context.
+	spec.Timeout, spec.AttemptTimeout = 0, 0
 	if err := g.policy.Update(*spec); err != nil {
 		return err
 	}
-	next.timeout, next.attempt, next.retries = spec.Timeout, spec.AttemptTimeout, spec.Retry != nil
 	next.fallback = newFallback(spec.Fallback, source)
 	if a := spec.AdaptiveConcurrency; a != nil {
 		next.priority = strings.ToLower(a.PriorityHeader)
@@ -240,6 +243,16 @@ func (p *Proxy) changed(g *guard, e resilience.Event) {
 	}
 }
 
+// callContext is what the waits of a call are bounded by: the proxy's end and the
+// plan's deadline. Only who waits makes a timer of it.
+type callContext struct {
+	context.Context
+	deadline time.Time
+}
+
+// Deadline implements context.Context.
+func (c *callContext) Deadline() (time.Time, bool) { return c.deadline, !c.deadline.IsZero() }
+
 // beginCall asks the policy whether the request may be sent now, and waits where
 // the policy says so.
 func (x *Exchange) beginCall(pl *plan) *Answer {
@@ -250,12 +263,13 @@ func (x *Exchange) beginCall(pl *plan) *Answer {
 			priority, _ = resilience.ParsePriority(value)
 		}
 	}
+	x.outcome, x.headAt, x.permitted = resilience.Ignored, time.Time{}, false
+	x.within = callContext{x.conn.p.life, pl.deadline}
 	var err error
-	x.call, err = g.policy.Begin(x.conn.p.life, x.record.Start, priority)
+	x.call, err = g.policy.Begin(&x.within, x.record.Start, priority)
 	if err != nil {
 		return x.rejected(pl, err)
 	}
-	x.outcome, x.headAt, x.permitted = resilience.Ignored, time.Time{}, false
 	return nil
 }
 
@@ -272,9 +286,12 @@ func (x *Exchange) endCall(pl *plan) {
 
 // beginAttempt asks the circuit.
 func (x *Exchange) beginAttempt(pl *plan) *Answer {
-	x.headAt, x.hint = time.Time{}, 0
+	if x.wasExpired() { // while it waited: a connection need not die of it
+		return clientGone()
+	}
+	x.headAt, x.hint, x.sentAt = time.Time{}, 0, time.Now()
 	var err error
-	if x.permit, err = x.call.Attempt(time.Now()); err != nil {
+	if x.permit, err = x.call.Attempt(x.sentAt); err != nil {
 		return x.rejected(pl, err)
 	}
 	x.permitted = true

@@ -28,7 +28,7 @@ type http2Upstream struct {
 }
 
 // open takes a stream of one of the endpoint's connections, or opens a connection.
-func (s *http2Upstream) open(x *Exchange, pl *plan, e *endpoint) error {
+func (s *http2Upstream) open(x *Exchange, pl *plan, e *endpoint, until time.Time) error {
 	s.x, s.fresh = x, false
 	var call *dialing
 	var mine bool
@@ -36,7 +36,7 @@ func (s *http2Upstream) open(x *Exchange, pl *plan, e *endpoint) error {
 		if s.conn, s.st, call, mine = e.muxes.stream(); s.st != nil {
 			break
 		}
-		patience := pl.patience(time.Now())
+		patience := pl.patience(time.Now(), until)
 		if !mine {
 			if err := call.wait(patience); err != nil {
 				return err
@@ -57,7 +57,7 @@ func (s *http2Upstream) open(x *Exchange, pl *plan, e *endpoint) error {
 		e.connected()
 		break
 	}
-	s.until = pl.attemptDeadline()
+	s.until = until
 	s.st.SetDeadline(s.until)
 	if x.grpc {
 		s.st.LetRest()

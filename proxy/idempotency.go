@@ -54,10 +54,14 @@ func (x *Exchange) once(pl *plan) (keep bool, fault *Answer) {
 	case !runs:
 		return x.try(pl)
 	case !x.whole || len(x.body) > once.spec.MaxBodyBytes:
-		x.note = "the request's body is too large to be compared"
+		x.note = "the request's body is too large to be compared, or does not say how long it is"
 		return x.try(pl)
 	}
-	ctx, cancel := context.WithTimeout(x.conn.p.life, storeTimeout)
+	until := time.Now().Add(storeTimeout)
+	if !pl.deadline.IsZero() && pl.deadline.Before(until) {
+		until = pl.deadline
+	}
+	ctx, cancel := context.WithDeadline(x.conn.p.life, until)
 	claim, err := once.store.Begin(ctx, x.storeKey(keys[0]), x.fingerprint(), resilience.ClaimLease)
 	cancel()
 	if err != nil {

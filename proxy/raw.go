@@ -103,7 +103,7 @@ func (x *Exchange) refuseRaw(a *Answer) {
 // relayRaw connects to an endpoint, unless that was done early, tells the client,
 // and relays. A connection that goes nowhere is nobody's but the caller's.
 func (x *Exchange) relayRaw(pl *plan, client relay.Side, early *dialled, established string) *Answer {
-	if reason := pl.cluster.limit.acquire(pl.group.policy, false, pl.patience(x.record.Start)); reason != "" {
+	if reason := pl.cluster.limit.acquire(pl); reason != "" {
 		early.close()
 		return &Answer{Status: 503, Reason: reason, Text: "too many connections to " + pl.cluster.name}
 	}
@@ -145,12 +145,12 @@ func (x *Exchange) connectRaw(pl *plan) (net.Conn, *endpoint, *Answer) {
 		}
 		x.tried[n%maxTried] = e
 		x.record.Attempts, x.record.Endpoint, x.record.Version = n+1, e.id, e.version
-		sock, err := x.conn.dialRaw(e, pl.group.policy, pl.patience(now))
+		sock, err := x.conn.dialRaw(e, pl.group.policy, pl.patience(now, pl.deadline))
 		if err == nil {
 			e.connected()
 			return sock, e, nil
 		}
-		fault = x.unreachable(pl, e, err)
+		fault = x.unreachable(pl, e, pl.deadline, err)
 		now = time.Now()
 	}
 	return nil, nil, fault

@@ -28,7 +28,7 @@ func (x *Exchange) receive(pl *plan, up upstream, n int) (o outcome) {
 		x.headCame(pl)
 	}
 	if x.judgeResponse(pl, &o) && x.mayRepeat(pl, &o, n) && x.grant(pl, n, time.Now()) {
-		o.paid = true
+		o.paid, o.fault = true, x.replaced() // if it comes to nothing
 		o.whole = skip(x, up)
 		return o
 	}
@@ -192,7 +192,7 @@ func (x *Exchange) noResponse(pl *plan, up upstream, err error, o *outcome) {
 	e := x.tried[(x.record.Attempts-1)%maxTried]
 	switch {
 	case errors.Is(err, errClientGone), x.wasExpired() && x.client.http2():
-		o.fault = Answer{Status: 499, Reason: "client_gone", Close: true} // nobody will see it
+		o.fault = *clientGone()
 		return
 	case x.sender.lost.Load(): // and the upstream was made to fail for it
 		o.fault = Answer{Status: 400, Reason: "client_body", Text: "the request's body ended early", Close: true}

@@ -168,7 +168,7 @@ func TestEndpointLeavesBetweenPickAndConnect(t *testing.T) {
 	x.conn = &conn{p: m.proxy}
 	pl := plan{cluster: cl, group: &group{policy: &weft.TrafficPolicy{}}, retry: &weft.DefaultRetry}
 	within(t, "open", func() {
-		if err := x.stream.open(&x, &pl, e); err != nil {
+		if err := x.stream.open(&x, &pl, e, time.Time{}); err != nil {
 			t.Fatal(err)
 		}
 	})
