@@ -239,7 +239,7 @@ func (l *limit) acquire(pl *plan) (reason string) {
 	if p.MaxPendingRequests > 0 && l.waiting.Load() >= int64(p.MaxPendingRequests) {
 		return "pending_overflow"
 	}
-	return l.wait(most, pl.patience(time.Now(), pl.deadline))
+	return l.wait(most, pl.group.patience(time.Now(), pl.deadline))
 }
 
 // wait is acquire when there was no slot.

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/weftmesh/weft"
-	"github.com/weftmesh/weft/resilience"
 	"github.com/weftmesh/weft/wire/http1"
 )
 
@@ -30,9 +29,6 @@ type plan struct {
 	retries bool          // guard's policy decides on retries, and not retry
 	instead *guard        // whose fallback leads here; nil: none does
 }
-
-// defaultConnectTimeout is Istio's (facts/mesh.md §2.2 item 7).
-const defaultConnectTimeout = 10 * time.Second
 
 // inboundRetry covers one thing: the application closed a kept connection at the
 // moment when a request was put on it.
@@ -291,19 +287,6 @@ func (x *Exchange) pick(pl *plan, n int, now time.Time) *endpoint {
 	return pl.group.pickAny(c)
 }
 
-// patience is how long the exchange waits for a connection, or a slot for one. until
-// bounds it; zero: nothing else does.
-func (pl *plan) patience(now, until time.Time) time.Duration {
-	patience := pl.group.policy.ConnectTimeout
-	if patience == 0 {
-		patience = defaultConnectTimeout
-	}
-	if !until.IsZero() {
-		patience = min(patience, until.Sub(now))
-	}
-	return patience
-}
-
 func noEndpoint(pl *plan) *Answer {
 	a := &Answer{Status: 503, Reason: "no_endpoint", Unsent: true, Text: "no healthy endpoint of " + pl.cluster.name}
 	if pl.dest != nil && pl.dest.Subset != "" {
@@ -381,7 +364,7 @@ func (x *Exchange) attempt(pl *plan, e *endpoint, n int) outcome {
 	}
 	delay, most := x.hedges(pl)
 	x.hedged = delay > 0
-	up, fault := x.connect(pl, e, &x.stream)
+	up, fault := x.connect(pl, e)
 	if fault != nil {
 		return outcome{unsent: true, again: true, fault: *fault}
 	}
@@ -429,46 +412,10 @@ func (pl *plan) attemptDeadline(start time.Time) time.Time {
 }
 
 // connect takes a connection or a stream of the endpoint, or opens one.
-func (x *Exchange) connect(pl *plan, e *endpoint, stream *http2Upstream) (upstream, *Answer) {
-	p, until := x.conn.p, pl.attemptDeadline(x.sentAt)
-	if pl.http2 {
-		err := stream.open(x, pl, e, until)
-		if err != nil {
-			return nil, x.unreachable(pl, e, until, err)
-		}
-		return stream, nil
-	}
-	if u := e.pool.get(x.sentAt.UnixNano(), !x.idempotent()); u != nil {
-		u.setDeadline(until)
-		return u, nil
-	}
-	if most := pl.group.policy.MaxConnections; most > 0 && pl.cluster.open.Load() >= int64(most) {
-		pl.group.dropIdle()
-	}
-	u, err := p.dialLink(pl.cluster, e, pl.patience(time.Now(), until))
-	if err != nil {
-		return nil, x.unreachable(pl, e, until, err)
-	}
-	e.connected()
-	u.setDeadline(until)
-	return u, nil
-}
-
-// unreachable notes that an endpoint cannot be connected to, or not until the
-// attempt's deadline.
-func (x *Exchange) unreachable(pl *plan, e *endpoint, until time.Time, err error) *Answer {
-	now := time.Now()
-	a := &Answer{Status: 503, Reason: "connect_failed", Unsent: true,
-		Text: "cannot connect to " + pl.cluster.name + " (" + e.id + "): " + plainCause(err)}
-	if !until.IsZero() && !now.Before(until) {
-		a.Status, a.Reason = 504, "timeout"
-		if !x.sentAt.Before(until) {
-			return a // it was too late before anybody asked the endpoint
-		}
-	}
-	e.connectFailed(now)
-	pl.group.failed(e, resilience.FaultLocal, now)
-	return a
+func (x *Exchange) connect(pl *plan, e *endpoint) (upstream, *Answer) {
+	o := x.opening(pl, e, x.sentAt)
+	x.stream.x = x
+	return o.open(&x.stream)
 }
 
 // plainCause is a network error's own words, without the addresses that the

@@ -201,7 +201,9 @@ func (u *link) ready(until time.Time) (ok bool, err error) {
 	err = u.fill()
 	if ours {
 		_ = u.sock.SetReadDeadline(u.until)
-		if errors.Is(err, os.ErrDeadlineExceeded) && !u.x.wasExpired() {
+		if u.x.wasExpired() {
+			u.interrupt() // again, if it was undone here
+		} else if errors.Is(err, os.ErrDeadlineExceeded) {
 			return false, nil
 		}
 	}

@@ -16,40 +16,42 @@ import (
 // http2Upstream is the upstream's side of an exchange on a stream of a connection
 // that other exchanges share.
 type http2Upstream struct {
-	x     *Exchange
-	st    *mux.Stream
-	conn  *mux.Conn // of st
-	fresh bool      // it was opened for this exchange
-	until time.Time // deadline of the attempt
-	head  http2.RequestHead
-	lines []byte
-	path  []byte
-	tail  []byte
+	x       *Exchange
+	st      *mux.Stream
+	conn    *mux.Conn // of st
+	fresh   bool      // it was opened for this exchange
+	secured bool      // the connection is mTLS
+	until   time.Time // deadline of the attempt
+	head    http2.RequestHead
+	lines   []byte
+	path    []byte
+	tail    []byte
 }
 
 // open takes a stream of one of the endpoint's connections, or opens a connection.
-func (s *http2Upstream) open(x *Exchange, pl *plan, e *endpoint, until time.Time) error {
-	s.x, s.fresh = x, false
+func (s *http2Upstream) open(o *opening) error {
+	s.fresh, s.secured = false, o.endpoint.identity != ""
+	e := o.endpoint
 	var call *dialing
 	var mine bool
 	for {
 		if s.conn, s.st, call, mine = e.muxes.stream(); s.st != nil {
 			break
 		}
-		patience := pl.patience(time.Now(), until)
+		patience := o.group.patience(time.Now(), o.until)
 		if !mine {
 			if err := call.wait(patience); err != nil {
 				return err
 			}
 			continue
 		}
-		c, err := x.conn.p.dialMux(pl.cluster, e, patience)
+		c, err := o.p.dialMux(o.cluster, e, patience)
 		if err == nil { // before others take all there is, or a drain ends it
 			s.conn, s.fresh = c, true
 			s.st, err = c.Open()
 		}
 		if e.muxes.called(call, c, err) {
-			pl.cluster.adopt(e)
+			o.cluster.adopt(e)
 		}
 		if err != nil {
 			return err
@@ -57,9 +59,9 @@ func (s *http2Upstream) open(x *Exchange, pl *plan, e *endpoint, until time.Time
 		e.connected()
 		break
 	}
-	s.until = until
+	s.until = o.until
 	s.st.SetDeadline(s.until)
-	if x.grpc {
+	if o.grpc {
 		s.st.LetRest()
 	}
 	return nil
@@ -72,7 +74,11 @@ func (s *http2Upstream) send(x *Exchange, pl *plan) (unsent bool, err error) {
 	if h.HasQuery {
 		s.path = append(append(s.path, '?'), h.Query...)
 	}
-	s.head = http2.RequestHead{Method: h.Method, Scheme: schemeOf(x), Authority: h.Authority, Path: s.path}
+	scheme := schemeHTTP // what the next hop sees, not what the client used
+	if s.secured {
+		scheme = schemeHTTPS
+	}
+	s.head = http2.RequestHead{Method: h.Method, Scheme: scheme, Authority: h.Authority, Path: s.path}
 	if authority != "" {
 		s.head.Authority = append(s.tail[:0], authority...)
 		s.tail = s.head.Authority
@@ -84,14 +90,6 @@ func (s *http2Upstream) send(x *Exchange, pl *plan) (unsent bool, err error) {
 	s.lines = lines
 	err = s.st.SendRequest(&s.head, lines, x.body, x.whole)
 	return err != nil && !s.st.Sent(), err
-}
-
-// schemeOf is ":scheme": what the next hop sees, not what the client used.
-func schemeOf(x *Exchange) []byte {
-	if x.tried[(x.record.Attempts-1)%maxTried].identity != "" {
-		return schemeHTTPS
-	}
-	return schemeHTTP
 }
 
 var schemeHTTP, schemeHTTPS = []byte("http"), []byte("https")

@@ -145,12 +145,13 @@ func (x *Exchange) connectRaw(pl *plan) (net.Conn, *endpoint, *Answer) {
 		}
 		x.tried[n%maxTried] = e
 		x.record.Attempts, x.record.Endpoint, x.record.Version = n+1, e.id, e.version
-		sock, err := x.conn.dialRaw(e, pl.group.policy, pl.patience(now, pl.deadline))
+		sock, err := x.conn.dialRaw(e, pl.group.policy, pl.group.patience(now, pl.deadline))
 		if err == nil {
 			e.connected()
 			return sock, e, nil
 		}
-		fault = x.unreachable(pl, e, pl.deadline, err)
+		o := x.opening(pl, e, now)
+		fault = o.failed(err)
 		now = time.Now()
 	}
 	return nil, nil, fault

@@ -164,11 +164,10 @@ func TestEndpointLeavesBetweenPickAndConnect(t *testing.T) {
 	e := cl.set.Load().all.endpoints[0]
 	m.endpoints()
 	<-time.After(3 * sweepInterval)
-	var x Exchange
-	x.conn = &conn{p: m.proxy}
-	pl := plan{cluster: cl, group: &group{policy: &weft.TrafficPolicy{}}, retry: &weft.DefaultRetry}
+	var s http2Upstream
+	o := opening{p: m.proxy, cluster: cl, group: &group{policy: &weft.TrafficPolicy{}}, endpoint: e, http2: true}
 	within(t, "open", func() {
-		if err := x.stream.open(&x, &pl, e, time.Time{}); err != nil {
+		if err := s.open(&o); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -180,7 +179,7 @@ func TestEndpointLeavesBetweenPickAndConnect(t *testing.T) {
 		}
 		return ""
 	})
-	x.stream.release(&x, &pl, true)
+	s.release(nil, nil, true)
 	settled(t, m.proxy)
 	until(t, "", func() string {
 		if n := cl.open.Load(); n != 0 {
