@@ -21,7 +21,20 @@ type bodySender struct {
 	err   error // nil: the whole body was sent
 	bytes int64
 	lost  atomic.Bool // the client's side failed, and with it the upstream's
+	asks  atomic.Bool // it waits for the client
 }
+
+// next, more and trailers make the sender the source of the body: the client's, and
+// it shows who is waited for.
+func (s *bodySender) next() (data []byte, last bool, err error) {
+	s.asks.Store(true)
+	data, last, err = s.x.client.next()
+	s.asks.Store(false)
+	return data, last, err
+}
+
+func (s *bodySender) more() bool       { return s.x.client.more() }
+func (s *bodySender) trailers() []byte { return s.x.client.trailers() }
 
 func (s *bodySender) start(x *Exchange, up upstream) {
 	if s.done == nil {
@@ -33,7 +46,7 @@ func (s *bodySender) start(x *Exchange, up upstream) {
 }
 
 func (s *bodySender) send() {
-	s.err = pump(s.up, s.x.client, &s.bytes)
+	s.err = pump(s.up, s, &s.bytes)
 	if s.err != nil && errors.Is(s.err, errSource) {
 		// Without its client the request will never be whole: make the upstream
 		// forget it, and wake who waits for the answer.

@@ -141,7 +141,10 @@ type outcome struct {
 	stale  bool // with !done: a kept connection was dead already
 	paid   bool // with again: another try was granted
 	whole  bool // the upstream's connection is at the end of this exchange
-	fault  Answer
+	// excused, with !done: time was up while the client still had to send
+	excused bool
+	cut     int // with done: the response is not whole, and what status says so
+	fault   Answer
 }
 
 // maxStale bounds how many dead kept connections an exchange may meet. They do
@@ -305,7 +308,8 @@ func (x *Exchange) mayRepeat(pl *plan, o *outcome, n int) bool {
 		return false
 	}
 	if pl.retries {
-		return o.unsent || x.idempotent() || pl.guard.policy.RetriesMethod(x.request.Method)
+		return o.unsent || x.idempotent() || pl.guard.policy.RetriesMethod(x.request.Method) ||
+			x.grpc && x.hint > 0 // the server asks for it
 	}
 	if o.unsent {
 		return pl.retry.On&(weft.RetryConnectFailure|weft.RetryRefusedStream|weft.Retry5xx|weft.RetryGatewayError) != 0

@@ -308,13 +308,21 @@ func (x *Exchange) settle(o resilience.Outcome, at time.Time) {
 }
 
 // headCame settles an attempt that is answered. That of gRPC is over when its
-// status came, which is often behind the messages.
-func (x *Exchange) headCame(pl *plan) {
-	x.headAt = time.Now()
-	if !x.grpc {
-		x.settle(pl.guard.outcomeOf(x.response.Status), x.headAt)
-	}
+// status came, which is often behind the messages; but a circuit that asks whether
+// the service is there again does not wait for the end of a stream that may live for
+// hours, and would take it for a probe that hangs.
+func (x *Exchange) headCame(pl *plan, now time.Time) {
+	x.headAt = now
 	x.hint = x.retryHint()
+	if !x.grpc {
+		x.settle(pl.guard.outcomeOf(x.response.Status), now)
+		return
+	}
+	if b := pl.guard.policy.Breaker(); b != nil && b.State() == resilience.HalfOpen {
+		if _, early := x.earlyGRPCStatus(); !early {
+			x.settle(resilience.Success, now)
+		}
+	}
 }
 
 func (g *guard) outcomeOf(status int) resilience.Outcome {
@@ -333,19 +341,27 @@ func (x *Exchange) endAttempt(pl *plan, o *outcome) {
 	if at.IsZero() {
 		at = time.Now()
 	}
-	result := resilience.Failure
+	x.settle(x.judgeAttempt(pl, o), at)
+}
+
+// judgeAttempt says how an attempt ended that had no response, or one of gRPC.
+func (x *Exchange) judgeAttempt(pl *plan, o *outcome) resilience.Outcome {
+	answered := !x.headAt.IsZero()
 	switch {
-	case o.stale, o.fault.Status == 499, o.fault.Reason == "client_body", x.wasExpired() && x.client.http2():
-		result = resilience.Ignored
-	case !o.done && o.fault.Status == 504:
-		result = resilience.TimedOut
-	case o.done && x.grpc:
-		result = pl.guard.outcomeOf(x.callStatus())
-		if x.record.Reason == "client_gone" {
-			result = resilience.Ignored
-		}
+	case o.stale, o.excused, x.wasExpired() && x.client.http2(), o.done && x.sender.lost.Load(), x.record.Reason == "client_gone":
+		return resilience.Ignored
+	case !answered && o.fault.Status < 500: // the client broke off, or sent nonsense
+		return resilience.Ignored
+	case !answered && o.fault.Status == 504:
+		return resilience.TimedOut
+	case o.cut == 504 && x.record.BytesOut > 0: // a stream; how long its client wants it is not the service's affair
+		return resilience.Ignored
+	case o.cut == 504:
+		return resilience.TimedOut
+	case answered && o.cut == 0:
+		return pl.guard.outcomeOf(x.callStatus())
 	}
-	x.settle(result, at)
+	return resilience.Failure
 }
 
 // rejected is the answer to a request that the policy does not let through.
@@ -382,18 +398,19 @@ var rejections = map[string]string{
 const httpDate = "Mon, 02 Jan 2006 15:04:05 GMT"
 
 // retryHint is how long the endpoint asks to be left alone: Retry-After (RFC 9110
-// §10.2.3), or a gRPC push-back, which may be negative: never.
+// §10.2.3), or a gRPC push-back, of which negative ones and nonsense say: never.
 func (x *Exchange) retryHint() time.Duration {
 	r := &x.response
 	if x.grpc {
-		if v, n := r.Lookup("grpc-retry-pushback-ms"); n > 0 {
-			ms, err := strconv.ParseInt(str(v), 10, 32)
-			if err != nil {
-				return -1
-			}
-			return time.Duration(ms) * time.Millisecond
+		v, n := r.Lookup("grpc-retry-pushback-ms")
+		if n == 0 {
+			return 0
 		}
-		return 0
+		ms, err := strconv.ParseUint(str(v), 10, 31)
+		if err != nil || n > 1 {
+			return -1
+		}
+		return max(time.Duration(ms)*time.Millisecond, 1) // 0 is at once, and not the policy's pause
 	}
 	i := r.Find(http1.FieldRetryAfter)
 	if i < 0 || r.Status != 429 && r.Status != 503 {

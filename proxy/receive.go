@@ -16,8 +16,11 @@ import (
 // streams it to the client.
 func (x *Exchange) receive(pl *plan, up upstream, n int) (o outcome) {
 	err := x.awaitResponse(up)
+	var now time.Time
+	if pl.guard != nil || pl.group.observes {
+		now = time.Now()
+	}
 	if pl.group.observes && (err == nil || errors.Is(err, os.ErrDeadlineExceeded)) {
-		now := time.Now()
 		x.tried[(x.record.Attempts-1)%maxTried].target.Observe(now.Sub(x.sentAt), now.UnixNano())
 	}
 	if err != nil {
@@ -25,7 +28,7 @@ func (x *Exchange) receive(pl *plan, up upstream, n int) (o outcome) {
 		return o
 	}
 	if pl.guard != nil {
-		x.headCame(pl)
+		x.headCame(pl, now)
 	}
 	if x.judgeResponse(pl, &o) && x.mayRepeat(pl, &o, n) && x.grant(pl, n, time.Now()) {
 		o.paid, o.fault = true, x.replaced() // if it comes to nothing
@@ -69,6 +72,7 @@ func (x *Exchange) receive(pl *plan, up upstream, n int) (o outcome) {
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			status = 504
 		}
+		o.cut = status
 		x.client.abort(status, "the connection to "+x.record.Endpoint+" broke")
 		x.record.Reason = "upstream_truncated"
 		x.record.Status = 0 // the client did not get a whole response
@@ -201,16 +205,20 @@ func (x *Exchange) noResponse(pl *plan, up upstream, err error, o *outcome) {
 		o.fault = Answer{Status: 502, Reason: "bad_response", Text: e.id + " sent a malformed response: " + malformed.reason}
 	case x.wasExpired():
 		o.fault = Answer{Status: 504, Reason: "stalled", Text: e.id + " did not answer for " + stallTimeout.String(), Close: true}
+		o.excused = x.sender.asks.Load()
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		o.fault = *x.broken(e, "", err)
 		o.again = pl.perTry > 0
+		o.excused = x.sender.asks.Load()
 	default:
 		x.upstreamBroke(pl, up, e, err, o)
 		if o.stale || x.conn.l.Direction == Inbound && up.reused() {
 			return
 		}
 	}
-	x.judge(pl, 0)
+	if !o.excused {
+		x.judge(pl, 0)
+	}
 }
 
 // upstreamBroke describes a connection or stream that ended without an answer.
