@@ -1,6 +1,8 @@
 package resilience
 
 import (
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -65,5 +67,52 @@ func TestBudgetForgets(t *testing.T) {
 		if !b.Retry(later.Add(budgetWindow * time.Second)) {
 			t.Fatal("retries of an earlier window still count")
 		}
+	}
+}
+
+// What was spent in one instant comes back evenly: no second gives more than its
+// tenth.
+func TestBudgetComesBackEvenly(t *testing.T) {
+	var b Budget
+	now := noon
+	for range 10 {
+		for range 100 {
+			b.Call(now)
+		}
+		now = now.Add(time.Second)
+	}
+	for b.Retry(now) {
+	}
+	for second := range 25 {
+		for range 100 {
+			b.Call(now)
+		}
+		now = now.Add(time.Second)
+		got := 0
+		for b.Retry(now) {
+			got++
+		}
+		if got < 20 || got > 24 { // 20 % of 100, and 3; the present second has no calls yet
+			t.Errorf("second %d gives %d retries", second, got)
+		}
+	}
+}
+
+// Of several goroutines that ask at once no more than the budget get one.
+func TestBudgetIsNotOverspent(t *testing.T) {
+	var b Budget
+	var got atomic.Int64
+	var askers sync.WaitGroup
+	for range 16 {
+		askers.Go(func() {
+			for range 10 {
+				if b.Retry(noon) {
+					got.Add(1)
+				}
+			}
+		})
+	}
+	if askers.Wait(); got.Load() != 30 {
+		t.Errorf("%d retries of 30", got.Load())
 	}
 }
