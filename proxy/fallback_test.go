@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net/http"
@@ -9,6 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http2"
 
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/telemetry/accesslog"
@@ -142,8 +145,12 @@ func TestNoFallbackForUpgrades(t *testing.T) {
 func (m *mesh) call(fields ...string) *reply {
 	m.t.Helper()
 	f := dialFrames(m.t, m.addr)
-	_ = f.ask(1, false, "POST", "/shop.Words/Unary", append([]string{"content-type", "application/grpc", "te", "trailers"}, fields...)...)
-	_ = f.WriteData(1, true, []byte("\x00\x00\x00\x00\x05hello"))
+	var out bytes.Buffer // in one piece, as gRPC's clients send it: such a call is whole
+	w := newFramer(nil, nil)
+	w.Framer = http2.NewFramer(&out, nil)
+	_ = w.ask(1, false, "POST", "/shop.Words/Unary", append([]string{"content-type", "application/grpc", "te", "trailers"}, fields...)...)
+	_ = w.WriteData(1, true, []byte("\x00\x00\x00\x00\x05hello"))
+	_, _ = f.Conn.Write(out.Bytes())
 	r, err := f.reply(1)
 	if err != nil {
 		m.t.Fatal(err)

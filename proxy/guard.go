@@ -1,12 +1,14 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -27,6 +29,11 @@ type guard struct {
 
 	origin   atomic.Pointer[string] // the resource, as records name it
 	settings atomic.Pointer[guardSettings]
+
+	refused *weft.Resilience // under Proxy.update: the text that could not be put in force
+
+	mu      sync.Mutex // orders what stats.state is set to
+	retired bool       // under mu: the gauge may be another guard's already
 }
 
 // guardSettings are what only a proxy makes of a Spec. They are immutable.
@@ -35,6 +42,7 @@ type guardSettings struct {
 	held     string // the state that a person holds the circuit in
 	timeout  time.Duration
 	attempt  time.Duration
+	slow     time.Duration // from when on the circuit calls a call slow
 	retries  bool
 	priority string // header
 	fallback *fallback
@@ -77,13 +85,7 @@ func (p *Proxy) guards(s *weft.Snapshot, old map[string]*guard) (all map[string]
 		if g == nil {
 			g = p.newGuard(target)
 		}
-		if err := p.configure(g, from, held); err != nil {
-			// Control validates policies; this is a server that is newer than us.
-			p.logger.Error("resilience policy is not in force", "target", target, "policy", from.Source.String(), "error", err)
-			if old[key] == nil {
-				return nil
-			}
-		}
+		p.putInForce(g, from, held)
 		all[key] = g
 		return g
 	}
@@ -98,9 +100,8 @@ func (p *Proxy) guards(s *weft.Snapshot, old map[string]*guard) (all map[string]
 		}
 		for i := range t.Rules {
 			if r := &t.Rules[i]; r.Resilience != nil {
-				if g := add("route "+r.String(), r.String(), r.Resilience, ""); g != nil {
-					rules[r] = g
-				}
+				name := ruleTarget(r)
+				rules[r] = add("route "+name, name, r.Resilience, "")
 			}
 		}
 	}
@@ -112,7 +113,45 @@ func (p *Proxy) guards(s *weft.Snapshot, old map[string]*guard) (all map[string]
 			each(t)
 		}
 	}
+	for key, g := range old {
+		if all[key] == nil {
+			g.retire()
+		}
+	}
 	return all, rules
+}
+
+// ruleTarget names a rule, wherever in its file it stands at the moment.
+func ruleTarget(r *weft.Rule) string {
+	source := r.Source
+	source.File = ""
+	return source.String() + " " + r.Name
+}
+
+// putInForce configures a guard. A text that is not understood leaves the one before
+// in force; the state that a person holds the circuit in does not wait for that.
+func (p *Proxy) putInForce(g *guard, from *weft.Resilience, held string) {
+	err := p.configure(g, from, held)
+	if err == nil {
+		g.refused = nil
+		return
+	}
+	if !sameText(g.refused, from) {
+		// Control validates policies; this is a server that is newer than us.
+		p.logger.Error("resilience policy is not in force", "target", g.target, "policy", from.Source.String(), "error", err)
+		g.refused = from
+	}
+	var last *weft.Resilience
+	if s := g.settings.Load(); s != nil {
+		last = s.from
+	}
+	if err := p.configure(g, last, held); err != nil {
+		p.logger.Error("circuit is not held", "target", g.target, "state", held, "error", err)
+	}
+}
+
+func sameText(a, b *weft.Resilience) bool {
+	return a == b || a != nil && b != nil && a.Source == b.Source && bytes.Equal(a.Spec, b.Spec)
 }
 
 // serviceGuard is what guards keeps the guard of a service under.
@@ -149,7 +188,7 @@ func (p *Proxy) newGuard(target string) *guard {
 // configure puts a policy's text in force, if it has changed.
 func (p *Proxy) configure(g *guard, from *weft.Resilience, held string) error {
 	old := g.settings.Load()
-	if old != nil && old.from == from && old.held == held {
+	if old != nil && old.held == held && sameText(old.from, from) {
 		return nil
 	}
 	spec := &resilience.Spec{}
@@ -178,11 +217,18 @@ func (p *Proxy) configure(g *guard, from *weft.Resilience, held string) error {
 		return err
 	}
 	next.timeout, next.attempt, next.retries = spec.Timeout, spec.AttemptTimeout, spec.Retry != nil
+	if spec.CircuitBreaker != nil {
+		next.slow = spec.CircuitBreaker.SlowCallDurationThreshold
+	}
 	// What a route, a client or a lease says may be more or less than the policy's:
 	// the call gets the deadline that counts with its context.
 	spec.Timeout, spec.AttemptTimeout = 0, 0
+	circuit := g.policy.Breaker()
 	if err := g.policy.Update(*spec); err != nil {
 		return err
+	}
+	if g.policy.Breaker() != circuit {
+		g.since.Store(time.Now().UnixNano())
 	}
 	next.fallback = newFallback(spec.Fallback, source)
 	if a := spec.AdaptiveConcurrency; a != nil {
@@ -196,7 +242,30 @@ func (p *Proxy) configure(g *guard, from *weft.Resilience, held string) error {
 	}
 	g.origin.Store(&origin)
 	g.settings.Store(next)
+	g.show()
 	return nil
+}
+
+// show sets the gauge to the circuit's state.
+func (g *guard) show() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	state := resilience.Closed // also where there is no circuit
+	if b := g.policy.Breaker(); b != nil {
+		state = b.State()
+	}
+	if !g.retired {
+		g.stats.state.Set(float64(state))
+	}
+}
+
+// retire says that the policy is gone: nothing is held up any more by what its gauge
+// says, and exchanges that still end under it do not change that.
+func (g *guard) retire() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.retired = true
+	g.stats.state.Set(float64(resilience.Closed))
 }
 
 // status is the circuit's state now; ok is false when there is none.
@@ -228,7 +297,7 @@ func (p *Proxy) Breakers() []BreakerStatus {
 // changed is told whenever a circuit's state changes.
 func (p *Proxy) changed(g *guard, e resilience.Event) {
 	g.since.Store(e.Time.UnixNano())
-	g.stats.state.Set(float64(e.To))
+	g.show()
 	p.metrics.Counter("weft_breaker_transitions_total", "Changes of a circuit's state.",
 		metric.Label{Name: "target", Value: g.target}, metric.Label{Name: "to", Value: e.To.String()}).Add(1)
 	level := slog.LevelInfo
@@ -352,16 +421,29 @@ func (x *Exchange) judgeAttempt(pl *plan, o *outcome) resilience.Outcome {
 		return resilience.Ignored
 	case !answered && o.fault.Status < 500: // the client broke off, or sent nonsense
 		return resilience.Ignored
-	case !answered && o.fault.Status == 504:
-		return resilience.TimedOut
 	case o.cut == 504 && x.record.BytesOut > 0: // a stream; how long its client wants it is not the service's affair
 		return resilience.Ignored
-	case o.cut == 504:
+	case o.cut == 504 || !answered && o.fault.Status == 504:
+		if pl.hurried && !time.Now().Before(pl.deadline) && !pl.guard.slow(pl.deadline.Sub(x.record.Start)) {
+			return resilience.Ignored // one client of no patience must not open the circuit for all
+		}
 		return resilience.TimedOut
 	case answered && o.cut == 0:
 		return pl.guard.outcomeOf(x.callStatus())
 	}
 	return resilience.Failure
+}
+
+// slow reports whether a call that took so long is slow by the policy's own measure.
+func (g *guard) slow(took time.Duration) bool {
+	s := g.settings.Load()
+	switch {
+	case s.attempt > 0:
+		return took >= s.attempt
+	case s.timeout > 0:
+		return took >= s.timeout
+	}
+	return took >= s.slow
 }
 
 // rejected is the answer to a request that the policy does not let through.
