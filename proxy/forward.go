@@ -21,6 +21,7 @@ type plan struct {
 	retry    *weft.Retry
 	timeout  time.Duration // of all tries together; 0 is none
 	deadline time.Time     // of all tries together, the client's own, too; zero is none
+	hurried  bool          // deadline is the client's own
 	wait     time.Duration // before the next try
 	http2    bool          // to the endpoint
 

@@ -125,7 +125,7 @@ func (x *Exchange) limitByClient(pl *plan) {
 		return
 	}
 	if t := x.record.Start.Add(d); pl.deadline.IsZero() || t.Before(pl.deadline) {
-		pl.deadline = t
+		pl.deadline, pl.hurried = t, true
 	}
 }
 

@@ -120,7 +120,7 @@ func TestCircuitOpensAndFallbackAnswers(t *testing.T) {
 
 func TestOpenCircuitWithoutFallback(t *testing.T) {
 	m := guarded(t, `{"circuitBreaker":{"consecutiveFailures":2,"waitDurationInOpenState":"30s"}}`,
-		func(w http.ResponseWriter, r *http.Request) { http.Error(w, "ill", 503) })
+		func(w http.ResponseWriter, r *http.Request) { http.Error(w, "ill", http.StatusServiceUnavailable) })
 	for range 2 {
 		if code, body := m.do("POST", "/", ""); code != 503 || body != "ill\n" {
 			t.Fatalf("%d %q", code, body)

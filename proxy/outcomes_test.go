@@ -91,8 +91,8 @@ func TestOutcomeOfCalls(t *testing.T) {
 			_ = f.WriteData(id, false, message)
 			return f.WriteRSTStream(id, http2.ErrCodeInternal)
 		}, "open"},
-		"no answer in the client's time": {func(f *framer, id uint32) error { return nil }, "open"},
-		"no message in that time":        {head, "open"},
+		"no answer in the client's time": {func(f *framer, id uint32) error { return nil }, "closed"},
+		"no message in that time":        {head, "closed"},
 		"a stream that outlives it": {func(f *framer, id uint32) error {
 			_ = head(f, id)
 			return f.WriteData(id, false, message)
@@ -104,6 +104,26 @@ func TestOutcomeOfCalls(t *testing.T) {
 			m.policy(`{` + touchy + `}`)
 			m.speak(weft.GRPC)
 			m.call("grpc-timeout", "200m")
+			m.wantState(name, tt.want)
+		})
+	}
+}
+
+// What a client's own deadline says depends on how long the policy would have waited.
+func TestImpatientClients(t *testing.T) {
+	for name, tt := range map[string]struct{ spec, want string }{
+		"less than an attempt may take": {`"attemptTimeout":"5s","circuitBreaker":{"consecutiveFailures":1}`, "closed"},
+		"less than a call may take":     {`"timeout":"5s","circuitBreaker":{"consecutiveFailures":1}`, "closed"},
+		"less than what is slow":        {`"circuitBreaker":{"consecutiveFailures":1,"slowCallDurationThreshold":"5s"}`, "closed"},
+		"more than what is slow":        {`"circuitBreaker":{"consecutiveFailures":1,"slowCallDurationThreshold":"10ms"}`, "open"},
+		"an attempt may take less":      {`"attemptTimeout":"10ms","circuitBreaker":{"consecutiveFailures":1}`, "open"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMesh(t, speaks(t, func(f *framer, id uint32) error { return nil }))
+			m.rule.Retry = weft.Retry{}
+			m.policy(`{` + tt.spec + `}`)
+			m.speak(weft.GRPC)
+			m.call("grpc-timeout", "50m")
 			m.wantState(name, tt.want)
 		})
 	}
