@@ -247,7 +247,7 @@ func (r *race) failure(one *runner, now time.Time) resilience.Outcome {
 		r.pl.group.failed(one.endpoint, resilience.FaultLocal, now)
 	}
 	if late {
-		return resilience.TimedOut
+		return r.x.timedOut(r.pl)
 	}
 	return resilience.Failure
 }

@@ -251,6 +251,17 @@ func TestRaceEndsWithTheDeadline(t *testing.T) {
 	})
 }
 
+// A client of no patience ends its race, and opens no circuit.
+func TestImpatientRace(t *testing.T) {
+	heard := make(chan struct{}, 2)
+	m := rivals(t, weft.GRPC, hangs(t, weft.HTTP2, heard), hangs(t, weft.HTTP2, heard),
+		`{"timeout":"5s","retry":{"methods":["POST"]},"hedge":{"delay":"5ms"},`+touchy+`}`)
+	if r := m.call("grpc-timeout", "100m"); r.fields["grpc-status"] != "4" || len(heard) != 2 {
+		t.Errorf("%v %v, %d attempts", r, r.fields, len(heard))
+	}
+	m.wantState("a client in a hurry", "closed")
+}
+
 // Kept connections that the server has closed cost a hedge, and nobody's reputation.
 func TestHedgeOnADeadConnection(t *testing.T) {
 	heard := make(chan struct{}, 8)

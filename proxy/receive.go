@@ -51,10 +51,16 @@ func (x *Exchange) receive(pl *plan, up upstream, n int) (o outcome) {
 		x.tunnel(pl, up.(*link))
 		return o
 	}
+	x.pass(pl, up, &o)
+	return o
+}
+
+// pass streams the response to the client, and says what became of it.
+func (x *Exchange) pass(pl *plan, up upstream, o *outcome) {
 	keeps := pl.guard != nil && x.startKeeping(pl)
 	o.keep = x.client.begin(pl)
 	x.record.Status = x.response.Status
-	err = x.passBody(up, keeps)
+	err := x.passBody(up, keeps)
 	switch {
 	case err == nil:
 		o.whole = true
@@ -83,7 +89,6 @@ func (x *Exchange) receive(pl *plan, up upstream, n int) (o outcome) {
 		o.keep = false
 		x.record.Reason, x.record.GRPCStatus = "client_gone", grpcCancelled
 	}
-	return o
 }
 
 // skip reads past a response that is not passed on, if its body is here already.

@@ -58,6 +58,7 @@ func TestWebSocketOverHTTP2(t *testing.T) {
 	})
 	t.Run("silence", func(t *testing.T) { // pings keep it open, but not every five minutes
 		f := openSocket(t, m)
+		<-time.After(20 * time.Millisecond) // a write that has not returned would have been waiting for six minutes
 		m.proxy.mu.Lock()
 		for c := range m.proxy.conns {
 			c.expireIfDue(time.Now().Add(stallTimeout + time.Minute).UnixNano())
