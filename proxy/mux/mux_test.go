@@ -68,7 +68,23 @@ func serve(t testing.TB, sock net.Conn, config Config) (c *Conn, ended <-chan er
 	done := make(chan error, 1)
 	go func() { done <- c.Run(nil) }()
 	t.Cleanup(func() { c.Close(); <-c.Done() })
+	go own(c)
 	return c, done
+}
+
+// own does what the owner of a connection does: without it, an end of stream that
+// came together with the bytes before it is not noticed.
+func own(c *Conn) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-c.Done():
+			return
+		case now := <-tick.C:
+			c.Expire(now)
+		}
+	}
 }
 
 // connect makes a client and a server on the two ends of a connection.
@@ -83,6 +99,7 @@ func dial(t testing.TB, sock net.Conn, config Config) *Conn {
 	t.Helper()
 	c := NewClient(sock, config)
 	t.Cleanup(func() { c.Close(); <-c.Done() })
+	go own(c)
 	return c
 }
 
