@@ -311,7 +311,11 @@ func fields(object json.RawMessage) (out []field) {
 			}
 		}
 		if f.inner == nil {
-			f.value = strings.Trim(string(value), `"`)
+			f.value = string(value)
+			var text string
+			if json.Unmarshal(value, &text) == nil {
+				f.value = text
+			}
 		}
 		out = append(out, f)
 	}

@@ -114,8 +114,6 @@ func (s *Spec) check(p *problems) {
 	}
 }
 
-// withDefaults returns s with every zero field of the parts that are there
-// replaced by its default.
 // Defaulted returns the spec with the default in every field that is zero and has
 // one. Parts that are absent stay absent.
 func (s Spec) Defaulted() Spec { return s.withDefaults() }
