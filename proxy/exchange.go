@@ -304,7 +304,7 @@ func (x *Exchange) rest(wait time.Duration) bool {
 func (x *Exchange) nudge() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if u, ok := x.up.(*link); ok && x.parked.Load() && !x.expired {
+	if u, ok := x.up.(*link); ok && !x.expired && x.parked.CompareAndSwap(true, false) {
 		x.nudged = true
 		_ = u.sock.SetReadDeadline(time.Unix(1, 0))
 	}

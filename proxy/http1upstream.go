@@ -61,10 +61,9 @@ func (u *link) sendAndWait(x *Exchange, request []byte) (unsent bool, err error)
 	u.request, u.wrote, u.passErr = request, -1, nil
 	x.parked.Store(true)
 	err = u.raw.Read(u.pass)
-	x.parked.Store(false)
 	u.request = nil
-	if err != nil && x.woken(u) {
-		err = nil
+	if !x.parked.CompareAndSwap(true, false) && x.woken(u) {
+		err = nil // a nudge, or one that came too late and is undone before others read
 	}
 	switch {
 	case u.wrote < 0 && err == nil:
