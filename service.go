@@ -104,6 +104,11 @@ type CheckKind string
 const (
 	HTTPCheck        CheckKind = "http"        // the server GETs Target
 	TCPCheck         CheckKind = "tcp"         // the server connects to Target
+	GRPCCheck        CheckKind = "grpc"        // the server asks grpc.health.v1 at Target, host:port or host:port/service
+	H2PingCheck      CheckKind = "h2ping"      // the server sends an HTTP/2 PING to Target, host:port
+	UDPCheck         CheckKind = "udp"         // the server sends a datagram to Target; silence is healthy, a refusal is not
+	AliasCheck       CheckKind = "alias"       // the worst of AliasNode's checks, or of its instance AliasService
+	ScriptCheck      CheckKind = "script"      // the server runs Args; only where the server allows it
 	TTLCheck         CheckKind = "ttl"         // somebody reports within TTL, else critical
 	LeaseCheck       CheckKind = "lease"       // the sidecar's stream keeps it alive within TTL, else critical
 	MaintenanceCheck CheckKind = "maintenance" // set by a person
@@ -128,6 +133,11 @@ type Check struct {
 	NoRedirects     bool                `json:"noRedirects,omitempty"`
 	Interval        Duration            `json:"interval,omitempty"`
 	Timeout         Duration            `json:"timeout,omitempty"`
+	TLS             bool                `json:"tls,omitempty"`           // of a gRPC or HTTP/2 PING check
+	TLSServerName   string              `json:"tlsServerName,omitempty"` // of any check over TLS; Target's host when empty
+	Args            []string            `json:"args,omitempty"`          // of a script check
+	AliasNode       string              `json:"aliasNode,omitempty"`
+	AliasService    string              `json:"aliasService,omitempty"` // instance id on AliasNode; empty means the node's own checks
 	TTL             Duration            `json:"ttl,omitempty"`
 	DeregisterAfter Duration            `json:"deregisterAfter,omitempty"` // critical for so long: the instance goes; 0 is never
 
@@ -156,9 +166,13 @@ type Instance struct {
 	PID               int               `json:"pid,omitempty"`               // 0 when not known
 	Identity          Identity          `json:"identity,omitempty"`          // set when a sidecar stands before it
 	MeshAddr          string            `json:"meshAddr,omitempty"`          // host:port where its sidecar accepts mTLS
-	Dialect           string            `json:"dialect,omitempty"`           // who registered it: "weft", "consul", "catalog"
+	Dialect           string            `json:"dialect,omitempty"`           // who registered it: "weft", "consul", "catalog", "eureka", "file", …
 	TaggedAddresses   map[string]string `json:"taggedAddresses,omitempty"`   // "lan" -> "10.0.0.1:80"
 	EnableTagOverride bool              `json:"enableTagOverride,omitempty"` // Consul: the catalogue may change the tags
+
+	// Extra is what a dialect keeps with the instance that has no word here, by the
+	// dialect's name: "consul", "eureka". Others carry it along and do not look in.
+	Extra map[string]json.RawMessage `json:"extra,omitempty"`
 
 	CreateIndex uint64 `json:"createIndex,omitempty"`
 	ModifyIndex uint64 `json:"modifyIndex,omitempty"`
@@ -210,7 +224,11 @@ type Node struct {
 	Name    string            `json:"name"`
 	Address string            `json:"address"`
 	Labels  map[string]string `json:"labels,omitempty"` // Consul's NodeMeta
+	Zone    string            `json:"zone,omitempty"`
 	Checks  []Check           `json:"checks,omitempty"`
+
+	TaggedAddresses map[string]string          `json:"taggedAddresses,omitempty"` // "wan" -> "10.0.0.1"
+	Extra           map[string]json.RawMessage `json:"extra,omitempty"`           // as Instance.Extra
 
 	CreateIndex uint64 `json:"createIndex,omitempty"`
 	ModifyIndex uint64 `json:"modifyIndex,omitempty"`

@@ -166,7 +166,7 @@ func TestEveryFieldIsCarried(t *testing.T) {
 	t.Run("Instance", func(t *testing.T) {
 		want := filled[weft.Instance](t)
 		// These are the server's, or another dialect's.
-		want.Checks, want.Identity, want.Dialect, want.TaggedAddresses, want.EnableTagOverride = nil, "", "", nil, false
+		want.Checks, want.Identity, want.Dialect, want.TaggedAddresses, want.EnableTagOverride, want.Extra = nil, "", "", nil, false, nil
 		want.CreateIndex, want.ModifyIndex = 0, 0
 		got, err := DecodeInstance(overTheWire(t, EncodeInstance(&want)))
 		if err != nil {
