@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"io"
 	"net"
 	"testing"
 	"time"
@@ -24,9 +25,15 @@ func TestLateNudge(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer other.Close()
-	if _, err := other.Write([]byte("head")); err != nil {
-		t.Fatal(err)
-	}
+	_ = other.SetDeadline(time.Now().Add(10 * time.Second))
+	answered := make(chan error, 1)
+	go func() {
+		_, err := io.ReadFull(other, make([]byte, len("request")))
+		if err == nil {
+			_, err = other.Write([]byte("head"))
+		}
+		answered <- err
+	}()
 
 	x := &Exchange{}
 	u := &link{sock: sock, x: x}
@@ -44,13 +51,12 @@ func TestLateNudge(t *testing.T) {
 	if _, err := u.sendAndWait(x, []byte("request")); err != nil {
 		t.Fatal(err)
 	}
-	if u.w == 0 {
-		t.Fatal("there is no head")
+	if err := <-answered; err != nil || u.w == 0 {
+		t.Fatal("there is no head", err)
 	}
 	if _, err := other.Write([]byte("body")); err != nil {
 		t.Fatal(err)
 	}
-	_ = time.AfterFunc(10*time.Second, func() { _ = other.Close() })
 	if n, err := sock.Read(make([]byte, 4)); n == 0 {
 		t.Errorf("the body was not to be read: %v", err)
 	}
