@@ -11,6 +11,28 @@ import (
 	"github.com/weftmesh/weft/registry"
 )
 
+func (a *api) agentEndpoints() endpoints {
+	return endpoints{
+		"agent/self":                 {get: a.agentSelf},
+		"agent/members":              {get: a.agentMembers},
+		"agent/maintenance":          {put: a.agentMaintenance},
+		"agent/services":             {get: a.agentServices},
+		"agent/checks":               {get: a.agentChecks},
+		"agent/service/register":     {put: a.agentRegister},
+		"agent/service/":             {get: a.agentService},
+		"agent/service/deregister/":  {put: a.agentDeregister},
+		"agent/service/maintenance/": {put: a.serviceMaintenance},
+		"agent/check/register":       {put: a.checkRegister},
+		"agent/check/deregister/":    {put: a.checkDeregister},
+		"agent/check/pass/":          {put: a.checkReport(weft.Passing)},
+		"agent/check/warn/":          {put: a.checkReport(weft.Warning)},
+		"agent/check/fail/":          {put: a.checkReport(weft.Critical)},
+		"agent/check/update/":        {put: a.checkUpdate},
+		"agent/health/service/id/":   {get: a.agentHealthByID},
+		"agent/health/service/name/": {get: a.agentHealthByName},
+	}
+}
+
 // own is the key of an instance on this server's own node.
 func (a *api) own(id string) weft.InstanceKey {
 	return weft.InstanceKey{Node: a.registry.LocalNode().Name, ID: id}
@@ -363,14 +385,4 @@ func (a *api) member(name string) memberRecord {
 		},
 		ProtocolMin: 1, ProtocolMax: 5, ProtocolCur: 2, DelegateMin: 2, DelegateMax: 5, DelegateCur: 4,
 	}
-}
-
-// GET /v1/status/leader
-func (a *api) statusLeader(w http.ResponseWriter, q *query) error {
-	return a.fixed(w, q, a.advertised())
-}
-
-// GET /v1/status/peers
-func (a *api) statusPeers(w http.ResponseWriter, q *query) error {
-	return a.fixed(w, q, []string{a.advertised()})
 }

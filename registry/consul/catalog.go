@@ -8,6 +8,19 @@ import (
 	"github.com/weftmesh/weft/registry"
 )
 
+func (a *api) catalogEndpoints() endpoints {
+	return endpoints{
+		"catalog/datacenters":    {get: a.catalogDatacenters},
+		"catalog/nodes":          {get: a.catalogNodes},
+		"catalog/services":       {get: a.catalogServices},
+		"catalog/register":       {put: a.catalogRegister},
+		"catalog/deregister":     {put: a.catalogDeregister},
+		"catalog/node/":          {get: a.catalogNode},
+		"catalog/node-services/": {get: a.catalogNodeServices},
+		"catalog/service/":       {get: a.catalogService},
+	}
+}
+
 // nodeCache remembers, for one answer, the nodes that its instances are on. A
 // reader takes the index first and the nodes later: what changes in between is
 // delivered again, and never missed.

@@ -49,7 +49,7 @@ func New(r *registry.Registry, c Config) http.Handler {
 	if a.version == "" {
 		a.version = weft.Version
 	}
-	a.exact, a.prefixes = a.endpoints()
+	a.install(a.tables())
 	return a
 }
 
@@ -69,55 +69,39 @@ type api struct {
 type serve func(w http.ResponseWriter, q *query) error
 
 // endpoint is a path's handler per method; nil is a method that it does not know.
-type endpoint struct{ get, put serve }
+type endpoint struct{ get, put, post, delete serve }
+
+// endpoints are handlers by path: "agent/self"; or "agent/service/", where the rest
+// of the path is the argument.
+type endpoints map[string]endpoint
 
 type prefixed struct {
-	path string // "agent/service/": the rest of the path is the argument
+	path string
 	endpoint
 }
 
-func (a *api) endpoints() (map[string]endpoint, []prefixed) {
-	exact := map[string]endpoint{
-		"agent/self":             {get: a.agentSelf},
-		"agent/members":          {get: a.agentMembers},
-		"agent/maintenance":      {put: a.agentMaintenance},
-		"agent/services":         {get: a.agentServices},
-		"agent/checks":           {get: a.agentChecks},
-		"agent/service/register": {put: a.agentRegister},
-		"agent/check/register":   {put: a.checkRegister},
-		"catalog/datacenters":    {get: a.catalogDatacenters},
-		"catalog/nodes":          {get: a.catalogNodes},
-		"catalog/services":       {get: a.catalogServices},
-		"catalog/register":       {put: a.catalogRegister},
-		"catalog/deregister":     {put: a.catalogDeregister},
-		"status/leader":          {get: a.statusLeader},
-		"status/peers":           {get: a.statusPeers},
+// tables lists what each file of this package serves.
+func (a *api) tables() []endpoints {
+	return []endpoints{
+		a.agentEndpoints(),
+		a.catalogEndpoints(),
+		a.healthEndpoints(),
+		a.statusEndpoints(),
 	}
-	byArgument := map[string]endpoint{
-		"agent/service/":             {get: a.agentService},
-		"agent/service/deregister/":  {put: a.agentDeregister},
-		"agent/service/maintenance/": {put: a.serviceMaintenance},
-		"agent/check/deregister/":    {put: a.checkDeregister},
-		"agent/check/pass/":          {put: a.checkReport(weft.Passing)},
-		"agent/check/warn/":          {put: a.checkReport(weft.Warning)},
-		"agent/check/fail/":          {put: a.checkReport(weft.Critical)},
-		"agent/check/update/":        {put: a.checkUpdate},
-		"agent/health/service/id/":   {get: a.agentHealthByID},
-		"agent/health/service/name/": {get: a.agentHealthByName},
-		"catalog/node/":              {get: a.catalogNode},
-		"catalog/node-services/":     {get: a.catalogNodeServices},
-		"catalog/service/":           {get: a.catalogService},
-		"health/service/":            {get: a.healthService},
-		"health/checks/":             {get: a.healthChecks},
-		"health/node/":               {get: a.healthNode},
-		"health/state/":              {get: a.healthState},
+}
+
+func (a *api) install(tables []endpoints) {
+	a.exact = make(map[string]endpoint)
+	for _, table := range tables {
+		for path, e := range table {
+			if strings.HasSuffix(path, "/") {
+				a.prefixes = append(a.prefixes, prefixed{path: path, endpoint: e})
+			} else {
+				a.exact[path] = e
+			}
+		}
 	}
-	prefixes := make([]prefixed, 0, len(byArgument))
-	for path, e := range byArgument {
-		prefixes = append(prefixes, prefixed{path: path, endpoint: e})
-	}
-	sort.Slice(prefixes, func(i, k int) bool { return len(prefixes[i].path) > len(prefixes[k].path) })
-	return exact, prefixes
+	sort.Slice(a.prefixes, func(i, k int) bool { return len(a.prefixes[i].path) > len(a.prefixes[k].path) })
 }
 
 // later are the parts of Consul's API that this release does not have.
@@ -211,15 +195,22 @@ func (e endpoint) method(m string) serve {
 		return e.get
 	case http.MethodPut:
 		return e.put
+	case http.MethodPost:
+		return e.post
+	case http.MethodDelete:
+		return e.delete
 	}
 	return nil
 }
 
 func (e endpoint) allow() string {
-	if e.get != nil {
-		return "GET, HEAD"
+	var methods []string
+	for _, m := range []string{http.MethodGet, http.MethodHead, http.MethodPut, http.MethodPost, http.MethodDelete} {
+		if e.method(m) != nil {
+			methods = append(methods, m)
+		}
 	}
-	return "PUT"
+	return strings.Join(methods, ", ")
 }
 
 // fail answers an error: a plain text and a status, as Consul's clients expect.

@@ -7,6 +7,15 @@ import (
 	"github.com/weftmesh/weft/registry"
 )
 
+func (a *api) healthEndpoints() endpoints {
+	return endpoints{
+		"health/service/": {get: a.healthService},
+		"health/checks/":  {get: a.healthChecks},
+		"health/node/":    {get: a.healthNode},
+		"health/state/":   {get: a.healthState},
+	}
+}
+
 // GET /v1/health/service/{name}
 func (a *api) healthService(w http.ResponseWriter, q *query) error {
 	name, err := q.need("service name")
