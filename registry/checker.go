@@ -141,9 +141,12 @@ func (k *checker) stillLapses(d duty) bool {
 
 // reap deregisters an instance that was critical for too long.
 func (r *Registry) reap(ctx context.Context, d duty) error {
-	_, err := r.Deregister(ctx, d.owner)
+	_, err := r.deregisterHere(ctx, d.owner)
 	if err == nil {
 		r.log.Warn("registry: instance deregistered", "instance", d.owner.ID, "node", d.owner.Node, "reason", d.reason)
 	}
 	return err
 }
+
+// lead begins or ends being the one that checks.
+func (k *checker) lead(bool) {}

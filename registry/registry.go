@@ -33,6 +33,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/weftmesh/weft"
@@ -44,6 +45,7 @@ type Config struct {
 	Store      *store.Store
 	Node       weft.Node // this server's own node: Name and Address; an empty ID is made once and kept
 	Datacenter string    // "dc1" when empty
+	Peers      Peers     // the other servers; nil: this one is alone
 	Logger     *slog.Logger
 }
 
@@ -58,8 +60,14 @@ type Registry struct {
 	ctx        context.Context
 	cancel     context.CancelFunc
 
-	view      view   // written by the loop only
-	committed *draft // owned by the loop: what it committed and has not seen yet, else nil
+	peers      Peers
+	leads      leadership
+	operations operations
+
+	view      view        // written by the loop only
+	committed *draft      // owned by the loop: what it committed and has not seen yet, else nil
+	term      int64       // owned by the loop: revision of the fence while it writes
+	writes    atomic.Bool // this server writes; set by the loop
 
 	waiters  waiters
 	checks   *checker
@@ -89,9 +97,11 @@ func Open(ctx context.Context, c Config) (*Registry, error) {
 		c.Datacenter = "dc1"
 	}
 	r := &Registry{
-		store: c.Store, log: c.Logger, datacenter: c.Datacenter, node: c.Node.Name,
+		store: c.Store, log: c.Logger, datacenter: c.Datacenter, node: c.Node.Name, peers: c.Peers, leads: alone{c.Store},
 		requests: make(chan *request, maxBatch),
 	}
+	r.view.moved = make(chan struct{})
+	r.makeOperations()
 	r.ctx, r.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	r.checks = newChecker(r.writeStatus, r.reap, probe, r.log)
 	rev, err := r.load(ctx)
@@ -99,7 +109,7 @@ func Open(ctx context.Context, c Config) (*Registry, error) {
 		r.cancel()
 		return nil, err
 	}
-	events := r.store.Watch(r.ctx, root, rev)
+	events := r.store.Watch(r.ctx, watched, rev)
 	r.work.Go(func() { r.run(events) })
 	r.work.Go(func() { r.checks.run(r.ctx) })
 	if err := r.registerOwnNode(ctx, c.Node); err != nil {
@@ -180,6 +190,7 @@ func (r *Registry) load(ctx context.Context) (rev int64, err error) {
 		}
 	}
 	r.view.state = next
+	r.view.move()
 	r.view.mu.Unlock()
 	r.announce(c)
 	return rev, nil
@@ -215,6 +226,10 @@ func (r *Registry) decodeAll(events []store.Event, d *draft) []decoded {
 	}
 	return out[:n]
 }
+
+// watched is everything: so the view's revision follows that of the store, and a
+// read can tell how new it is.
+const watched = ""
 
 // request is a write on its way through the loop.
 type request struct {
@@ -253,14 +268,11 @@ var errClosed = errors.New("the registry is closed")
 func (r *Registry) run(events <-chan store.Batch) {
 	defer r.cancel()
 	for {
+		moved := r.leads.LeaderChanged()
+		var again <-chan time.Time
 		var err error
-		select {
-		case <-r.ctx.Done():
-			return
-		case b, ok := <-events:
-			events, err = r.follow(events, b, ok)
-		case req := <-r.requests:
-			events, err = r.write(events, r.gather(req))
+		if events, again, err = r.lead(events); err == nil {
+			events, err = r.step(events, moved, again)
 		}
 		if err != nil {
 			if r.ctx.Err() == nil {
@@ -269,6 +281,21 @@ func (r *Registry) run(events <-chan store.Batch) {
 			return
 		}
 	}
+}
+
+// step does one thing.
+func (r *Registry) step(events <-chan store.Batch, moved <-chan struct{}, again <-chan time.Time) (<-chan store.Batch, error) {
+	select {
+	case <-r.ctx.Done():
+		return nil, r.ctx.Err()
+	case <-moved:
+	case <-again:
+	case b, ok := <-events:
+		return r.follow(events, b, ok)
+	case req := <-r.requests:
+		return r.write(events, r.gather(req))
+	}
+	return events, nil
 }
 
 // follow applies a batch of the watch. When history was compacted under the watch
@@ -283,11 +310,12 @@ func (r *Registry) follow(events <-chan store.Batch, b store.Batch, ok bool) (<-
 		if err != nil {
 			return nil, err
 		}
-		return r.store.Watch(r.ctx, root, rev), nil
+		return r.store.Watch(r.ctx, watched, rev), nil
 	}
 	decoded := r.decodeAll(b.Events, r.committed)
 	r.view.mu.Lock()
 	c := r.view.apply(b.Rev, decoded)
+	r.view.move()
 	r.view.mu.Unlock()
 	r.announce(c)
 	return events, nil
@@ -327,6 +355,10 @@ func (r *Registry) gather(first *request) []*request {
 // answers each when the view has it.
 func (r *Registry) write(events <-chan store.Batch, batch []*request) (<-chan store.Batch, error) {
 	for len(batch) > 0 {
+		if !r.writes.Load() {
+			answer(batch, &weft.Error{Kind: weft.Unavailable, Op: "write", Thing: "registry", Err: errNotWriter})
+			return events, nil
+		}
 		d := newDraft(&r.view.state)
 		var accepted []*request
 		for len(batch) > 0 && d.size < maxBatchBytes {
@@ -343,12 +375,11 @@ func (r *Registry) write(events <-chan store.Batch, batch []*request) (<-chan st
 		}
 		rev, err := r.commit(d)
 		r.committed = d
-		for err == nil && r.view.rev < rev {
-			b, ok := <-events
-			if events, err = r.follow(events, b, ok); err != nil {
-				answer(accepted, err)
-				return nil, err
-			}
+		if err != nil {
+			err = r.doubt(err)
+		} else if events, err = r.catchUp(events, rev); err != nil {
+			answer(accepted, err)
+			return nil, err
 		}
 		r.committed = nil
 		answer(accepted, err)
@@ -370,6 +401,7 @@ func (r *Registry) commit(d *draft) (rev int64, err error) {
 	}
 	ctx, cancel := context.WithTimeout(r.ctx, commitTimeout)
 	defer cancel()
+	txn.If = append(txn.If, store.Cond{Key: fence, ModRev: r.term})
 	return r.store.Commit(ctx, txn)
 }
 

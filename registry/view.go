@@ -19,6 +19,7 @@ import (
 type view struct {
 	mu sync.RWMutex
 	state
+	moved chan struct{} // closed when rev moves
 }
 
 // state is what the records and cells up to revision rev say.

@@ -17,6 +17,11 @@ import (
 // TTL or lease check a better given status than critical is taken as a report.
 // Maintenance checks stay until Maintain ends them.
 func (r *Registry) Register(ctx context.Context, in weft.Instance) (index uint64, err error) {
+	in.Node = orElse(in.Node, r.node)
+	return r.operations.register(ctx, in)
+}
+
+func (r *Registry) registerHere(ctx context.Context, in weft.Instance) (index uint64, err error) {
 	own, record, err := prepare(in, r.node)
 	if err != nil {
 		return 0, err
@@ -33,7 +38,7 @@ func (r *Registry) Register(ctx context.Context, in weft.Instance) (index uint64
 			continue
 		}
 		// What was the same was not written, and is a renewal all the same.
-		if err := r.Report(ctx, own.Node, c.ID, c.Status, c.Output); err != nil {
+		if _, err := r.reportHere(ctx, reportArgument{own.Node, c.ID, c.Status, c.Output}); err != nil {
 			return 0, err
 		}
 	}
@@ -120,7 +125,10 @@ func findCheck(checks []weft.Check, id string) *weft.Check {
 // Deregister removes an instance, and returns the index of its service. The error
 // is of Kind NotFound when it is not there.
 func (r *Registry) Deregister(ctx context.Context, key weft.InstanceKey) (uint64, error) {
-	key = r.onOwnNode(key)
+	return r.operations.deregister(ctx, r.onOwnNode(key))
+}
+
+func (r *Registry) deregisterHere(ctx context.Context, key weft.InstanceKey) (uint64, error) {
 	var service weft.ServiceName
 	err := r.do(ctx, "deregister", "instance "+key.ID, func(d *draft) error {
 		in := d.instance(key)
@@ -155,6 +163,10 @@ func noNode(op, name string) error {
 // RegisterNode writes a node, and returns the index of NodeTopic. An empty ID, an
 // empty Address and nil Checks leave what the node has.
 func (r *Registry) RegisterNode(ctx context.Context, n weft.Node) (uint64, error) {
+	return r.operations.registerNode(ctx, n)
+}
+
+func (r *Registry) registerNodeHere(ctx context.Context, n weft.Node) (uint64, error) {
 	n.CreateIndex, n.ModifyIndex = 0, 0
 	n.Labels = ownMap(n.Labels)
 	given := n.Checks != nil
@@ -201,6 +213,10 @@ func (r *Registry) DeregisterNode(ctx context.Context, name string) (uint64, err
 	if name == r.node {
 		return 0, weft.Errorf(weft.Invalid, "deregister", "node "+name, "it is the node of this server")
 	}
+	return r.operations.deregisterNode(ctx, name)
+}
+
+func (r *Registry) deregisterNodeHere(ctx context.Context, name string) (uint64, error) {
 	err := r.do(ctx, "deregister", "node "+name, func(d *draft) error {
 		if d.node(name) == nil {
 			return noNode("deregister", name)
@@ -220,16 +236,27 @@ func (r *Registry) DeregisterNode(ctx context.Context, name string) (uint64, err
 // AddCheck adds or replaces a check of an instance, or of the node when key.ID is
 // empty. Without an id the check gets "service:<ID>", on a node its name.
 func (r *Registry) AddCheck(ctx context.Context, key weft.InstanceKey, c weft.Check) error {
-	key = r.onOwnNode(key)
-	c = ownChecks([]weft.Check{c})[0]
+	_, err := r.operations.addCheck(ctx, checkEdit{Key: r.onOwnNode(key), Check: c})
+	return err
+}
+
+// checkEdit is a check to be added, set or removed. Key.ID is used by AddCheck only.
+type checkEdit struct {
+	Key   weft.InstanceKey
+	Check weft.Check
+}
+
+func (r *Registry) addCheckHere(ctx context.Context, e checkEdit) (bool, error) {
+	key, c := e.Key, ownChecks([]weft.Check{e.Check})[0]
 	if c.ID == "" && key.ID != "" {
 		c.ID = "service:" + key.ID
 	}
 	c.ID = orElse(c.ID, c.Name)
 	if err := checkCheck(&c); err != nil {
-		return err
+		return false, err
 	}
-	return r.do(ctx, "add", "check "+c.ID, func(d *draft) error { return planCheck(d, key, c) })
+	err := r.do(ctx, "add", "check "+c.ID, func(d *draft) error { return planCheck(d, key, c) })
+	return err == nil, err
 }
 
 func nameNodeCheck(c *weft.Check) {
@@ -240,16 +267,21 @@ func nameNodeCheck(c *weft.Check) {
 // one of the node's instances has a check of that id, else a check of the node
 // itself.
 func (r *Registry) SetCheck(ctx context.Context, node, checkID string, c weft.Check) error {
-	node = orElse(node, r.node)
-	c = ownChecks([]weft.Check{c})[0]
 	c.ID = checkID
+	_, err := r.operations.setCheck(ctx, checkEdit{Key: weft.InstanceKey{Node: orElse(node, r.node)}, Check: c})
+	return err
+}
+
+func (r *Registry) setCheckHere(ctx context.Context, e checkEdit) (bool, error) {
+	node, c := e.Key.Node, ownChecks([]weft.Check{e.Check})[0]
 	if err := checkCheck(&c); err != nil {
-		return err
+		return false, err
 	}
-	return r.do(ctx, "set", "check "+checkID, func(d *draft) error {
-		o := d.owner(checkKey{node, checkID})
+	err := r.do(ctx, "set", "check "+c.ID, func(d *draft) error {
+		o := d.owner(checkKey{node, c.ID})
 		return planCheck(d, weft.InstanceKey{Node: node, ID: o.instance}, c)
 	})
+	return err == nil, err
 }
 
 // planCheck adds or replaces a check of the instance or node key.
@@ -295,14 +327,20 @@ func editChecks(d *draft, key weft.InstanceKey, op string, edit func([]weft.Chec
 // RemoveCheck removes a check of the node or of one of its instances. The error is
 // of Kind NotFound when there is none.
 func (r *Registry) RemoveCheck(ctx context.Context, node, checkID string) error {
-	node = orElse(node, r.node)
-	return r.do(ctx, "remove", "check "+checkID, func(d *draft) error {
+	_, err := r.operations.removeCheck(ctx, checkEdit{Key: weft.InstanceKey{Node: orElse(node, r.node)}, Check: weft.Check{ID: checkID}})
+	return err
+}
+
+func (r *Registry) removeCheckHere(ctx context.Context, e checkEdit) (bool, error) {
+	node, checkID := e.Key.Node, e.Check.ID
+	err := r.do(ctx, "remove", "check "+checkID, func(d *draft) error {
 		o := d.owner(checkKey{node, checkID})
 		if !o.ok {
 			return noCheck("remove", node, checkID)
 		}
 		return editChecks(d, weft.InstanceKey{Node: node, ID: o.instance}, "remove", without(checkID))
 	})
+	return err == nil, err
 }
 
 func without(checkID string) func([]weft.Check) []weft.Check {
@@ -319,20 +357,35 @@ func noCheck(op, node, checkID string) error {
 // of status is written, with its output. The error is of Kind NotFound when there
 // is no such check.
 func (r *Registry) Report(ctx context.Context, node, checkID string, status weft.Health, output string) error {
-	key := checkKey{orElse(node, r.node), checkID}
+	_, err := r.operations.report(ctx, reportArgument{orElse(node, r.node), checkID, status, output})
+	return err
+}
+
+// reportArgument is the result of a check.
+type reportArgument struct {
+	Node    string
+	CheckID string
+	Status  weft.Health
+	Output  string
+}
+
+// reportHere returns whether the status changed.
+func (r *Registry) reportHere(ctx context.Context, a reportArgument) (bool, error) {
+	key, checkID, status := checkKey{a.Node, a.CheckID}, a.CheckID, a.Status
 	if status > weft.Critical {
-		return weft.Errorf(weft.Invalid, "report", "check "+checkID, "status: %s is not reported; use passing, warning or critical", status)
+		return false, weft.Errorf(weft.Invalid, "report", "check "+checkID, "status: %s is not reported; use passing, warning or critical", status)
 	}
 	kind, changed := r.checks.report(key, status)
 	switch {
 	case kind == "":
-		return noCheck("report", key.node, checkID)
+		return false, noCheck("report", key.node, checkID)
 	case !reported(kind):
-		return weft.Errorf(weft.Invalid, "report", "check "+checkID, "it is of kind %s; only ttl and lease checks are reported", kind)
+		return false, weft.Errorf(weft.Invalid, "report", "check "+checkID, "it is of kind %s; only ttl and lease checks are reported", kind)
 	case !changed:
-		return nil
+		return false, nil
 	}
-	return r.setStatus(ctx, key, status, output, nil)
+	err := r.setStatus(ctx, key, status, a.Output, nil)
+	return err == nil, err
 }
 
 // setStatus writes a status. still, when it is not nil, is asked in the loop
@@ -363,7 +416,19 @@ const (
 // a critical check, or puts it back. The ids of the checks are the ones by which
 // Consul's clients know them.
 func (r *Registry) Maintain(ctx context.Context, key weft.InstanceKey, on bool, reason string) error {
-	key = r.onOwnNode(key)
+	_, err := r.operations.maintain(ctx, maintenance{r.onOwnNode(key), on, reason})
+	return err
+}
+
+// maintenance begins or ends being out of service.
+type maintenance struct {
+	Key    weft.InstanceKey
+	On     bool
+	Reason string
+}
+
+func (r *Registry) maintainHere(ctx context.Context, m maintenance) (bool, error) {
+	key, on, reason := m.Key, m.On, m.Reason
 	c := weft.Check{
 		ID: nodeMaintenance, Name: "Node Maintenance Mode", Kind: weft.MaintenanceCheck,
 		Notes: orElse(reason, noReason), Status: weft.Critical,
@@ -371,10 +436,11 @@ func (r *Registry) Maintain(ctx context.Context, key weft.InstanceKey, on bool, 
 	if key.ID != "" {
 		c.ID, c.Name = instanceMaintenance+key.ID, "Service Maintenance Mode"
 	}
-	return r.do(ctx, "maintain", key.Node+"/"+key.ID, func(d *draft) error {
+	err := r.do(ctx, "maintain", key.Node+"/"+key.ID, func(d *draft) error {
 		if !on {
 			return editChecks(d, key, "maintain", without(c.ID))
 		}
 		return planCheck(d, key, c)
 	})
+	return err == nil, err
 }

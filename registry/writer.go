@@ -1,0 +1,138 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/store"
+)
+
+// One server writes the registry, the one that leads the store's cluster: so plans
+// see the newest catalogue without asking anybody, and checks, leases and sessions
+// have one clock. It takes over by putting the fence, and every transaction of its
+// asks that the fence still has the revision of that: what a server sends that was
+// replaced, or sends late, comes to nothing.
+const fence = root + "writer"
+
+// Writes reports whether this server is the one that writes, as far as it knows.
+func (r *Registry) Writes() bool { return r.writes.Load() }
+
+// lead begins or ends writing, as the store says. It is the loop's. again is set
+// when it could not, and has to be tried again.
+func (r *Registry) lead(events <-chan store.Batch) (_ <-chan store.Batch, again <-chan time.Time, err error) {
+	switch leads := r.leads.IsLeader(); {
+	case !leads:
+		r.stepDown("another server leads")
+		return events, nil, nil
+	case r.writes.Load():
+		return events, nil, nil
+	}
+	ctx, cancel := context.WithTimeout(r.ctx, commitTimeout)
+	defer cancel()
+	rev, err := r.store.Commit(ctx, store.Txn{Put: []store.KV{{Key: fence, Value: []byte(r.node)}}})
+	if err != nil {
+		if r.ctx.Err() == nil {
+			r.log.Warn("registry: this server leads and cannot write; it is tried again", "error", err)
+		}
+		return events, time.After(takeOverAgain), nil
+	}
+	if events, err = r.catchUp(events, rev); err != nil {
+		return nil, nil, err
+	}
+	r.term = rev
+	r.checks.lead(true)
+	r.writes.Store(true)
+	return events, nil, nil
+}
+
+// takeOverAgain is the time between two tries to take over.
+const takeOverAgain = 200 * time.Millisecond
+
+// stepDown ends writing. Reports and duties come to nothing from then on.
+func (r *Registry) stepDown(why string) {
+	if r.writes.Swap(false) {
+		r.checks.lead(false)
+		r.log.Info("registry: this server no longer writes", "reason", why)
+	}
+}
+
+// catchUp follows the watch until the view has rev.
+func (r *Registry) catchUp(events <-chan store.Batch, rev int64) (<-chan store.Batch, error) {
+	for r.view.rev < rev {
+		b, ok := <-events
+		var err error
+		if events, err = r.follow(events, b, ok); err != nil {
+			return nil, err
+		}
+	}
+	return events, nil
+}
+
+// doubt says what to do about a failed commit. When it was refused by the fence,
+// another server writes. When nobody knows whether it happened, or still will, the
+// next plans must not be made without it: taking over again settles that, as a
+// transaction of the old term comes to nothing after it.
+func (r *Registry) doubt(err error) error {
+	switch weft.KindOf(err) {
+	case weft.Conflict:
+		r.stepDown("another server took over")
+		return &weft.Error{Kind: weft.Unavailable, Op: "write", Thing: "registry", Err: errNotWriter}
+	case weft.Invalid, weft.TooLarge:
+		return err // refused before it was sent
+	}
+	r.stepDown("it is not known what became of a write")
+	return err
+}
+
+// CatchUp waits until this server's view has everything that was acknowledged
+// anywhere before the call: reads after it are linearizable. Without a majority of
+// the servers it fails, with Kind Unavailable.
+func (r *Registry) CatchUp(ctx context.Context) error {
+	rev, err := r.leads.Barrier(ctx)
+	if err != nil {
+		return err
+	}
+	return r.reach(ctx, rev)
+}
+
+// reach waits until the view has rev.
+func (r *Registry) reach(ctx context.Context, rev int64) error {
+	for {
+		moved := r.view.moving()
+		if r.view.revision() >= rev {
+			return nil
+		}
+		var err error
+		select {
+		case <-moved:
+			continue
+		case <-ctx.Done():
+			err = ctx.Err()
+		case <-r.ctx.Done():
+			err = errClosed
+		}
+		return &weft.Error{Kind: weft.Unavailable, Op: "read", Thing: "registry", Err: errors.Join(errors.New("this server is behind"), err)}
+	}
+}
+
+// revision is the newest revision of the store that the view has.
+func (v *view) revision() int64 {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.rev
+}
+
+// moving is closed when the view gets another revision.
+func (v *view) moving() <-chan struct{} {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.moved
+}
+
+// move announces that; the view is locked.
+func (v *view) move() {
+	close(v.moved)
+	v.moved = make(chan struct{})
+}
