@@ -28,8 +28,9 @@ func (c *Control) Register(s *grpc.Server) {
 }
 
 // ServerOptions are authentication and limits for the gRPC server of the control
-// port: without a client certificate nothing may be called but Join, also of other
-// services on that server. Its credentials are ServerTLS.
+// port: without a client certificate nothing may be called but Join, and what servers
+// ask of each other, also of other services on that server. Its credentials are
+// ServerTLS.
 func (c *Control) ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
@@ -63,8 +64,9 @@ func (c *Control) ServerOptions() []grpc.ServerOption {
 
 // admit asks for a client certificate; it was verified in the handshake.
 func admit(ctx context.Context, method string) error {
-	if method == weftpb.Workload_Join_FullMethodName {
-		return nil
+	switch method {
+	case weftpb.Workload_Join_FullMethodName, weftpb.Servers_Join_FullMethodName, weftpb.Servers_Forward_FullMethodName:
+		return nil // they ask for a token
 	}
 	_, err := identityOf(ctx)
 	return rpcError(err)

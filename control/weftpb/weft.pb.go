@@ -3805,6 +3805,309 @@ func (*ReportResponse) Descriptor() ([]byte, []int) {
 	return file_weft_proto_rawDescGZIP(), []int{49}
 }
 
+// ServerJoinRequest asks to make a new server a member of the cluster.
+type ServerJoinRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"` // the server token
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`   // of the new server, unique in the cluster
+	Peer          string                 `protobuf:"bytes,3,opt,name=peer,proto3" json:"peer,omitempty"`   // host:port where the others reach its store
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServerJoinRequest) Reset() {
+	*x = ServerJoinRequest{}
+	mi := &file_weft_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServerJoinRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServerJoinRequest) ProtoMessage() {}
+
+func (x *ServerJoinRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServerJoinRequest.ProtoReflect.Descriptor instead.
+func (*ServerJoinRequest) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *ServerJoinRequest) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *ServerJoinRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ServerJoinRequest) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+// ServerJoinResponse is what servers share, secrets included.
+type ServerJoinResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Members       []*ServerMember        `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`                        // the new one among them
+	PeerCa        []byte                 `protobuf:"bytes,2,opt,name=peer_ca,json=peerCa,proto3" json:"peer_ca,omitempty"`            // PEM: certificate of the authority that the servers' stores trust
+	PeerCaKey     []byte                 `protobuf:"bytes,3,opt,name=peer_ca_key,json=peerCaKey,proto3" json:"peer_ca_key,omitempty"` // PEM
+	SealKey       []byte                 `protobuf:"bytes,4,opt,name=seal_key,json=sealKey,proto3" json:"seal_key,omitempty"`         // file "seal.key" of the data directory
+	JoinToken     []byte                 `protobuf:"bytes,5,opt,name=join_token,json=joinToken,proto3" json:"join_token,omitempty"`   // file "join-token"
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServerJoinResponse) Reset() {
+	*x = ServerJoinResponse{}
+	mi := &file_weft_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServerJoinResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServerJoinResponse) ProtoMessage() {}
+
+func (x *ServerJoinResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServerJoinResponse.ProtoReflect.Descriptor instead.
+func (*ServerJoinResponse) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *ServerJoinResponse) GetMembers() []*ServerMember {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *ServerJoinResponse) GetPeerCa() []byte {
+	if x != nil {
+		return x.PeerCa
+	}
+	return nil
+}
+
+func (x *ServerJoinResponse) GetPeerCaKey() []byte {
+	if x != nil {
+		return x.PeerCaKey
+	}
+	return nil
+}
+
+func (x *ServerJoinResponse) GetSealKey() []byte {
+	if x != nil {
+		return x.SealKey
+	}
+	return nil
+}
+
+func (x *ServerJoinResponse) GetJoinToken() []byte {
+	if x != nil {
+		return x.JoinToken
+	}
+	return nil
+}
+
+type ServerMember struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Peer          string                 `protobuf:"bytes,3,opt,name=peer,proto3" json:"peer,omitempty"`
+	Learner       bool                   `protobuf:"varint,4,opt,name=learner,proto3" json:"learner,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServerMember) Reset() {
+	*x = ServerMember{}
+	mi := &file_weft_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServerMember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServerMember) ProtoMessage() {}
+
+func (x *ServerMember) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServerMember.ProtoReflect.Descriptor instead.
+func (*ServerMember) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *ServerMember) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *ServerMember) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ServerMember) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *ServerMember) GetLearner() bool {
+	if x != nil {
+		return x.Learner
+	}
+	return false
+}
+
+// ForwardRequest is a write that the registry of one server asks of another's.
+type ForwardRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"` // the server token
+	Command       []byte                 `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForwardRequest) Reset() {
+	*x = ForwardRequest{}
+	mi := &file_weft_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForwardRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForwardRequest) ProtoMessage() {}
+
+func (x *ForwardRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForwardRequest.ProtoReflect.Descriptor instead.
+func (*ForwardRequest) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *ForwardRequest) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *ForwardRequest) GetCommand() []byte {
+	if x != nil {
+		return x.Command
+	}
+	return nil
+}
+
+type ForwardResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Answer        []byte                 `protobuf:"bytes,1,opt,name=answer,proto3" json:"answer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForwardResponse) Reset() {
+	*x = ForwardResponse{}
+	mi := &file_weft_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForwardResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForwardResponse) ProtoMessage() {}
+
+func (x *ForwardResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForwardResponse.ProtoReflect.Descriptor instead.
+func (*ForwardResponse) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *ForwardResponse) GetAnswer() []byte {
+	if x != nil {
+		return x.Answer
+	}
+	return nil
+}
+
 type Locality_Shares struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	From          string                 `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
@@ -3815,7 +4118,7 @@ type Locality_Shares struct {
 
 func (x *Locality_Shares) Reset() {
 	*x = Locality_Shares{}
-	mi := &file_weft_proto_msgTypes[50]
+	mi := &file_weft_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3827,7 +4130,7 @@ func (x *Locality_Shares) String() string {
 func (*Locality_Shares) ProtoMessage() {}
 
 func (x *Locality_Shares) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[50]
+	mi := &file_weft_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3867,7 +4170,7 @@ type Locality_Failover struct {
 
 func (x *Locality_Failover) Reset() {
 	*x = Locality_Failover{}
-	mi := &file_weft_proto_msgTypes[51]
+	mi := &file_weft_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3879,7 +4182,7 @@ func (x *Locality_Failover) String() string {
 func (*Locality_Failover) ProtoMessage() {}
 
 func (x *Locality_Failover) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[51]
+	mi := &file_weft_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4234,7 +4537,28 @@ const file_weft_proto_rawDesc = "" +
 	"\x05calls\x18\a \x01(\rR\x05calls\x12\x1a\n" +
 	"\bfailures\x18\b \x01(\rR\bfailures\x12\x12\n" +
 	"\x04slow\x18\t \x01(\rR\x04slow\"\x10\n" +
-	"\x0eReportResponse*c\n" +
+	"\x0eReportResponse\"Q\n" +
+	"\x11ServerJoinRequest\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04peer\x18\x03 \x01(\tR\x04peer\"\xc0\x01\n" +
+	"\x12ServerJoinResponse\x127\n" +
+	"\amembers\x18\x01 \x03(\v2\x1d.weft.control.v1.ServerMemberR\amembers\x12\x17\n" +
+	"\apeer_ca\x18\x02 \x01(\fR\x06peerCa\x12\x1e\n" +
+	"\vpeer_ca_key\x18\x03 \x01(\fR\tpeerCaKey\x12\x19\n" +
+	"\bseal_key\x18\x04 \x01(\fR\asealKey\x12\x1d\n" +
+	"\n" +
+	"join_token\x18\x05 \x01(\fR\tjoinToken\"`\n" +
+	"\fServerMember\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04peer\x18\x03 \x01(\tR\x04peer\x12\x18\n" +
+	"\alearner\x18\x04 \x01(\bR\alearner\"@\n" +
+	"\x0eForwardRequest\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x18\n" +
+	"\acommand\x18\x02 \x01(\fR\acommand\")\n" +
+	"\x0fForwardResponse\x12\x16\n" +
+	"\x06answer\x18\x01 \x01(\fR\x06answer*c\n" +
 	"\bPathMode\x12\r\n" +
 	"\tPATH_BASE\x10\x00\x12\r\n" +
 	"\tPATH_NONE\x10\x01\x12\x16\n" +
@@ -4249,7 +4573,10 @@ const file_weft_proto_rawDesc = "" +
 	"\x04Join\x12\x1c.weft.control.v1.JoinRequest\x1a\x1d.weft.control.v1.JoinResponse\x12F\n" +
 	"\x05Renew\x12\x1d.weft.control.v1.RenewRequest\x1a\x1e.weft.control.v1.RenewResponse\x12J\n" +
 	"\x05Lease\x12\x1d.weft.control.v1.LeaseRequest\x1a\x1e.weft.control.v1.LeaseResponse(\x010\x01\x12I\n" +
-	"\x06Report\x12\x1c.weft.control.v1.ProxyReport\x1a\x1f.weft.control.v1.ReportResponse(\x01B)Z'github.com/weftmesh/weft/control/weftpbb\x06proto3"
+	"\x06Report\x12\x1c.weft.control.v1.ProxyReport\x1a\x1f.weft.control.v1.ReportResponse(\x012\xa8\x01\n" +
+	"\aServers\x12O\n" +
+	"\x04Join\x12\".weft.control.v1.ServerJoinRequest\x1a#.weft.control.v1.ServerJoinResponse\x12L\n" +
+	"\aForward\x12\x1f.weft.control.v1.ForwardRequest\x1a .weft.control.v1.ForwardResponseB)Z'github.com/weftmesh/weft/control/weftpbb\x06proto3"
 
 var (
 	file_weft_proto_rawDescOnce sync.Once
@@ -4264,7 +4591,7 @@ func file_weft_proto_rawDescGZIP() []byte {
 }
 
 var file_weft_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_weft_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
+var file_weft_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
 var file_weft_proto_goTypes = []any{
 	(PathMode)(0),                   // 0: weft.control.v1.PathMode
 	(Health)(0),                     // 1: weft.control.v1.Health
@@ -4320,14 +4647,19 @@ var file_weft_proto_goTypes = []any{
 	(*Breaker)(nil),                 // 51: weft.control.v1.Breaker
 	(*BreakerEvent)(nil),            // 52: weft.control.v1.BreakerEvent
 	(*ReportResponse)(nil),          // 53: weft.control.v1.ReportResponse
-	(*Locality_Shares)(nil),         // 54: weft.control.v1.Locality.Shares
-	(*Locality_Failover)(nil),       // 55: weft.control.v1.Locality.Failover
-	nil,                             // 56: weft.control.v1.Locality.Shares.ToEntry
-	nil,                             // 57: weft.control.v1.Subset.LabelsEntry
-	nil,                             // 58: weft.control.v1.Endpoint.LabelsEntry
-	nil,                             // 59: weft.control.v1.Instance.LabelsEntry
-	(*durationpb.Duration)(nil),     // 60: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 61: google.protobuf.Timestamp
+	(*ServerJoinRequest)(nil),       // 54: weft.control.v1.ServerJoinRequest
+	(*ServerJoinResponse)(nil),      // 55: weft.control.v1.ServerJoinResponse
+	(*ServerMember)(nil),            // 56: weft.control.v1.ServerMember
+	(*ForwardRequest)(nil),          // 57: weft.control.v1.ForwardRequest
+	(*ForwardResponse)(nil),         // 58: weft.control.v1.ForwardResponse
+	(*Locality_Shares)(nil),         // 59: weft.control.v1.Locality.Shares
+	(*Locality_Failover)(nil),       // 60: weft.control.v1.Locality.Failover
+	nil,                             // 61: weft.control.v1.Locality.Shares.ToEntry
+	nil,                             // 62: weft.control.v1.Subset.LabelsEntry
+	nil,                             // 63: weft.control.v1.Endpoint.LabelsEntry
+	nil,                             // 64: weft.control.v1.Instance.LabelsEntry
+	(*durationpb.Duration)(nil),     // 65: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 66: google.protobuf.Timestamp
 }
 var file_weft_proto_depIdxs = []int32{
 	2,  // 0: weft.control.v1.StringMatch.kind:type_name -> weft.control.v1.StringMatch.Kind
@@ -4342,15 +4674,15 @@ var file_weft_proto_depIdxs = []int32{
 	9,  // 9: weft.control.v1.HeaderOps.add:type_name -> weft.control.v1.HeaderField
 	5,  // 10: weft.control.v1.Destination.service:type_name -> weft.control.v1.ServiceName
 	10, // 11: weft.control.v1.Destination.request:type_name -> weft.control.v1.HeaderOps
-	60, // 12: weft.control.v1.Retry.per_try_timeout:type_name -> google.protobuf.Duration
-	60, // 13: weft.control.v1.Retry.backoff:type_name -> google.protobuf.Duration
+	65, // 12: weft.control.v1.Retry.per_try_timeout:type_name -> google.protobuf.Duration
+	65, // 13: weft.control.v1.Retry.backoff:type_name -> google.protobuf.Duration
 	4,  // 14: weft.control.v1.Resilience.source:type_name -> weft.control.v1.SourceRef
 	4,  // 15: weft.control.v1.Rule.source:type_name -> weft.control.v1.SourceRef
 	8,  // 16: weft.control.v1.Rule.matches:type_name -> weft.control.v1.Match
 	12, // 17: weft.control.v1.Rule.redirect:type_name -> weft.control.v1.Redirect
 	13, // 18: weft.control.v1.Rule.direct:type_name -> weft.control.v1.DirectResponse
 	11, // 19: weft.control.v1.Rule.destinations:type_name -> weft.control.v1.Destination
-	60, // 20: weft.control.v1.Rule.timeout:type_name -> google.protobuf.Duration
+	65, // 20: weft.control.v1.Rule.timeout:type_name -> google.protobuf.Duration
 	15, // 21: weft.control.v1.Rule.retry:type_name -> weft.control.v1.Retry
 	14, // 22: weft.control.v1.Rule.rewrite:type_name -> weft.control.v1.Rewrite
 	10, // 23: weft.control.v1.Rule.request:type_name -> weft.control.v1.HeaderOps
@@ -4362,27 +4694,27 @@ var file_weft_proto_depIdxs = []int32{
 	18, // 29: weft.control.v1.RouteTable.tcp:type_name -> weft.control.v1.RawRule
 	18, // 30: weft.control.v1.RouteTable.tls:type_name -> weft.control.v1.RawRule
 	0,  // 31: weft.control.v1.RouteTable.paths:type_name -> weft.control.v1.PathMode
-	60, // 32: weft.control.v1.Outlier.interval:type_name -> google.protobuf.Duration
-	60, // 33: weft.control.v1.Outlier.base_ejection:type_name -> google.protobuf.Duration
-	60, // 34: weft.control.v1.Outlier.max_ejection:type_name -> google.protobuf.Duration
-	60, // 35: weft.control.v1.Hash.cookie_ttl:type_name -> google.protobuf.Duration
-	60, // 36: weft.control.v1.SlowStart.window:type_name -> google.protobuf.Duration
-	54, // 37: weft.control.v1.Locality.distribute:type_name -> weft.control.v1.Locality.Shares
-	55, // 38: weft.control.v1.Locality.failover:type_name -> weft.control.v1.Locality.Failover
+	65, // 32: weft.control.v1.Outlier.interval:type_name -> google.protobuf.Duration
+	65, // 33: weft.control.v1.Outlier.base_ejection:type_name -> google.protobuf.Duration
+	65, // 34: weft.control.v1.Outlier.max_ejection:type_name -> google.protobuf.Duration
+	65, // 35: weft.control.v1.Hash.cookie_ttl:type_name -> google.protobuf.Duration
+	65, // 36: weft.control.v1.SlowStart.window:type_name -> google.protobuf.Duration
+	59, // 37: weft.control.v1.Locality.distribute:type_name -> weft.control.v1.Locality.Shares
+	60, // 38: weft.control.v1.Locality.failover:type_name -> weft.control.v1.Locality.Failover
 	4,  // 39: weft.control.v1.TrafficPolicy.source:type_name -> weft.control.v1.SourceRef
-	60, // 40: weft.control.v1.TrafficPolicy.connect_timeout:type_name -> google.protobuf.Duration
-	60, // 41: weft.control.v1.TrafficPolicy.idle_timeout:type_name -> google.protobuf.Duration
+	65, // 40: weft.control.v1.TrafficPolicy.connect_timeout:type_name -> google.protobuf.Duration
+	65, // 41: weft.control.v1.TrafficPolicy.idle_timeout:type_name -> google.protobuf.Duration
 	20, // 42: weft.control.v1.TrafficPolicy.outlier:type_name -> weft.control.v1.Outlier
 	21, // 43: weft.control.v1.TrafficPolicy.hash:type_name -> weft.control.v1.Hash
 	22, // 44: weft.control.v1.TrafficPolicy.slow_start:type_name -> weft.control.v1.SlowStart
 	23, // 45: weft.control.v1.TrafficPolicy.locality:type_name -> weft.control.v1.Locality
-	57, // 46: weft.control.v1.Subset.labels:type_name -> weft.control.v1.Subset.LabelsEntry
+	62, // 46: weft.control.v1.Subset.labels:type_name -> weft.control.v1.Subset.LabelsEntry
 	24, // 47: weft.control.v1.Subset.policy:type_name -> weft.control.v1.TrafficPolicy
 	5,  // 48: weft.control.v1.Service.name:type_name -> weft.control.v1.ServiceName
 	24, // 49: weft.control.v1.Service.policy:type_name -> weft.control.v1.TrafficPolicy
 	25, // 50: weft.control.v1.Service.subsets:type_name -> weft.control.v1.Subset
 	16, // 51: weft.control.v1.Service.resilience:type_name -> weft.control.v1.Resilience
-	58, // 52: weft.control.v1.Endpoint.labels:type_name -> weft.control.v1.Endpoint.LabelsEntry
+	63, // 52: weft.control.v1.Endpoint.labels:type_name -> weft.control.v1.Endpoint.LabelsEntry
 	5,  // 53: weft.control.v1.Endpoints.service:type_name -> weft.control.v1.ServiceName
 	27, // 54: weft.control.v1.Endpoints.endpoints:type_name -> weft.control.v1.Endpoint
 	19, // 55: weft.control.v1.GatewayTable.table:type_name -> weft.control.v1.RouteTable
@@ -4405,36 +4737,41 @@ var file_weft_proto_depIdxs = []int32{
 	37, // 72: weft.control.v1.Authorization.policies:type_name -> weft.control.v1.AuthorizationPolicy
 	0,  // 73: weft.control.v1.Authorization.paths:type_name -> weft.control.v1.PathMode
 	5,  // 74: weft.control.v1.Instance.service:type_name -> weft.control.v1.ServiceName
-	59, // 75: weft.control.v1.Instance.labels:type_name -> weft.control.v1.Instance.LabelsEntry
-	61, // 76: weft.control.v1.JoinResponse.not_after:type_name -> google.protobuf.Timestamp
-	61, // 77: weft.control.v1.RenewResponse.not_after:type_name -> google.protobuf.Timestamp
+	64, // 75: weft.control.v1.Instance.labels:type_name -> weft.control.v1.Instance.LabelsEntry
+	66, // 76: weft.control.v1.JoinResponse.not_after:type_name -> google.protobuf.Timestamp
+	66, // 77: weft.control.v1.RenewResponse.not_after:type_name -> google.protobuf.Timestamp
 	46, // 78: weft.control.v1.LeaseRequest.register:type_name -> weft.control.v1.LeaseRegister
 	47, // 79: weft.control.v1.LeaseRequest.heartbeat:type_name -> weft.control.v1.LeaseHeartbeat
 	48, // 80: weft.control.v1.LeaseRequest.drain:type_name -> weft.control.v1.LeaseDrain
 	40, // 81: weft.control.v1.LeaseRegister.instance:type_name -> weft.control.v1.Instance
-	60, // 82: weft.control.v1.LeaseRegister.ttl:type_name -> google.protobuf.Duration
+	65, // 82: weft.control.v1.LeaseRegister.ttl:type_name -> google.protobuf.Duration
 	47, // 83: weft.control.v1.LeaseRegister.health:type_name -> weft.control.v1.LeaseHeartbeat
 	1,  // 84: weft.control.v1.LeaseHeartbeat.health:type_name -> weft.control.v1.Health
-	60, // 85: weft.control.v1.LeaseResponse.ttl:type_name -> google.protobuf.Duration
+	65, // 85: weft.control.v1.LeaseResponse.ttl:type_name -> google.protobuf.Duration
 	51, // 86: weft.control.v1.ProxyReport.breakers:type_name -> weft.control.v1.Breaker
 	51, // 87: weft.control.v1.ProxyReport.removed:type_name -> weft.control.v1.Breaker
 	52, // 88: weft.control.v1.ProxyReport.events:type_name -> weft.control.v1.BreakerEvent
-	61, // 89: weft.control.v1.Breaker.since:type_name -> google.protobuf.Timestamp
-	61, // 90: weft.control.v1.BreakerEvent.time:type_name -> google.protobuf.Timestamp
-	56, // 91: weft.control.v1.Locality.Shares.to:type_name -> weft.control.v1.Locality.Shares.ToEntry
-	41, // 92: weft.control.v1.Workload.Join:input_type -> weft.control.v1.JoinRequest
-	43, // 93: weft.control.v1.Workload.Renew:input_type -> weft.control.v1.RenewRequest
-	45, // 94: weft.control.v1.Workload.Lease:input_type -> weft.control.v1.LeaseRequest
-	50, // 95: weft.control.v1.Workload.Report:input_type -> weft.control.v1.ProxyReport
-	42, // 96: weft.control.v1.Workload.Join:output_type -> weft.control.v1.JoinResponse
-	44, // 97: weft.control.v1.Workload.Renew:output_type -> weft.control.v1.RenewResponse
-	49, // 98: weft.control.v1.Workload.Lease:output_type -> weft.control.v1.LeaseResponse
-	53, // 99: weft.control.v1.Workload.Report:output_type -> weft.control.v1.ReportResponse
-	96, // [96:100] is the sub-list for method output_type
-	92, // [92:96] is the sub-list for method input_type
-	92, // [92:92] is the sub-list for extension type_name
-	92, // [92:92] is the sub-list for extension extendee
-	0,  // [0:92] is the sub-list for field type_name
+	66, // 89: weft.control.v1.Breaker.since:type_name -> google.protobuf.Timestamp
+	66, // 90: weft.control.v1.BreakerEvent.time:type_name -> google.protobuf.Timestamp
+	56, // 91: weft.control.v1.ServerJoinResponse.members:type_name -> weft.control.v1.ServerMember
+	61, // 92: weft.control.v1.Locality.Shares.to:type_name -> weft.control.v1.Locality.Shares.ToEntry
+	41, // 93: weft.control.v1.Workload.Join:input_type -> weft.control.v1.JoinRequest
+	43, // 94: weft.control.v1.Workload.Renew:input_type -> weft.control.v1.RenewRequest
+	45, // 95: weft.control.v1.Workload.Lease:input_type -> weft.control.v1.LeaseRequest
+	50, // 96: weft.control.v1.Workload.Report:input_type -> weft.control.v1.ProxyReport
+	54, // 97: weft.control.v1.Servers.Join:input_type -> weft.control.v1.ServerJoinRequest
+	57, // 98: weft.control.v1.Servers.Forward:input_type -> weft.control.v1.ForwardRequest
+	42, // 99: weft.control.v1.Workload.Join:output_type -> weft.control.v1.JoinResponse
+	44, // 100: weft.control.v1.Workload.Renew:output_type -> weft.control.v1.RenewResponse
+	49, // 101: weft.control.v1.Workload.Lease:output_type -> weft.control.v1.LeaseResponse
+	53, // 102: weft.control.v1.Workload.Report:output_type -> weft.control.v1.ReportResponse
+	55, // 103: weft.control.v1.Servers.Join:output_type -> weft.control.v1.ServerJoinResponse
+	58, // 104: weft.control.v1.Servers.Forward:output_type -> weft.control.v1.ForwardResponse
+	99, // [99:105] is the sub-list for method output_type
+	93, // [93:99] is the sub-list for method input_type
+	93, // [93:93] is the sub-list for extension type_name
+	93, // [93:93] is the sub-list for extension extendee
+	0,  // [0:93] is the sub-list for field type_name
 }
 
 func init() { file_weft_proto_init() }
@@ -4453,9 +4790,9 @@ func file_weft_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weft_proto_rawDesc), len(file_weft_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   56,
+			NumMessages:   61,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_weft_proto_goTypes,
 		DependencyIndexes: file_weft_proto_depIdxs,

@@ -256,3 +256,149 @@ var Workload_ServiceDesc = grpc.ServiceDesc{
 	},
 	Metadata: "weft.proto",
 }
+
+const (
+	Servers_Join_FullMethodName    = "/weft.control.v1.Servers/Join"
+	Servers_Forward_FullMethodName = "/weft.control.v1.Servers/Forward"
+)
+
+// ServersClient is the client API for Servers service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Servers is what servers ask of each other. Each request carries the server token;
+// no client certificate is needed.
+type ServersClient interface {
+	Join(ctx context.Context, in *ServerJoinRequest, opts ...grpc.CallOption) (*ServerJoinResponse, error)
+	Forward(ctx context.Context, in *ForwardRequest, opts ...grpc.CallOption) (*ForwardResponse, error)
+}
+
+type serversClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewServersClient(cc grpc.ClientConnInterface) ServersClient {
+	return &serversClient{cc}
+}
+
+func (c *serversClient) Join(ctx context.Context, in *ServerJoinRequest, opts ...grpc.CallOption) (*ServerJoinResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ServerJoinResponse)
+	err := c.cc.Invoke(ctx, Servers_Join_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *serversClient) Forward(ctx context.Context, in *ForwardRequest, opts ...grpc.CallOption) (*ForwardResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ForwardResponse)
+	err := c.cc.Invoke(ctx, Servers_Forward_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// ServersServer is the server API for Servers service.
+// All implementations must embed UnimplementedServersServer
+// for forward compatibility.
+//
+// Servers is what servers ask of each other. Each request carries the server token;
+// no client certificate is needed.
+type ServersServer interface {
+	Join(context.Context, *ServerJoinRequest) (*ServerJoinResponse, error)
+	Forward(context.Context, *ForwardRequest) (*ForwardResponse, error)
+	mustEmbedUnimplementedServersServer()
+}
+
+// UnimplementedServersServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedServersServer struct{}
+
+func (UnimplementedServersServer) Join(context.Context, *ServerJoinRequest) (*ServerJoinResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Join not implemented")
+}
+func (UnimplementedServersServer) Forward(context.Context, *ForwardRequest) (*ForwardResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Forward not implemented")
+}
+func (UnimplementedServersServer) mustEmbedUnimplementedServersServer() {}
+func (UnimplementedServersServer) testEmbeddedByValue()                 {}
+
+// UnsafeServersServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to ServersServer will
+// result in compilation errors.
+type UnsafeServersServer interface {
+	mustEmbedUnimplementedServersServer()
+}
+
+func RegisterServersServer(s grpc.ServiceRegistrar, srv ServersServer) {
+	// If the following call panics, it indicates UnimplementedServersServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Servers_ServiceDesc, srv)
+}
+
+func _Servers_Join_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ServerJoinRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ServersServer).Join(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Servers_Join_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ServersServer).Join(ctx, req.(*ServerJoinRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Servers_Forward_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ForwardRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ServersServer).Forward(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Servers_Forward_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ServersServer).Forward(ctx, req.(*ForwardRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Servers_ServiceDesc is the grpc.ServiceDesc for Servers service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Servers_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "weft.control.v1.Servers",
+	HandlerType: (*ServersServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Join",
+			Handler:    _Servers_Join_Handler,
+		},
+		{
+			MethodName: "Forward",
+			Handler:    _Servers_Forward_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "weft.proto",
+}
