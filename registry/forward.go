@@ -40,19 +40,30 @@ type operations struct {
 func (r *Registry) makeOperations() {
 	o := &r.operations
 	o.byName = make(map[string]func(context.Context, []byte) (any, error))
-	o.register = operate(r, "register", r.registerHere)
-	o.deregister = operate(r, "deregister", r.deregisterHere)
-	o.registerNode = operate(r, "register-node", r.registerNodeHere)
-	o.deregisterNode = operate(r, "deregister-node", r.deregisterNodeHere)
-	o.addCheck = operate(r, "add-check", r.addCheckHere)
-	o.setCheck = operate(r, "set-check", r.setCheckHere)
-	o.removeCheck = operate(r, "remove-check", r.removeCheckHere)
-	o.report = operate(r, "report", r.reportHere)
-	o.maintain = operate(r, "maintain", r.maintainHere)
+	o.register = operateAgain(r, "register", r.registerHere)
+	o.deregister = operateAgain(r, "deregister", r.deregisterHere)
+	o.registerNode = operateAgain(r, "register-node", r.registerNodeHere)
+	o.deregisterNode = operateAgain(r, "deregister-node", r.deregisterNodeHere)
+	o.addCheck = operateAgain(r, "add-check", r.addCheckHere)
+	o.setCheck = operateAgain(r, "set-check", r.setCheckHere)
+	o.removeCheck = operateAgain(r, "remove-check", r.removeCheckHere)
+	o.report = operateAgain(r, "report", r.reportHere)
+	o.maintain = operateAgain(r, "maintain", r.maintainHere)
 }
 
-// operate makes an operation of what does it on the server that writes.
+// operate makes an operation of what does it on the server that writes. It is asked
+// for once: when the answer is lost, whoever asked is told so.
 func operate[A, R any](r *Registry, name string, here operation[A, R]) operation[A, R] {
+	return newOperation(r, name, false, here)
+}
+
+// operateAgain makes an operation that does no harm when it is done twice. It is
+// asked for again when the answer is lost.
+func operateAgain[A, R any](r *Registry, name string, here operation[A, R]) operation[A, R] {
+	return newOperation(r, name, true, here)
+}
+
+func newOperation[A, R any](r *Registry, name string, again bool, here operation[A, R]) operation[A, R] {
 	r.operations.byName[name] = func(ctx context.Context, b []byte) (any, error) {
 		var argument A
 		if err := json.Unmarshal(b, &argument); err != nil {
@@ -69,7 +80,7 @@ func operate[A, R any](r *Registry, name string, here operation[A, R]) operation
 			} else {
 				err = r.forward(ctx, name, argument, &result)
 			}
-			if !errors.Is(err, errNotWriter) {
+			if !errors.Is(err, errNotWriter) && !(again && errors.Is(err, errNoAnswer)) {
 				return result, err
 			}
 			if !r.awaitWriter(ctx, moved, deadline) {
@@ -89,6 +100,9 @@ const (
 	// reached.
 	writerPoll = 50 * time.Millisecond
 )
+
+// errNoAnswer: the write was forwarded, and may have been done.
+var errNoAnswer = errors.New("the server that leads gave no answer; it may have happened")
 
 // errNotWriter: this server does not write, now; nothing was done.
 var errNotWriter = errors.New("this server does not lead")
@@ -166,7 +180,7 @@ func (r *Registry) forward(ctx context.Context, op string, argument, result any)
 	case err != nil && !sent:
 		return fmt.Errorf("%w, and who does cannot be reached: %w", errNotWriter, err)
 	case err != nil:
-		return &weft.Error{Kind: weft.Unavailable, Op: op, Thing: "registry", Err: fmt.Errorf("the server that leads gave no answer, so it may have happened: %w", err)}
+		return &weft.Error{Kind: weft.Unavailable, Op: op, Thing: "registry", Err: fmt.Errorf("%w: %w", errNoAnswer, err)}
 	}
 	var a reply
 	if err := json.Unmarshal(got, &a); err != nil {
