@@ -100,14 +100,18 @@ func checkFormat(dir string) error {
 	return nil
 }
 
-// writeFormat makes the file whole or not at all.
 func writeFormat(dir, path string) error {
+	return writeFile(dir, path, fmt.Sprintf("%d\n", format))
+}
+
+// writeFile makes the file whole or not at all.
+func writeFile(dir, path, content string) error {
 	tmp := path + ".new"
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return dirError(dir, err)
 	}
-	_, err = fmt.Fprintf(f, "%d\n", format)
+	_, err = f.WriteString(content)
 	if err == nil {
 		err = f.Sync()
 	}
@@ -136,4 +140,35 @@ func dirError(dir string, err error) error {
 		err = fmt.Errorf("%w; make it writable for this user, or choose another data directory", err)
 	}
 	return &weft.Error{Kind: weft.Unavailable, Op: "open", Thing: "store " + dir, Err: err}
+}
+
+// memberOf returns the name of the member that the directory belongs to, and keeps
+// it there. It refuses settings that do not fit: without its peers a member of a
+// cluster cannot do anything.
+func (s *Store) memberOf(c *Cluster) (name string, err error) {
+	if err := checkDatabase(s.dir); err != nil {
+		return "", err
+	}
+	thing := "store " + s.dir
+	path := filepath.Join(s.dir, "NAME")
+	b, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", dirError(s.dir, err)
+	}
+	kept := strings.TrimSpace(string(b))
+	switch {
+	case c == nil && kept == "":
+		return aloneName, nil
+	case c == nil:
+		return "", weft.Errorf(weft.Invalid, "open", thing,
+			"it belongs to member %s of a cluster; start it with the cluster's settings", kept)
+	case kept == "" && c.Name == "":
+		return "", weft.Errorf(weft.Invalid, "open", thing, "a member of a cluster needs a name")
+	case kept == "":
+		return c.Name, writeFile(s.dir, path, c.Name+"\n")
+	case c.Name != "" && c.Name != kept:
+		return "", weft.Errorf(weft.Conflict, "open", thing,
+			"it belongs to member %s, not to %s", kept, c.Name)
+	}
+	return kept, nil
 }

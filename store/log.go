@@ -18,6 +18,7 @@ import (
 type etcdLog struct {
 	out    *slog.Logger
 	isOpen atomic.Bool
+	why    atomic.Value // string: the last reason to end that etcd gave
 }
 
 func newEtcdLog(out *slog.Logger) *etcdLog {
@@ -38,14 +39,26 @@ func (h fatalHook) OnWrite(e *zapcore.CheckedEntry, fields []zapcore.Field) {
 	if h.log.isOpen.Load() {
 		zapcore.WriteThenFatal.OnWrite(e, fields)
 	}
-	text := e.Message
+	panic(e.Message + ": " + errorText(fields))
+}
+
+func errorText(fields []zapcore.Field) string {
 	for _, f := range fields {
 		if err, ok := f.Interface.(error); ok {
-			text += ": " + err.Error()
+			return err.Error()
 		}
 	}
-	panic(text)
+	return "no reason is given"
 }
+
+// reason is why etcd has ended, or empty.
+func (l *etcdLog) reason() string {
+	why, _ := l.why.Load().(string)
+	return why
+}
+
+// serverError is the record by which etcd says why it ends.
+const serverError = "server error"
 
 // tooEarly is an error record that etcd writes in each new store: it looks for its
 // storage version before its first write to the database, and again seconds later.
@@ -71,6 +84,9 @@ func (c zapCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Check
 }
 
 func (c zapCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	if e.Message == serverError {
+		c.log.why.Store(errorText(fields))
+	}
 	level := slog.LevelError
 	if e.Level == zapcore.WarnLevel {
 		level = slog.LevelWarn

@@ -2,12 +2,15 @@ package store
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,6 +18,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/pkg/v3/featuregate"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
 	"go.etcd.io/etcd/server/v3/features"
 	"go.etcd.io/etcd/server/v3/storage/wal"
 
@@ -30,13 +34,22 @@ const (
 	// readyTimeout bounds the start. Replaying a full log takes well under a
 	// second; a disk that needs longer than this is broken.
 	readyTimeout = time.Minute
+	// voterEvery is how often a member that only follows asks for its vote. It is
+	// refused, and that logged, until it has caught up.
+	voterEvery = 200 * time.Millisecond
+	// aloneName is the name of a member that never was in a cluster.
+	aloneName = "weft"
 )
+
+// nowhere stands for the address of a member that nobody is to reach.
+var nowhere = url.URL{Scheme: "http", Host: "127.0.0.1:0"}
 
 // Segments of etcd's log are preallocated, two at a time. At the default of 64 MB
 // an empty store would take 123 MB of disk; 4 MB segments are 25 MB.
 var smallSegments = sync.OnceFunc(func() { wal.SegmentSizeBytes = 4 << 20 })
 
-// Open opens or creates the store in c.Dir, and returns when it can be written.
+// Open opens or creates the store in c.Dir, and returns when it can be written: in
+// a cluster, when a majority is there and this member knows what it knows.
 func Open(ctx context.Context, c Config) (*Store, error) {
 	return open(ctx, c, quotaBytes)
 }
@@ -44,6 +57,11 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 func open(ctx context.Context, c Config, quota int64) (*Store, error) {
 	if c.Dir == "" {
 		return nil, weft.Errorf(weft.Invalid, "open", "store", "no directory is given")
+	}
+	if c.Cluster != nil {
+		if err := c.Cluster.validate(); err != nil {
+			return nil, err
+		}
 	}
 	dir, err := filepath.Abs(c.Dir)
 	if err != nil {
@@ -56,47 +74,155 @@ func open(ctx context.Context, c Config, quota int64) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := openClaimed(ctx, dir, lock, c, quota)
-	if err != nil {
+	s := &Store{
+		log: c.Logger, dir: dir, lock: lock, etcdLog: newEtcdLog(c.Logger),
+		closed: make(chan struct{}), done: make(chan struct{}),
+	}
+	if err := s.open(ctx, c.Cluster, quota); err != nil {
+		if weft.KindOf(err) == weft.Internal {
+			err = &weft.Error{Op: "open", Thing: "store " + dir, Err: err}
+		}
 		return nil, errors.Join(err, lock.Close())
 	}
 	return s, nil
 }
 
-func openClaimed(ctx context.Context, dir string, lock *os.File, c Config, quota int64) (*Store, error) {
+func (s *Store) open(ctx context.Context, c *Cluster, quota int64) error {
 	smallSegments()
-	log := newEtcdLog(c.Logger)
-	cfg, err := etcdConfig(dir, quota, log)
+	name, err := s.memberOf(c)
 	if err != nil {
-		return nil, &weft.Error{Op: "open", Thing: "store " + dir, Err: err}
+		return err
 	}
-	if err = checkDatabase(dir); err != nil {
-		return nil, &weft.Error{Op: "open", Thing: "store " + dir, Err: err}
-	}
-	e, err := startEtcd(cfg)
+	cfg, err := etcdConfig(s.dir, quota, s.etcdLog)
 	if err != nil {
-		return nil, &weft.Error{Op: "open", Thing: "store " + dir, Err: err}
+		return err
 	}
+	if c != nil {
+		if err := c.configure(cfg, name); err != nil {
+			return err
+		}
+	}
+	if s.etcd, err = startEtcd(cfg); err != nil {
+		return err
+	}
+	s.server = s.etcd.Server
+	if err = s.becomeReady(ctx, c); err != nil {
+		s.etcd.Close()
+		if s.peers != nil {
+			s.peers.close()
+		}
+		return &weft.Error{Kind: weft.Unavailable, Op: "open", Thing: "store " + s.dir, Err: err}
+	}
+	s.etcdLog.opened()
+	s.reign.Store(newReign(s.Leader(), s.server.Term()))
+	s.start(s.compactByCount)
+	s.start(s.followLeader)
+	s.start(s.awaitEnd)
+	if c != nil {
+		s.start(s.becomeVoter)
+	}
+	return nil
+}
+
+// becomeReady waits until this member takes part, and tells the others its address
+// if that is a new one.
+func (s *Store) becomeReady(ctx context.Context, c *Cluster) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
+	if c != nil {
+		if s.peers, err = newPeerClient(s.server.Cfg.PeerTLSInfo, s.ID()); err != nil {
+			return err
+		}
+	}
 	select {
-	case <-e.Server.ReadyNotify():
-	case <-e.Server.StopNotify():
-		err = errors.New("etcd stopped while it was starting")
+	case <-s.server.ReadyNotify():
+	case <-s.server.StopNotify():
+		return s.endedBy("etcd stopped while it was starting")
 	case <-ctx.Done():
-		err = fmt.Errorf("etcd is not ready: %w", ctx.Err())
+		if s.peers != nil && s.Leader() == 0 {
+			return s.noLeader()
+		}
+		return fmt.Errorf("etcd is not ready: %w", ctx.Err())
 	}
-	if err == nil {
-		err = endAlarms(ctx, e)
+	if err := endAlarms(ctx, s.etcd); err != nil {
+		return err
 	}
+	if c != nil {
+		return s.announce(ctx, c.advertise())
+	}
+	return nil
+}
+
+// announce changes the address by which the others know this member.
+func (s *Store) announce(ctx context.Context, peer string) error {
+	u := peerURL(peer)
+	me := s.server.Cluster().Member(s.server.MemberID())
+	if me == nil || slices.Equal(me.PeerURLs, []string{u.String()}) {
+		return nil
+	}
+	changed := membership.Member{ID: me.ID, RaftAttributes: membership.RaftAttributes{PeerURLs: []string{u.String()}, IsLearner: me.IsLearner}}
+	_, err := s.change(ctx, func(ctx context.Context) ([]*membership.Member, error) {
+		return s.server.UpdateMember(ctx, changed)
+	})
 	if err != nil {
-		e.Close()
-		return nil, &weft.Error{Kind: weft.Unavailable, Op: "open", Thing: "store " + dir, Err: err}
+		return fmt.Errorf("tell the others the address %s: %w", peer, err)
 	}
-	log.opened()
-	s := &Store{log: c.Logger, etcd: e, server: e.Server, lock: lock, closed: make(chan struct{})}
-	s.start(s.compactByCount)
-	return s, nil
+	return nil
+}
+
+// becomeVoter ends the time in which a new member only follows.
+func (s *Store) becomeVoter() {
+	tick := time.NewTicker(voterEvery)
+	defer tick.Stop()
+	for {
+		me := s.server.Cluster().Member(s.server.MemberID())
+		if me != nil && !me.IsLearner {
+			return
+		}
+		if err := s.PromoteMember(context.Background(), s.ID()); err != nil && s.Err() == nil {
+			s.log.Debug("store: no vote yet", "error", err)
+		}
+		select {
+		case <-tick.C:
+		case <-s.done:
+			return
+		}
+	}
+}
+
+// awaitEnd notices when etcd ends without being asked to.
+func (s *Store) awaitEnd() {
+	select {
+	case <-s.server.StopNotify():
+	case <-s.closed:
+		return
+	}
+	s.fail(s.endedBy("etcd has stopped by itself"))
+}
+
+// endedBy says why etcd ended, which it only logs.
+func (s *Store) endedBy(otherwise string) error {
+	if why := s.etcdLog.reason(); why != "" {
+		if strings.Contains(why, "permanently removed") {
+			return fmt.Errorf("this member was removed from its cluster; to join again, empty %s", s.dir)
+		}
+		return errors.New(why)
+	}
+	return errors.New(otherwise)
+}
+
+// fail ends the store without closing it.
+func (s *Store) fail(err error) {
+	s.mu.Lock()
+	first := s.failure == nil && !s.ended
+	if first {
+		s.failure = err
+		close(s.done)
+	}
+	s.mu.Unlock()
+	if first {
+		s.log.Error("store: it has ended", "reason", err)
+	}
 }
 
 // checkDatabase opens the database once to see whether it can be opened: etcd
@@ -126,16 +252,18 @@ func startEtcd(cfg *embed.Config) (e *embed.Etcd, err error) {
 
 func etcdConfig(dir string, quota int64, log *etcdLog) (*embed.Config, error) {
 	cfg := embed.NewConfig()
-	cfg.Name = "weft"
+	cfg.Name = aloneName
 	cfg.Dir = dir
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(log.zap())
 
-	// One member, which listens nowhere and has no peer: the addresses only have
-	// to look like some.
-	nowhere := []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
+	// One member, which listens nowhere and has no peer: the address only has to
+	// look like one.
 	cfg.ListenPeerUrls, cfg.ListenClientUrls = nil, nil
-	cfg.AdvertisePeerUrls, cfg.AdvertiseClientUrls = nowhere, nowhere
+	cfg.AdvertisePeerUrls, cfg.AdvertiseClientUrls = []url.URL{nowhere}, nil
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
+	// The identity of a new cluster comes out of this: no two are to be the same, or
+	// members of one would be let into the other.
+	cfg.InitialClusterToken = rand.Text()
 
 	// Alone it has nobody to wait for: these only decide how soon after its start
 	// it elects itself.
@@ -150,10 +278,12 @@ func etcdConfig(dir string, quota int64, log *etcdLog) (*embed.Config, error) {
 	cfg.MaxRequestBytes = maxTxnBytes
 	cfg.AutoCompactionMode = embed.CompactorModePeriodic
 	cfg.AutoCompactionRetention = "1h"
-	// Walks all keys at start and compares with the peers, when there are some.
+	// The first walks all keys at start and compares with the peers, when there are
+	// some; the second compares every minute what was compacted.
 	gate := features.NewDefaultServerFeatureGate(cfg.Name, nil)
-	if err := gate.(featuregate.MutableFeatureGate).Set(string(features.InitialCorruptCheck) + "=true"); err != nil {
-		return nil, fmt.Errorf("turn the corruption check on: %w", err)
+	on := fmt.Sprintf("%s=true,%s=true", features.InitialCorruptCheck, features.CompactHashCheck)
+	if err := gate.(featuregate.MutableFeatureGate).Set(on); err != nil {
+		return nil, fmt.Errorf("turn the corruption checks on: %w", err)
 	}
 	cfg.ServerFeatureGate = gate
 	return cfg, nil
@@ -205,11 +335,13 @@ func (s *Store) compactByCount() {
 	defer tick.Stop()
 	for {
 		select {
-		case <-s.closed:
+		case <-s.done:
 			return
 		case <-tick.C:
 		}
-		s.compactBeyond(keepRevisions)
+		if s.IsLeader() { // one is enough
+			s.compactBeyond(keepRevisions)
+		}
 	}
 }
 

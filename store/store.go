@@ -26,19 +26,23 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver"
 	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
+	"go.etcd.io/raft/v3"
 
 	"github.com/weftmesh/weft"
 )
 
 // Config says where the state lives.
 type Config struct {
-	Dir    string       // created 0700 when it is not there
-	Logger *slog.Logger // etcd's warnings and errors go here; nil discards them
+	Dir     string       // created 0700 when it is not there
+	Logger  *slog.Logger // etcd's warnings and errors go here; nil discards them
+	Cluster *Cluster     // nil: the member is alone, and listens nowhere
 }
 
 // KV is one key with its value. Value must not be changed.
@@ -74,16 +78,23 @@ type Txn struct {
 // Store is an open store. Its methods may be called from any goroutine.
 type Store struct {
 	// constant after Open
-	log    *slog.Logger
-	etcd   *embed.Etcd
-	server *etcdserver.EtcdServer
-	lock   *os.File
+	log     *slog.Logger
+	dir     string
+	etcd    *embed.Etcd
+	server  *etcdserver.EtcdServer
+	etcdLog *etcdLog
+	lock    *os.File
+	peers   *peerClient // nil when alone
 
 	closed chan struct{}  // closed by Close
-	work   sync.WaitGroup // watches and the compactor
+	done   chan struct{}  // closed by Close, or when etcd has ended by itself
+	work   sync.WaitGroup // watches, the compactor, and who watches etcd
 
-	mu      sync.Mutex // guards ended, and work.Add against Close's Wait
+	reign atomic.Pointer[reign] // who leads, as the last look found
+
+	mu      sync.Mutex // guards what follows, and work.Add against Close's Wait
 	ended   bool
+	failure error // why etcd has ended by itself
 	closing sync.Once
 }
 
@@ -92,15 +103,33 @@ func (s *Store) Close() error {
 	s.closing.Do(func() {
 		s.mu.Lock()
 		s.ended = true
+		if s.failure == nil {
+			close(s.done)
+		}
 		s.mu.Unlock()
 		close(s.closed)
 		s.work.Wait()
 		s.etcd.Close()
+		s.reign.Load().end()
+		if s.peers != nil {
+			s.peers.close()
+		}
 	})
 	if err := s.lock.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
 		return &weft.Error{Op: "close", Thing: "store", Err: err}
 	}
 	return nil
+}
+
+// Done is closed when the store is closed, or when it has ended by itself: Err says
+// why then. Nothing but Close is of use on it any more.
+func (s *Store) Done() <-chan struct{} { return s.done }
+
+// Err says why the store has ended by itself, and is nil while it has not.
+func (s *Store) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failure
 }
 
 // start runs fn in a goroutine that Close waits for. It reports false when the
@@ -124,14 +153,15 @@ func (s *Store) isClosed() bool {
 	}
 }
 
-// Get returns the value of a key, and whether it is there.
+// Get returns the value of a key, and whether it is there: at least as new as
+// every commit that was acknowledged by any member before the call.
 func (s *Store) Get(ctx context.Context, key string) (KV, bool, error) {
 	if key == "" {
 		return KV{}, false, weft.Errorf(weft.Invalid, "get", "key", "the key is empty")
 	}
-	resp, err := s.server.Range(ctx, &pb.RangeRequest{Key: []byte(key)})
+	resp, err := s.read(ctx, &pb.RangeRequest{Key: []byte(key)})
 	if err != nil {
-		return KV{}, false, s.failure("get", key, err)
+		return KV{}, false, s.error("get", key, err)
 	}
 	if len(resp.Kvs) == 0 {
 		return KV{}, false, nil
@@ -140,40 +170,73 @@ func (s *Store) Get(ctx context.Context, key string) (KV, bool, error) {
 }
 
 // List returns the keys that start with prefix, sorted, all as they were at
-// revision rev. An empty prefix lists everything.
+// revision rev. An empty prefix lists everything. It is as new as Get.
 func (s *Store) List(ctx context.Context, prefix string) (kvs []KV, rev int64, err error) {
+	resp, err := s.read(ctx, listRequest(prefix))
+	if err != nil {
+		return nil, 0, s.error("list", prefix, err)
+	}
+	return allFromEtcd(resp.Kvs), resp.Header.Revision, nil
+}
+
+func listRequest(prefix string) *pb.RangeRequest {
 	key, end := prefixRange(prefix)
 	if len(end) == 0 {
 		end = []byte{0} // how etcd's API says "to the last key"
 	}
-	resp, err := s.server.Range(ctx, &pb.RangeRequest{Key: key, RangeEnd: end})
-	if err != nil {
-		return nil, 0, s.failure("list", prefix, err)
+	return &pb.RangeRequest{Key: key, RangeEnd: end}
+}
+
+// read repeats what a change of the leader interrupted.
+func (s *Store) read(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, callTimeout, errSlow)
+	defer cancel()
+	for {
+		resp, err := s.server.Range(ctx, r)
+		if !errors.Is(err, etcderrors.ErrLeaderChanged) || ctx.Err() != nil {
+			return resp, withCause(ctx, err)
+		}
 	}
-	kvs = make([]KV, len(resp.Kvs))
-	for i, kv := range resp.Kvs {
-		kvs[i] = fromEtcd(kv)
-	}
-	return kvs, resp.Header.Revision, nil
 }
 
 // Commit applies t and returns the revision that it made, or the present one
-// when it changes nothing. The change is on disk when Commit returns. A condition
-// that does not hold is a *weft.Error of Kind Conflict that names the key. When
-// ctx ends early, or the error is weft.Unavailable, the change may still happen.
+// when it changes nothing. The change is on disk when Commit returns, in a cluster
+// on the disks of a majority. A condition that does not hold is a *weft.Error of
+// Kind Conflict that names the key. When ctx ends early, or the error is
+// weft.Unavailable, the change may still happen.
 func (s *Store) Commit(ctx context.Context, t Txn) (rev int64, err error) {
 	req, err := t.request()
 	if err != nil {
 		return 0, err
 	}
-	resp, err := s.server.Txn(ctx, req)
+	resp, err := s.propose(ctx, req)
 	if err != nil {
-		return 0, s.failure("commit", fmt.Sprintf("%d puts, %d deletes", len(t.Put), len(t.Delete)), err)
+		return 0, s.error("commit", fmt.Sprintf("%d puts, %d deletes", len(t.Put), len(t.Delete)), err)
 	}
 	if !resp.Succeeded {
 		return 0, t.conflict(resp)
 	}
 	return resp.Header.Revision, nil
+}
+
+// propose repeats what was dropped before it left this member, as everything is
+// while the leadership is handed over.
+func (s *Store) propose(ctx context.Context, req *pb.TxnRequest) (*pb.TxnResponse, error) {
+	ctx, cancel := s.underLeader(ctx)
+	defer cancel()
+	for {
+		resp, err := s.server.Txn(ctx, req)
+		if !errors.Is(err, raft.ErrProposalDropped) {
+			return resp, withCause(ctx, err)
+		}
+		select {
+		case <-time.After(dropPause):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-s.done:
+			return nil, etcderrors.ErrStopped
+		}
+	}
 }
 
 // request checks t as etcd's own API would (it is not asked here), and encodes it.
@@ -240,28 +303,6 @@ func (t *Txn) conflict(resp *pb.TxnResponse) error {
 		}
 	}
 	return weft.Errorf(weft.Conflict, "commit", "transaction", "a condition does not hold")
-}
-
-// failure classifies an error of etcd.
-func (s *Store) failure(op, thing string, err error) error {
-	kind := weft.Internal
-	switch {
-	case s.isClosed() || errors.Is(err, etcderrors.ErrStopped):
-		kind = weft.Unavailable
-		err = errors.New("the store is closed")
-	case errors.Is(err, etcderrors.ErrRequestTooLarge):
-		kind = weft.TooLarge
-		err = fmt.Errorf("over the limit of %d bytes for one transaction", maxTxnBytes)
-	case errors.Is(err, etcderrors.ErrNoSpace):
-		kind = weft.Unavailable
-		err = fmt.Errorf("the store is full (%d bytes); stop and start it again to compact it", quotaBytes)
-	case errors.Is(err, etcderrors.ErrTimeout), errors.Is(err, etcderrors.ErrTooManyRequests),
-		errors.Is(err, etcderrors.ErrNoLeader), errors.Is(err, etcderrors.ErrLeaderChanged),
-		errors.Is(err, etcderrors.ErrCanceled),
-		errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		kind = weft.Unavailable
-	}
-	return &weft.Error{Kind: kind, Op: op, Thing: thing, Err: err}
 }
 
 func discardLogger() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }

@@ -22,7 +22,7 @@ type Batch struct {
 const maxPending = 16 << 10
 
 // Watch delivers the changes after revision after to the keys that start with
-// prefix. The channel is closed when ctx ends, when the store closes, or after a
+// prefix. The channel is closed when ctx ends, when the store is Done, or after a
 // Batch with Err. Changes that come while the reader is busy arrive together in
 // one Batch.
 func (s *Store) Watch(ctx context.Context, prefix string, after int64) <-chan Batch {
@@ -35,7 +35,7 @@ func (s *Store) Watch(ctx context.Context, prefix string, after int64) <-chan Ba
 		defer stream.Close()
 		if err != nil {
 			err = &weft.Error{Kind: weft.Internal, Op: "watch", Thing: prefix, Err: err}
-			send(ctx, s.closed, out, Batch{Err: err})
+			send(ctx, s.done, out, Batch{Err: err})
 			return
 		}
 		s.forward(ctx, prefix, stream.Chan(), out)
@@ -62,10 +62,10 @@ func (s *Store) forward(ctx context.Context, prefix string, in <-chan mvcc.Watch
 		select {
 		case resp := <-source:
 			if resp.CompactRevision != 0 {
-				if len(pending.Events) > 0 && !send(ctx, s.closed, out, pending) {
+				if len(pending.Events) > 0 && !send(ctx, s.done, out, pending) {
 					return
 				}
-				send(ctx, s.closed, out, Batch{Err: weft.Errorf(weft.Unavailable, "watch", prefix,
+				send(ctx, s.done, out, Batch{Err: weft.Errorf(weft.Unavailable, "watch", prefix,
 					"revisions before %d are compacted", resp.CompactRevision)})
 				return
 			}
@@ -74,7 +74,7 @@ func (s *Store) forward(ctx context.Context, prefix string, in <-chan mvcc.Watch
 			pending = Batch{}
 		case <-ctx.Done():
 			return
-		case <-s.closed:
+		case <-s.done:
 			return
 		}
 	}
@@ -96,6 +96,14 @@ func (b *Batch) add(events []*mvccpb.Event) {
 		b.Events = append(b.Events, Event{KV: fromEtcd(ev.Kv), Deleted: ev.Type == mvccpb.Event_DELETE})
 		b.Rev = ev.Kv.ModRevision
 	}
+}
+
+func allFromEtcd(kvs []*mvccpb.KeyValue) []KV {
+	all := make([]KV, len(kvs))
+	for i, kv := range kvs {
+		all[i] = fromEtcd(kv)
+	}
+	return all
 }
 
 func fromEtcd(kv *mvccpb.KeyValue) KV {

@@ -1,0 +1,88 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
+	"go.etcd.io/etcd/server/v3/storage/mvcc"
+	"go.etcd.io/raft/v3"
+
+	"github.com/weftmesh/weft"
+)
+
+const (
+	// callTimeout bounds every call, whatever the caller's context says. An
+	// election takes one to two seconds.
+	callTimeout = 5 * time.Second
+	// dropPause is what a leader needs to hand over to a member that has
+	// everything: a round trip or two.
+	dropPause = 10 * time.Millisecond
+)
+
+var (
+	errSlow       = fmt.Errorf("no answer within %v", callTimeout)
+	errLeaderLost = errors.New("the leader went away meanwhile; whether it happened is not known")
+)
+
+// withCause replaces etcd's word for an ended context by the reason.
+func withCause(ctx context.Context, err error) error {
+	if err == nil || ctx.Err() == nil {
+		return err
+	}
+	return context.Cause(ctx)
+}
+
+// error classifies an error of etcd.
+func (s *Store) error(op, thing string, err error) error {
+	kind := weft.Internal
+	switch {
+	case s.isClosed():
+		kind = weft.Unavailable
+		err = errors.New("the store is closed")
+	case s.Err() != nil || errors.Is(err, etcderrors.ErrStopped):
+		kind = weft.Unavailable
+		if failure := s.Err(); failure != nil {
+			err = failure
+		}
+	case errors.Is(err, etcderrors.ErrRequestTooLarge):
+		kind = weft.TooLarge
+		err = fmt.Errorf("over the limit of %d bytes for one transaction", maxTxnBytes)
+	case errors.Is(err, etcderrors.ErrNoSpace):
+		kind = weft.Unavailable
+		err = fmt.Errorf("the store is full (%d bytes); stop and start it again to compact it", quotaBytes)
+	case errors.Is(err, mvcc.ErrCompacted):
+		kind = weft.NotFound
+		err = fmt.Errorf("compacted: the history before revision %d is gone", s.server.KV().FirstRev()+1)
+	case errors.Is(err, mvcc.ErrFutureRev):
+		kind = weft.NotFound
+		err = fmt.Errorf("the newest revision is %d", s.server.KV().Rev())
+	case errors.Is(err, context.Canceled):
+		kind = weft.Unavailable
+	case mayWorkLater(err):
+		kind = weft.Unavailable
+		if s.peers != nil && s.Leader() == 0 {
+			err = s.noLeader()
+		}
+	}
+	return &weft.Error{Kind: kind, Op: op, Thing: thing, Err: err}
+}
+
+func mayWorkLater(err error) bool {
+	for _, target := range []error{
+		errSlow, errLeaderLost, context.DeadlineExceeded,
+		raft.ErrProposalDropped, raft.ErrStopped,
+		etcderrors.ErrTimeout, etcderrors.ErrTimeoutDueToLeaderFail, etcderrors.ErrTimeoutDueToConnectionLost,
+		etcderrors.ErrTimeoutLeaderTransfer, etcderrors.ErrTimeoutWaitAppliedIndex, etcderrors.ErrCanceled,
+		etcderrors.ErrTooManyRequests, etcderrors.ErrNoLeader, etcderrors.ErrNotLeader,
+		etcderrors.ErrLeaderChanged, etcderrors.ErrUnhealthy, etcderrors.ErrLearnerNotReady,
+		etcderrors.ErrNotEnoughStartedMembers, etcderrors.ErrBadLeaderTransferee,
+	} {
+		if errors.Is(err, target) {
+			return true
+		}
+	}
+	return false
+}
