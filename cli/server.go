@@ -2,9 +2,12 @@ package cli
 
 import (
 	"log/slog"
+	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/node"
 )
 
@@ -30,11 +33,14 @@ SIGHUP does nothing.`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	serverFlags(cmd, &c)
-	cmd.Flags().StringVar(&c.Node, "node", "", "`name` of this machine in the catalogue (default its host name)")
+	token := clusterFlags(cmd, &c)
 	keepPID := keepPIDFlag(cmd)
 	level := levelFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		c.Logger = node.NewLogger(a.err, *level)
+		if c.ServerToken, err = readToken(*token); err != nil {
+			return err
+		}
 		if c.Process, err = node.Begin(*keepPID, c.Logger); err != nil {
 			return err
 		}
@@ -58,6 +64,29 @@ func serverFlags(cmd *cobra.Command, c *node.ServerConfig) {
 	f.StringVar(&c.Control, "control", c.Control, "`address` where gateways and sidecars join")
 	f.StringVar(&c.OTLPHTTP, "otlp-http", c.OTLPHTTP, "`address` that takes OTLP traces over HTTP")
 	f.StringVar(&c.OTLPGRPC, "otlp-grpc", c.OTLPGRPC, "`address` that takes OTLP traces over gRPC")
+}
+
+// clusterFlags gives cmd the flags of a server among others, and returns the file
+// with the token by which it joins.
+func clusterFlags(cmd *cobra.Command, c *node.ServerConfig) (tokenFile *string) {
+	f := cmd.Flags()
+	f.StringVar(&c.Node, "node", "", "`name` of this machine in the catalogue, and of the server in its cluster (default its host name)")
+	f.StringVar(&c.Datacenter, "datacenter", "dc1", "`name` of the datacenter, as Consul's clients see it")
+	f.StringVar(&c.Peer, "peer", "", "`address` where other servers' stores reach this one's (default: as before, or alone)")
+	f.StringVar(&c.Join, "join", "", "control `address` of a server whose cluster this one joins, the first time it starts")
+	return f.String("server-token-file", "", "`file` with the server token of that cluster; needed to join")
+}
+
+// readToken reads a file with a token; no file is no token.
+func readToken(path string) (string, error) {
+	if path == "" {
+		return "", nil
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return "", &weft.Error{Kind: weft.Invalid, Op: "read token", Thing: path, Err: err}
+	}
+	return strings.TrimSpace(string(b)), nil
 }
 
 // levelFlag gives cmd the flag --log-level.

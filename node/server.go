@@ -20,6 +20,7 @@ import (
 	"github.com/weftmesh/weft/ca"
 	"github.com/weftmesh/weft/client"
 	"github.com/weftmesh/weft/control"
+	"github.com/weftmesh/weft/node/cluster"
 	"github.com/weftmesh/weft/node/handover"
 	"github.com/weftmesh/weft/registry"
 	"github.com/weftmesh/weft/registry/consul"
@@ -39,8 +40,16 @@ type ServerConfig struct {
 	OTLPHTTP string
 	OTLPGRPC string
 	Node     string // name of this machine in the catalogue; the host's name when empty
-	Process  *Process
-	Logger   *slog.Logger
+
+	Datacenter string // "dc1" when empty
+
+	// of a cluster; see package node/cluster
+	Peer        string // host:port where the other servers' stores reach this one; empty: as at the last start, or alone
+	Join        string // host:port of the control port of a server whose cluster is joined
+	ServerToken string // what lets this server join
+
+	Process *Process
+	Logger  *slog.Logger
 }
 
 // DefaultServer is a server on the documented loopback ports.
@@ -58,6 +67,7 @@ type Server struct {
 	doors     doors
 	token     string
 	store     *store.Store
+	cluster   *cluster.Cluster // nil: this server is alone
 	registry  *registry.Registry
 	control   *control.Control
 	collector *collect.Collector
@@ -147,25 +157,24 @@ func closeQuietly(ln net.Listener) func() error {
 
 // open opens all state, from the bottom up.
 func (s *Server) open(ctx context.Context, c ServerConfig) (err error) {
-	if s.store, err = store.Open(ctx, store.Config{Dir: filepath.Join(c.DataDir, "state"), Logger: s.logger}); err != nil {
+	if c.Node == "" {
+		if c.Node, err = os.Hostname(); err != nil {
+			return &weft.Error{Kind: weft.Internal, Op: "start", Thing: "server: name of this machine (set --node)", Err: err}
+		}
+	}
+	if err := s.openStore(ctx, c); err != nil {
 		return err
 	}
-	s.undo.add(s.store.Close)
 	authority, err := s.openCA(ctx, c.DataDir)
 	if err != nil {
 		return err
 	}
-	name := c.Node
-	if name == "" {
-		if name, err = os.Hostname(); err != nil {
-			return &weft.Error{Kind: weft.Internal, Op: "start", Thing: "server: name of this machine (set --node)", Err: err}
-		}
-	}
-	s.registry, err = registry.Open(ctx, registry.Config{Store: s.store, Node: weft.Node{Name: name, Address: "127.0.0.1"}, Datacenter: "dc1", Logger: s.logger})
-	if err != nil {
+	if err := s.meetOthers(ctx, authority); err != nil {
 		return err
 	}
-	s.undo.add(s.registry.Close)
+	if err := s.openRegistry(ctx, c); err != nil {
+		return err
+	}
 	s.collector, err = collect.Open(collect.Config{Dir: filepath.Join(c.DataDir, "traces"), Logger: s.logger})
 	if err != nil {
 		return err
@@ -176,6 +185,61 @@ func (s *Server) open(ctx context.Context, c ServerConfig) (err error) {
 		return err
 	}
 	s.undo.add(s.control.Close)
+	return nil
+}
+
+// openStore opens the store, as a member of a cluster when there is one.
+func (s *Server) openStore(ctx context.Context, c ServerConfig) (err error) {
+	d := &s.doors
+	s.cluster, err = cluster.Prepare(ctx, cluster.Config{
+		Dir: c.DataDir, Name: c.Node, Peer: c.Peer, Join: c.Join, Token: c.ServerToken, Logger: s.logger,
+		Addresses: cluster.Addresses{Control: d.control.Addr().String(), API: d.api.Addr().String(), Consul: d.consul.Addr().String()},
+	})
+	if err != nil {
+		return err
+	}
+	config := store.Config{Dir: filepath.Join(c.DataDir, "state"), Logger: s.logger}
+	if s.cluster != nil {
+		s.undo.add(s.cluster.Close)
+		if config.Cluster, err = s.cluster.Store(); err != nil {
+			return err
+		}
+	}
+	if s.store, err = store.Open(ctx, config); err != nil {
+		return err
+	}
+	s.undo.add(s.store.Close)
+	return nil
+}
+
+// meetOthers makes the other servers known, before anything asks them.
+func (s *Server) meetOthers(ctx context.Context, authority *ca.Authority) error {
+	if s.cluster == nil {
+		return nil
+	}
+	s.cluster.Attach(s.store)
+	if err := s.cluster.OpenToken(authority); err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	wait, err := s.cluster.Follow(ctx)
+	if err != nil {
+		stop()
+		return err
+	}
+	s.undo.add(func() error { stop(); wait(); return nil })
+	return nil
+}
+
+func (s *Server) openRegistry(ctx context.Context, c ServerConfig) (err error) {
+	config := registry.Config{Store: s.store, Node: weft.Node{Name: c.Node, Address: "127.0.0.1"}, Datacenter: c.Datacenter, Logger: s.logger}
+	if s.cluster != nil {
+		config.Peers = s.cluster
+	}
+	if s.registry, err = registry.Open(ctx, config); err != nil {
+		return err
+	}
+	s.undo.add(s.registry.Close)
 	return nil
 }
 
@@ -326,6 +390,9 @@ func (s *Server) parts() *parts {
 	p.add("DNS", s.serveDNS())
 	p.add("clock", watchClock(s.logger))
 	p.add("idempotency keys", keys.Run)
+	if s.cluster != nil {
+		p.add("cluster", s.cluster.Run)
+	}
 	return &p
 }
 
@@ -348,6 +415,9 @@ func (s *Server) serveControl() func(context.Context) error {
 	options := append(s.control.ServerOptions(), grpc.Creds(credentials.NewTLS(s.control.ServerTLS())))
 	g := grpc.NewServer(options...)
 	s.control.Register(g)
+	if s.cluster != nil {
+		s.cluster.Register(g, s.registry.Execute)
+	}
 	s.collector.RegisterGRPC(g) // proxies export their spans over the connection they have
 	return serveGRPC(g, s.doors.control)
 }

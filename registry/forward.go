@@ -74,7 +74,7 @@ func newOperation[A, R any](r *Registry, name string, again bool, here operation
 	return func(ctx context.Context, argument A) (result R, err error) {
 		deadline := time.Now().Add(writerPatience)
 		for {
-			moved := r.leads.LeaderChanged()
+			moved := r.store.LeaderChanged()
 			if r.writes.Load() {
 				result, err = here(ctx, argument)
 			} else {

@@ -61,7 +61,6 @@ type Registry struct {
 	cancel     context.CancelFunc
 
 	peers      Peers
-	leads      leadership
 	operations operations
 
 	view      view        // written by the loop only
@@ -97,7 +96,7 @@ func Open(ctx context.Context, c Config) (*Registry, error) {
 		c.Datacenter = "dc1"
 	}
 	r := &Registry{
-		store: c.Store, log: c.Logger, datacenter: c.Datacenter, node: c.Node.Name, peers: c.Peers, leads: alone{c.Store},
+		store: c.Store, log: c.Logger, datacenter: c.Datacenter, node: c.Node.Name, peers: c.Peers,
 		requests: make(chan *request, maxBatch),
 	}
 	r.view.moved = make(chan struct{})
@@ -268,7 +267,7 @@ var errClosed = errors.New("the registry is closed")
 func (r *Registry) run(events <-chan store.Batch) {
 	defer r.cancel()
 	for {
-		moved := r.leads.LeaderChanged()
+		moved := r.store.LeaderChanged()
 		var again <-chan time.Time
 		var err error
 		if events, again, err = r.lead(events); err == nil {

@@ -22,7 +22,7 @@ func (r *Registry) Writes() bool { return r.writes.Load() }
 // lead begins or ends writing, as the store says. It is the loop's. again is set
 // when it could not, and has to be tried again.
 func (r *Registry) lead(events <-chan store.Batch) (_ <-chan store.Batch, again <-chan time.Time, err error) {
-	switch leads := r.leads.IsLeader(); {
+	switch leads := r.store.IsLeader(); {
 	case !leads:
 		r.stepDown("another server leads")
 		return events, nil, nil
@@ -90,7 +90,7 @@ func (r *Registry) doubt(err error) error {
 // anywhere before the call: reads after it are linearizable. Without a majority of
 // the servers it fails, with Kind Unavailable.
 func (r *Registry) CatchUp(ctx context.Context) error {
-	rev, err := r.leads.Barrier(ctx)
+	rev, err := r.store.Barrier(ctx)
 	if err != nil {
 		return err
 	}
