@@ -64,7 +64,7 @@ func (w workloads) Lease(rpc leaseStream) error {
 	if err != nil {
 		return rpcError(err)
 	}
-	if err := rpc.Send(&weftpb.LeaseResponse{Index: index, Ttl: durationpb.New(ttl)}); err != nil {
+	if err := rpc.Send(&weftpb.LeaseResponse{Index: index, Ttl: durationpb.New(ttl), Node: in.Node}); err != nil {
 		return err
 	}
 	return c.keep(rpc, in, requests)
@@ -90,6 +90,9 @@ func (c *Control) keep(rpc leaseStream, in weft.Instance, requests <-chan receiv
 		}
 		if err := c.beat(rpc.Context(), in, beat); err != nil {
 			return rpcError(err)
+		}
+		if err := rpc.Send(&weftpb.LeaseResponse{}); err != nil {
+			return err
 		}
 	}
 }
@@ -253,7 +256,7 @@ func (c *Control) drain(ctx context.Context, in weft.Instance) (*weftpb.LeaseRes
 	if left > 0 {
 		c.log.Warn("control: an instance is drained, but not every proxy has acknowledged it", "instance", in.ID, "service", in.Service.String(), "proxies", left)
 	}
-	return &weftpb.LeaseResponse{Index: index, Waiting: uint32(left)}, nil
+	return &weftpb.LeaseResponse{Index: index, Waiting: uint32(left), Drained: true}, nil
 }
 
 // await waits until waiting (called under mu) returns 0, and returns what it

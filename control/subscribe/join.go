@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	mathrand "math/rand/v2"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -14,6 +15,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
 	"google.golang.org/grpc/status"
 
 	"github.com/weftmesh/weft"
@@ -43,6 +46,9 @@ func commonOptions() []grpc.DialOption {
 		grpc.WithNoProxy(), // HTTP_PROXY is for applications
 		grpc.WithIdleTimeout(0),
 		grpc.WithDisableServiceConfig(),
+		// The next try goes to the next server: one may be there and of no use, cut off
+		// from the others or stopped.
+		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"round_robin":{}}]}`),
 		grpc.WithUserAgent("weft/" + weft.Version),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponse)),
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -50,8 +56,19 @@ func commonOptions() []grpc.DialOption {
 			MinConnectTimeout: 5 * time.Second,
 		}),
 		// Finds out that the server is gone without a word.
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
 	}
+}
+
+// dial connects to the servers.
+func (c *Client) dial(options ...grpc.DialOption) (*grpc.ClientConn, error) {
+	servers := manual.NewBuilderWithScheme("servers")
+	var state resolver.State
+	for _, address := range strings.Split(c.config.Server, ",") {
+		state.Endpoints = append(state.Endpoints, resolver.Endpoint{Addresses: []resolver.Address{{Addr: strings.TrimSpace(address)}}})
+	}
+	servers.InitialState(state)
+	return grpc.NewClient(servers.Scheme()+":///weft", append(options, grpc.WithResolvers(servers))...)
 }
 
 // joinPatiently joins, and tries again while the server cannot be reached.
@@ -85,7 +102,7 @@ func (c *Client) join(ctx context.Context) error {
 		}
 		return err
 	}
-	conn, err := grpc.NewClient("passthrough:///"+c.config.Server, append(commonOptions(), grpc.WithTransportCredentials(credentials.NewTLS(config)))...)
+	conn, err := c.dial(append(commonOptions(), grpc.WithTransportCredentials(credentials.NewTLS(config)))...)
 	if err != nil {
 		return &weft.Error{Kind: weft.Invalid, Op: "join", Thing: thing, Err: err}
 	}

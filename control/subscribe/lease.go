@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/weftmesh/weft"
@@ -27,6 +29,8 @@ type Lease struct {
 	ctx      context.Context
 	cancel   context.CancelFunc
 	drain    sync.Once
+
+	node string // of the goroutine run: where the catalogue has the instance, once it is there
 
 	mu     sync.Mutex
 	health weft.Health
@@ -211,23 +215,48 @@ func (l *Lease) session(registered func(index uint64)) (drained bool, err error)
 	if l.client.config.Role == Gateway {
 		proxy = "" // it enforces none
 	}
+	in := weftpb.EncodeInstance(&l.instance)
+	patience := registerPatience
+	if l.node != "" { // at whichever server it was; it must be heard of again before it lapses
+		in.Node, patience = l.node, max(l.ttl/2, minPatience)
+	}
 	// An error of Send is only EOF; the reader knows why.
 	_ = stream.Send(&weftpb.LeaseRequest{Message: &weftpb.LeaseRequest_Register{Register: &weftpb.LeaseRegister{
-		Instance: weftpb.EncodeInstance(&l.instance), Ttl: durationpb.New(l.ttl), Health: l.heartbeat(), Proxy: proxy,
+		Instance: in, Ttl: durationpb.New(l.ttl), Health: l.heartbeat(), Proxy: proxy,
 	}}})
-	a, open := <-answers
-	if !open {
-		a.err = context.Canceled
+	r, err := awaitAnswer(answers, patience)
+	if err != nil {
+		return false, rpcFailure("register", thing, err)
 	}
-	if a.err != nil {
-		return false, rpcFailure("register", thing, a.err)
-	}
-	registered(a.response.GetIndex())
+	l.node = r.GetNode()
+	registered(r.GetIndex())
 	drained, err = l.keep(stream, answers)
 	if err != nil {
 		err = rpcFailure("keep", thing, err)
 	}
 	return drained, err
+}
+
+const (
+	// registerPatience is longer than the server waits for the proxy's policies.
+	registerPatience = 10 * time.Second
+	minPatience      = 500 * time.Millisecond
+)
+
+var errSilent = status.Error(codes.Unavailable, "the server does not answer")
+
+func awaitAnswer(answers <-chan leaseAnswer, patience time.Duration) (*weftpb.LeaseResponse, error) {
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case a, open := <-answers:
+		if !open {
+			return nil, context.Canceled
+		}
+		return a.response, a.err
+	case <-timer.C:
+		return nil, errSilent
+	}
 }
 
 // readLease hands answers over until the stream ends, and closes out then.
@@ -246,18 +275,22 @@ func readLease(ctx context.Context, stream leaseStream, out chan<- leaseAnswer) 
 	}
 }
 
-// keep sends heartbeats, and drains when that is asked for.
+// keep sends heartbeats, and drains when that is asked for. A server that has not
+// answered the last one when the next is due is left: the lease would lapse with it.
 func (l *Lease) keep(stream leaseStream, answers <-chan leaseAnswer) (drained bool, err error) {
 	tick := time.NewTicker(l.ttl / 3)
 	defer tick.Stop()
-	draining, beat := l.draining, true
+	draining, unanswered := l.draining, 0
 	for {
 		m := &weftpb.LeaseRequest{}
 		select {
 		case <-tick.C:
+			if unanswered > 0 && draining != nil {
+				return false, errSilent
+			}
 		case <-l.kick:
 		case <-draining:
-			draining, beat = nil, false
+			draining = nil
 			m.Message = &weftpb.LeaseRequest_Drain{Drain: &weftpb.LeaseDrain{}}
 			_ = stream.Send(m) // as below
 			continue
@@ -265,11 +298,16 @@ func (l *Lease) keep(stream leaseStream, answers <-chan leaseAnswer) (drained bo
 			if !open {
 				a.err = context.Canceled
 			}
-			return a.err == nil && draining == nil, a.err
+			if a.err != nil || a.response.GetDrained() {
+				return a.err == nil, a.err
+			}
+			unanswered--
+			continue
 		}
-		if beat {
+		if draining != nil {
 			m.Message = &weftpb.LeaseRequest_Heartbeat{Heartbeat: l.heartbeat()}
 			_ = stream.Send(m) // an error is EOF, and answers tells it with its reason
+			unanswered++
 		}
 	}
 }

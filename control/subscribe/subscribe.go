@@ -52,7 +52,7 @@ const (
 
 // Config of a Client.
 type Config struct {
-	Server         string // host:port of the control port
+	Server         string // host:port of the control port; of a cluster several, with commas
 	Token          string // join token
 	Namespace      string // weft.DefaultNamespace when empty
 	ServiceAccount string // the service's name
@@ -129,7 +129,7 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	if err := c.joinPatiently(ctx); err != nil {
 		return nil, err
 	}
-	c.conn, err = grpc.NewClient("passthrough:///"+cfg.Server, c.dialOptions()...)
+	c.conn, err = c.dial(c.dialOptions()...)
 	if err != nil {
 		return nil, &weft.Error{Kind: weft.Invalid, Op: "connect", Thing: cfg.Server, Err: err}
 	}

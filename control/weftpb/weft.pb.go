@@ -3411,12 +3411,14 @@ func (*LeaseDrain) Descriptor() ([]byte, []int) {
 	return file_weft_proto_rawDescGZIP(), []int{44}
 }
 
-// LeaseResponse answers register, and drain.
+// LeaseResponse answers every message of a lease.
 type LeaseResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"` // the registry's
 	Ttl           *durationpb.Duration   `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	Waiting       uint32                 `protobuf:"varint,3,opt,name=waiting,proto3" json:"waiting,omitempty"` // after drain: proxies that have not acknowledged in time
+	Node          string                 `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`        // after register: where the instance is in the catalogue
+	Drained       bool                   `protobuf:"varint,5,opt,name=drained,proto3" json:"drained,omitempty"` // it answers drain
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3470,6 +3472,20 @@ func (x *LeaseResponse) GetWaiting() uint32 {
 		return x.Waiting
 	}
 	return 0
+}
+
+func (x *LeaseResponse) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *LeaseResponse) GetDrained() bool {
+	if x != nil {
+		return x.Drained
+	}
+	return false
 }
 
 // ProxyReport is what a proxy tells of its circuits. The first of a stream has all
@@ -4506,11 +4522,13 @@ const file_weft_proto_rawDesc = "" +
 	"\x06health\x18\x01 \x01(\x0e2\x17.weft.control.v1.HealthR\x06health\x12\x16\n" +
 	"\x06output\x18\x02 \x01(\tR\x06output\"\f\n" +
 	"\n" +
-	"LeaseDrain\"l\n" +
+	"LeaseDrain\"\x9a\x01\n" +
 	"\rLeaseResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12+\n" +
 	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x18\n" +
-	"\awaiting\x18\x03 \x01(\rR\awaiting\"\xd8\x01\n" +
+	"\awaiting\x18\x03 \x01(\rR\awaiting\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\x12\x18\n" +
+	"\adrained\x18\x05 \x01(\bR\adrained\"\xd8\x01\n" +
 	"\vProxyReport\x12\x14\n" +
 	"\x05proxy\x18\x01 \x01(\tR\x05proxy\x124\n" +
 	"\bbreakers\x18\x02 \x03(\v2\x18.weft.control.v1.BreakerR\bbreakers\x122\n" +
