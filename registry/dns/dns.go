@@ -1,37 +1,8 @@
-// Package dns answers DNS questions from weft's registry, over UDP and TCP.
-//
-// Names of Consul (the zone "consul." unless Config.Domain says otherwise; "dc" is
-// the registry's datacenter and may be left out):
-//
-//	[tag.]name.service[.dc].consul       A, AAAA, SRV
-//	_name._tcp[.service][.dc].consul     SRV (RFC 2782); another second label is a tag
-//	node.node[.dc].consul                A, AAAA; TXT: the node's labels (RFC 1464)
-//	c0a80101.addr[.dc].consul            A, AAAA: the address itself, in hexadecimal
-//	1.1.168.192.in-addr.arpa, ….ip6.arpa PTR: the node of this address, else its services
-//
-// Names of Kubernetes (DNS specification 1.1.0, as for headless services):
-//
-//	name.ns.svc.cluster.local            A, AAAA, SRV
-//	10-0-0-1.name.ns.svc.cluster.local   A, AAAA of one instance; target of its SRV
-//	_port._tcp.name.ns.svc.cluster.local SRV; instances have one port without a name,
-//	                                     so "port" is its number, or a tag of the instance
-//	dns-version.cluster.local            TXT
-//
-// Answers are the addresses and ports that instances registered, not those of
-// their sidecars. Only instances that pass or warn, on nodes that pass or warn, are
-// given; in random order, by weight. An instance whose address is a host name is a
-// CNAME, when the service has no instance with an address. A name that nothing has
-// is NXDOMAIN, and so is a Consul name whose instances are all ill; a Kubernetes
-// name with no ready instance, a name that has no record of the type, and one that
-// only leads to others (service.consul) is an empty answer. Questions outside the
-// zones are REFUSED: nothing is looked up elsewhere.
-//
-// What does not fit is cut, and TC is set; records in the additional section are
-// left out without. UDP answers are at most 512 bytes, or what the client says by
-// EDNS, up to 4096. ANY gets one HINFO record (RFC 8482).
+// DOC
 package dns
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"net"
@@ -49,28 +20,53 @@ import (
 
 // Config of a Server. The zero value is useful.
 type Config struct {
-	Domain      string        // of Consul's names; "consul." when empty
-	TTL         time.Duration // of answers, whole seconds; 0: they may not be cached
-	NegativeTTL time.Duration // how long a "no" may be cached; 1 s when 0
-	MaxConns    int           // TCP connections at a time, more are closed at once; 512 when 0
-	Logger      *slog.Logger  // our own failures; nil discards them
+	Domain      string // of Consul's names; "consul." when empty
+	AltDomain   string // another name of the same; "" for none
+	OnlyPassing bool   // instances that warn are not given either
+
+	TTL         time.Duration            // of answers, whole seconds; 0: they may not be cached
+	ServiceTTL  map[string]time.Duration // by a service's name, or a beginning of names and "*"; others have TTL
+	NegativeTTL time.Duration            // how long a "no" may be cached; 1 s when 0
+
+	Recursors []string // resolvers, host:port, of names that are not ours; none: such names are refused
+	Queries   Queries  // nil: there are no prepared queries
+	MaxConns  int      // TCP connections at a time, more are closed at once; 512 when 0
+
+	Logger *slog.Logger // our own failures; nil discards them
+}
+
+// Queries finds what a prepared query gives: instances, best first, at most limit,
+// and how long an answer may be cached. found is false when there is no such query.
+// It must not block.
+type Queries interface {
+	Execute(name string, limit int) (instances []*weft.Instance, ttl time.Duration, found bool)
 }
 
 // Server answers questions from one registry.
 type Server struct {
 	// constant
-	registry *registry.Registry
-	logger   *slog.Logger
-	domain   string // lower case, with the final dot
-	ttl      uint32
-	negative uint32
-	maxConns int
-	done     chan struct{} // closed by Close
+	registry    *registry.Registry
+	logger      *slog.Logger
+	datacenter  string       // lower case
+	domains     []zoneDomain // of Consul's names; the first is the one
+	onlyPassing bool
+	ttl         uint32
+	serviceTTLs map[string]uint32
+	negative    uint32
+	queries     Queries
+	recursor    *recursor // nil: names that are not ours are refused
+	maxConns    int
+	baker       baker
+	ctx         context.Context // ends with Close
+	cancel      context.CancelFunc
 
-	folded  atomic.Pointer[foldedNames]
-	reverse atomic.Pointer[reverseNames]
+	packed    *cache[*packed]
+	documents atomic.Pointer[documents] // never nil
+	folded    atomic.Pointer[foldedNames]
+	places    places
 
-	work sync.WaitGroup // readers and connections
+	work    sync.WaitGroup // readers, connections and errands
+	errands chan struct{}  // holds one for each that runs
 
 	mu       sync.Mutex
 	closed   bool
@@ -79,15 +75,39 @@ type Server struct {
 	conns    map[net.Conn]struct{}
 }
 
+// zoneDomain is a domain of Consul's names, in lower case.
+type zoneDomain struct {
+	name   string // with the final dot
+	labels []string
+}
+
+// packedMemory bounds the answers that are kept ready, in bytes.
+const packedMemory = 64 << 20
+
 // New returns a server that is not serving yet.
 func New(r *registry.Registry, c Config) *Server {
 	s := &Server{
-		registry: r, logger: c.Logger, domain: strings.ToLower(dns.Fqdn(c.Domain)),
-		ttl: uint32(c.TTL / time.Second), negative: uint32(c.NegativeTTL / time.Second),
-		maxConns: c.MaxConns, conns: make(map[net.Conn]struct{}), done: make(chan struct{}),
+		registry: r, logger: c.Logger, onlyPassing: c.OnlyPassing,
+		ttl: seconds(c.TTL), negative: seconds(c.NegativeTTL), serviceTTLs: make(map[string]uint32),
+		queries: c.Queries, maxConns: c.MaxConns, baker: newBaker(),
+		packed: newCache[*packed](packedMemory), errands: make(chan struct{}, maxErrands),
+		conns: make(map[net.Conn]struct{}),
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	if r != nil {
+		s.datacenter = strings.ToLower(r.Datacenter())
 	}
 	if c.Domain == "" {
-		s.domain = "consul."
+		c.Domain = "consul"
+	}
+	for _, d := range []string{c.Domain, c.AltDomain} {
+		if d != "" {
+			name := strings.ToLower(dns.Fqdn(d))
+			s.domains = append(s.domains, zoneDomain{name, dns.SplitDomainName(name)})
+		}
+	}
+	for name, ttl := range c.ServiceTTL {
+		s.serviceTTLs[strings.ToLower(name)] = seconds(ttl)
 	}
 	if c.NegativeTTL == 0 {
 		s.negative = 1
@@ -98,6 +118,10 @@ func New(r *registry.Registry, c Config) *Server {
 	if s.logger == nil {
 		s.logger = slog.New(slog.DiscardHandler)
 	}
+	if len(c.Recursors) > 0 {
+		s.recursor = newRecursor(c.Recursors)
+	}
+	s.SetServices(nil)
 	return s
 }
 
@@ -140,9 +164,6 @@ func (s *Server) Close() error {
 	s.mu.Lock()
 	first := !s.closed
 	s.closed = true
-	if first {
-		close(s.done)
-	}
 	if first && s.packet != nil {
 		s.packet.SetReadDeadline(past)
 		s.listener.Close()
@@ -151,6 +172,7 @@ func (s *Server) Close() error {
 		}
 	}
 	s.mu.Unlock()
+	s.cancel()
 	s.work.Wait()
 	if first && s.packet != nil {
 		return s.packet.Close()

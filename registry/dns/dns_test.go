@@ -254,7 +254,7 @@ func TestAnswers(t *testing.T) {
 		{"_tcp.web.default.svc.cluster.local", "A", dns.RcodeSuccess, "", kubeSOA, ""},
 		{"10-0-0-1.web.default.svc.cluster.local", "A", dns.RcodeSuccess, "A 10.0.0.1", "", ""},
 		{"10-0-0-3.web.default.svc.cluster.local", "A", dns.RcodeNameError, "", kubeSOA, ""},
-		{"ill.default.svc.cluster.local", "A", dns.RcodeSuccess, "", kubeSOA, ""},
+		{"ill.default.svc.cluster.local", "A", dns.RcodeNameError, "", kubeSOA, ""},
 		{"none.default.svc.cluster.local", "A", dns.RcodeNameError, "", kubeSOA, ""},
 		{"web.shop.svc.cluster.local", "A", dns.RcodeNameError, "", kubeSOA, ""},
 		{"mixedcase.shop.svc.cluster.local", "A", dns.RcodeSuccess, "A 10.0.2.1", "", ""},
@@ -341,21 +341,21 @@ func TestAnswersFollowTheRegistry(t *testing.T) {
 	if _, err := w.registry.Register(t.Context(), in); err != nil {
 		t.Fatal(err)
 	}
-	step("critical", "", dns.RcodeSuccess)
+	step("critical", "", dns.RcodeNameError)
 	for _, s := range []weft.Health{weft.Passing, weft.Critical, weft.Warning} {
 		if err := w.registry.Report(t.Context(), "Server-1", "service:1", s, ""); err != nil {
 			t.Fatal(err)
 		}
-		want := "A 10.0.0.1"
+		want, rcode := "A 10.0.0.1", dns.RcodeSuccess
 		if s == weft.Critical {
-			want = ""
+			want, rcode = "", dns.RcodeNameError
 		}
-		step(s.String(), want, dns.RcodeSuccess)
+		step(s.String(), want, rcode)
 	}
 	if err := w.registry.Maintain(t.Context(), weft.InstanceKey{Node: "Server-1"}, true, ""); err != nil {
 		t.Fatal(err)
 	}
-	step("node in maintenance", "", dns.RcodeSuccess)
+	step("node in maintenance", "", dns.RcodeNameError)
 	if err := w.registry.Maintain(t.Context(), weft.InstanceKey{Node: "Server-1"}, false, ""); err != nil {
 		t.Fatal(err)
 	}
@@ -445,7 +445,8 @@ func TestTruncation(t *testing.T) {
 		{"udp", "A", 100, 512, 28, true}, // less than 512 is 512
 		{"udp", "A", 1232, 1232, 70, true},
 		{"udp", "A", 4096, 4096, 240, true},
-		{"udp", "A", 65535, 4096, 240, true},
+		{"udp", "A", 65535, 65467, 600, false},
+		{"udp", "SRV", 20000, 20000, 400, true},
 		{"udp", "SRV", 0, 512, 10, true},
 		{"udp", "SRV", 4096, 4096, 80, true},
 		{"tcp", "A", 0, 65535, 600, false},
@@ -838,8 +839,9 @@ func TestPanicIsOneQuestionsFailure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	answer, _ := broken.newResponder().respond(nil, q, asker{})
 	var m dns.Msg
-	if err := m.Unpack(broken.respond(q, make([]byte, 512), 512)); err != nil || m.Rcode != dns.RcodeServerFailure || !m.Response {
+	if err := m.Unpack(answer); err != nil || m.Rcode != dns.RcodeServerFailure || !m.Response {
 		t.Errorf("%v %v", err, &m)
 	}
 }
@@ -870,18 +872,19 @@ func FuzzRespond(f *testing.F) {
 	}
 	failed := make(chan string, 1)
 	s := New(r, Config{Logger: failures(failed)})
+	responder := s.newResponder()
 	f.Fuzz(func(t *testing.T, b []byte) {
-		out := s.respond(b, make([]byte, 512), dns.MinMsgSize)
+		out, _ := responder.respond(nil, b, asker{})
 		select {
 		case what := <-failed:
 			t.Fatal(what)
 		default:
 		}
-		if out == nil {
+		if len(out) == 0 {
 			return
 		}
 		var q, a dns.Msg
-		if err := a.Unpack(out); err != nil || len(out) > maxUDPAnswer {
+		if err := a.Unpack(out); err != nil || len(out) > advertisedUDP {
 			t.Fatalf("%d bytes: %v", len(out), err)
 		}
 		if len(b) < 12 || b[2]&0x80 != 0 || !a.Response || a.Id != binary.BigEndian.Uint16(b) {

@@ -33,11 +33,17 @@ const (
 	serviceName
 	nodeName
 	addressName
+	queryName   // a prepared query
+	connectName // the mesh's side of a service
+	ingressName
+	virtualName
 	kubeNamespace // ns.svc.cluster.local
 	kubeService
 	kubeProtocol // _tcp.name.ns.svc.cluster.local
 	kubePort     // _port._tcp.name.ns.svc.cluster.local
 	kubeEndpoint // 10-0-0-1.name.ns.svc.cluster.local
+	kubePods     // ns.pod.cluster.local
+	kubePod      // 10-0-0-1.ns.pod.cluster.local
 	kubeVersion
 	pointer
 )
@@ -45,42 +51,58 @@ const (
 // target is a name that was read.
 type target struct {
 	zone    zone
+	domain  string // of the zone, as it was asked for
 	kind    nameKind
 	service weft.ServiceName
-	tag     string     // "" is any; of kubePort the port
-	node    string     // of nodeName
-	addr    netip.Addr // of addressName, kubeEndpoint and pointer
+	tag     string     // "" is any; of kubePort the port, of kubeEndpoint the first label
+	proto   string     // of kubePort: "tcp"
+	node    string     // of nodeName; of queryName the query
+	addr    netip.Addr // of addressName, kubePod and pointer
+
+	// searched is what stands before the namespace in a name below svc.cluster.local,
+	// when it may be a name that a resolver looks for in its search path.
+	searched string
 }
 
-// parseName reads a name in its presentation form, in any case.
-func (s *Server) parseName(name string) target {
-	name = strings.ToLower(name)
-	if labels, ok := below(name, s.domain); ok {
-		t := parseConsul(labels, strings.ToLower(s.registry.Datacenter()))
-		t.zone = consulZone
+// parseName reads the labels of a name in lower case.
+func (s *Server) parseName(labels []string) target {
+	for _, domain := range s.domains {
+		if rest, ok := below(labels, domain.labels); ok {
+			t := parseConsul(rest, s.datacenter)
+			t.zone, t.domain = consulZone, domain.name
+			return t
+		}
+	}
+	if rest, ok := below(labels, kubeLabels); ok {
+		t := parseKube(rest)
+		t.zone, t.domain = kubeZone, kubeDomain
 		return t
 	}
-	if labels, ok := below(name, kubeDomain); ok {
-		t := parseKube(labels)
-		t.zone = kubeZone
-		return t
-	}
-	if addr, ok := parseReverse(name); ok {
+	if addr, ok := parseReverse(labels); ok {
 		return target{zone: reverseZone, kind: pointer, addr: addr}
 	}
 	return target{}
 }
 
-// below returns the labels of a name before its zone, both with a final dot.
-func below(name, zone string) (labels []string, ok bool) {
-	if name == zone {
-		return nil, true
-	}
-	rest, ok := strings.CutSuffix(name, "."+zone)
-	if !ok {
+var (
+	kubeLabels = strings.Split(weft.ClusterDomain, ".")
+	inAddrArpa = []string{"in-addr", "arpa"}
+	ip6Arpa    = []string{"ip6", "arpa"}
+)
+
+// below returns the labels of a name before its zone.
+func below(labels, zone []string) (rest []string, ok bool) {
+	n := len(labels) - len(zone)
+	if n < 0 || !slices.Equal(labels[n:], zone) {
 		return nil, false
 	}
-	return strings.Split(rest, "."), true
+	return labels[:n:n], true
+}
+
+// consulKinds are the labels that say what stands before them.
+var consulKinds = map[string]nameKind{
+	"service": serviceName, "node": nodeName, "addr": addressName, "query": queryName,
+	"connect": connectName, "ingress": ingressName, "virtual": virtualName,
 }
 
 // parseConsul reads the labels before the domain. dc is our datacenter; a name in
@@ -90,7 +112,9 @@ func parseConsul(labels []string, dc string) target {
 	if n == 0 {
 		return target{kind: apexName}
 	}
-	switch last := labels[n-1]; {
+	last := labels[n-1]
+	_, isKind := consulKinds[last]
+	switch {
 	case n == 1 && last == "ns":
 		return target{kind: serverName}
 	case n == 1 && last == "dc":
@@ -100,7 +124,7 @@ func parseConsul(labels []string, dc string) target {
 			return target{}
 		}
 		labels = labels[:n-2]
-	case last == "service" || last == "node" || last == "addr" || strings.HasPrefix(last, "_"):
+	case isKind || strings.HasPrefix(last, "_"):
 	case last != dc:
 		return target{}
 	default:
@@ -109,20 +133,35 @@ func parseConsul(labels []string, dc string) target {
 	if len(labels) == 0 {
 		return target{kind: innerName}
 	}
-	rest, kind := labels[:len(labels)-1], labels[len(labels)-1]
+	return parseConsulKind(labels)
+}
+
+// parseConsulKind reads the labels before the datacenter.
+func parseConsulKind(labels []string) target {
+	rest, word := labels[:len(labels)-1], labels[len(labels)-1]
+	kind := consulKinds[word]
 	switch {
-	case strings.HasPrefix(kind, "_"):
+	case strings.HasPrefix(word, "_"):
 		return parseService(labels, true)
-	case kind != "service" && kind != "node" && kind != "addr":
+	case kind == unknownName:
 		return target{}
 	case len(rest) == 0:
 		return target{kind: innerName}
-	case kind == "service":
-		return parseService(rest, false)
-	case kind == "node":
-		return target{kind: nodeName, node: strings.Join(rest, ".")}
 	}
-	return parseAddress(rest)
+	switch kind {
+	case serviceName:
+		return parseService(rest, false)
+	case nodeName:
+		return target{kind: nodeName, node: strings.Join(rest, ".")}
+	case addressName:
+		return parseAddress(rest)
+	case queryName:
+		return parseQuery(rest)
+	}
+	if len(rest) != 1 {
+		return target{}
+	}
+	return target{kind: kind, service: weft.NewServiceName("", rest[0])}
 }
 
 // parseService reads [tag.]name, or _name._tag with "tcp" for any tag. strict
@@ -147,6 +186,14 @@ func parseService(labels []string, strict bool) target {
 	return target{kind: serviceName, service: weft.NewServiceName("", name), tag: tag}
 }
 
+// parseQuery reads the name of a prepared query, which may have dots, or _name._tcp.
+func parseQuery(labels []string) target {
+	if len(labels) == 2 && labels[1] == "_tcp" && len(labels[0]) > 1 && labels[0][0] == '_' {
+		return target{kind: queryName, node: labels[0][1:]}
+	}
+	return target{kind: queryName, node: strings.Join(labels, ".")}
+}
+
 // parseAddress reads 8 or 32 hexadecimal digits.
 func parseAddress(labels []string) target {
 	b, err := hex.DecodeString(labels[0])
@@ -167,8 +214,10 @@ func parseKube(labels []string) target {
 		return target{kind: kubeVersion}
 	case slices.Equal(labels, []string{"ns", "dns"}):
 		return target{kind: serverName}
-	case slices.Equal(labels, []string{"dns"}), slices.Equal(labels, []string{"svc"}):
+	case n == 1 && (labels[0] == "dns" || labels[0] == "svc" || labels[0] == "pod"):
 		return target{kind: innerName}
+	case labels[n-1] == "pod":
+		return parsePod(labels[:n-1])
 	case labels[n-1] != "svc":
 		return target{}
 	}
@@ -177,23 +226,52 @@ func parseKube(labels []string) target {
 	if len(labels) == 1 {
 		return t
 	}
-	t.service.Name = labels[len(labels)-2]
-	switch before := labels[:len(labels)-2]; {
+	labels = labels[:len(labels)-1]
+	t.service.Name = labels[len(labels)-1]
+	switch before := labels[:len(labels)-1]; {
 	case len(before) == 0:
 		t.kind = kubeService
-	case len(before) == 1 && (before[0] == "_tcp" || before[0] == "_udp"):
+	case len(before) == 1 && isProtocol(before[0]):
 		t.kind = kubeProtocol
 	case len(before) == 1:
-		addr, ok := parseDashed(before[0])
-		if !ok {
-			return target{}
-		}
-		t.kind, t.addr = kubeEndpoint, addr
-	case len(before) == 2 && before[1] == "_tcp" && len(before[0]) > 1 && before[0][0] == '_':
-		t.kind, t.tag = kubePort, before[0][1:]
+		t.kind, t.tag = kubeEndpoint, before[0]
+	case len(before) == 2 && isProtocol(before[1]) && len(before[0]) > 1 && before[0][0] == '_':
+		t.kind, t.tag, t.proto = kubePort, before[0][1:], before[1][1:]
 	default:
+		t.kind = unknownName
+	}
+	if len(labels) > 1 {
+		t.searched = searchedName(labels)
+	}
+	return t
+}
+
+func isProtocol(label string) bool { return label == "_tcp" || label == "_udp" || label == "_sctp" }
+
+// searchedName joins labels that may be a host name; of others it returns "".
+// Names with underscores are not looked for in search paths.
+func searchedName(labels []string) string {
+	for _, l := range labels {
+		if strings.ContainsFunc(l, func(c rune) bool {
+			return c != '-' && (c < '0' || c > '9') && (c < 'a' || c > 'z')
+		}) {
+			return ""
+		}
+	}
+	return strings.Join(labels, ".")
+}
+
+// parsePod reads [10-0-0-1.]ns.
+func parsePod(labels []string) target {
+	t := target{kind: kubePods, service: weft.ServiceName{Namespace: labels[len(labels)-1]}}
+	if len(labels) == 1 {
+		return t
+	}
+	addr, ok := parseDashed(labels[0])
+	if !ok || len(labels) != 2 {
 		return target{}
 	}
+	t.kind, t.addr = kubePod, addr
 	return t
 }
 
@@ -212,13 +290,12 @@ func parseDashed(label string) (netip.Addr, bool) {
 
 // parseReverse reads the name that stands for an address backwards (RFC 1035
 // section 3.5, RFC 3596 section 2.5).
-func parseReverse(name string) (netip.Addr, bool) {
-	if labels, ok := below(name, "in-addr.arpa."); ok && len(labels) == 4 {
-		slices.Reverse(labels)
-		addr, err := netip.ParseAddr(strings.Join(labels, "."))
+func parseReverse(name []string) (netip.Addr, bool) {
+	if labels, ok := below(name, inAddrArpa); ok && len(labels) == 4 {
+		addr, err := netip.ParseAddr(labels[3] + "." + labels[2] + "." + labels[1] + "." + labels[0])
 		return addr, err == nil && addr.Is4()
 	}
-	labels, ok := below(name, "ip6.arpa.")
+	labels, ok := below(name, ip6Arpa)
 	if !ok || len(labels) != 32 {
 		return netip.Addr{}, false
 	}

@@ -44,7 +44,14 @@ func TestConsulNames(t *testing.T) {
 		// what only leads to names exists, for resolvers that ask label by label (RFC 9156)
 		{"service", inner}, {"node", inner}, {"addr", inner}, {"dc1", inner}, {"dc", inner}, {"dc1.dc", inner},
 		{"service.dc1", inner}, {"_tcp", inner}, {"_tcp.service", inner},
-		{"web", nothing}, {"web.query", nothing}, {"web.connect", nothing}, {"web.service.dc1.x", nothing},
+		{"query", inner}, {"virtual.dc1", inner},
+		{"web.query", target{kind: queryName, node: "web"}},
+		{"a.b.query.dc1", target{kind: queryName, node: "a.b"}},
+		{"_web._tcp.query", target{kind: queryName, node: "web"}},
+		{"web.connect", target{kind: connectName, service: web("").service}},
+		{"web.ingress.dc1", target{kind: ingressName, service: web("").service}},
+		{"web.virtual", target{kind: virtualName, service: web("").service}},
+		{"x.web.virtual", nothing}, {"web", nothing}, {"web.service.dc1.x", nothing},
 	} {
 		var labels []string
 		if c.name != "" {
@@ -63,20 +70,24 @@ func TestKubernetesNames(t *testing.T) {
 		want target
 	}{
 		{"web.shop.svc", target{kind: kubeService, service: n}},
-		{"_http._tcp.web.shop.svc", target{kind: kubePort, service: n, tag: "http"}},
+		{"_http._tcp.web.shop.svc", target{kind: kubePort, service: n, tag: "http", proto: "tcp"}},
+		{"_dns._udp.web.shop.svc", target{kind: kubePort, service: n, tag: "dns", proto: "udp"}},
 		{"_tcp.web.shop.svc", target{kind: kubeProtocol, service: n}},
-		{"10-0-0-1.web.shop.svc", target{kind: kubeEndpoint, service: n, addr: netip.MustParseAddr("10.0.0.1")}},
-		{"2001-db8--1.web.shop.svc", target{kind: kubeEndpoint, service: n, addr: netip.MustParseAddr("2001:db8::1")}},
-		{"10-0-0-01.web.shop.svc", target{}},
-		{"pod-0.web.shop.svc", target{}},
-		{"x.10-0-0-1.web.shop.svc", target{}},
-		{"_.._tcp.web.shop.svc", target{}},
+		{"_tcp.x.web.shop.svc", target{service: n}},
+		{"10-0-0-1.web.shop.svc", target{kind: kubeEndpoint, service: n, tag: "10-0-0-1", searched: "10-0-0-1.web"}},
+		{"2001-db8--1.web.shop.svc", target{kind: kubeEndpoint, service: n, tag: "2001-db8--1", searched: "2001-db8--1.web"}},
+		{"pod-0.web.shop.svc", target{kind: kubeEndpoint, service: n, tag: "pod-0", searched: "pod-0.web"}},
+		{"x.10-0-0-1.web.shop.svc", target{service: n, searched: "x.10-0-0-1.web"}},
+		{"_.._tcp.web.shop.svc", target{service: n}},
 		{"shop.svc", target{kind: kubeNamespace, service: weft.ServiceName{Namespace: "shop"}}},
 		{"svc", target{kind: innerName}},
 		{"dns", target{kind: innerName}},
 		{"ns.dns", target{kind: serverName}},
 		{"dns-version", target{kind: kubeVersion}},
-		{"10-0-0-1.shop.pod", target{}},
+		{"10-0-0-1.shop.pod", target{kind: kubePod, service: weft.ServiceName{Namespace: "shop"}, addr: netip.MustParseAddr("10.0.0.1")}},
+		{"shop.pod", target{kind: kubePods, service: weft.ServiceName{Namespace: "shop"}}},
+		{"10-0-0-01.shop.pod", target{}}, {"x.10-0-0-1.shop.pod", target{}}, {"web.shop.pod", target{}},
+		{"pod", target{kind: innerName}},
 		{"web.shop", target{}},
 		{"", target{kind: apexName}},
 	} {
@@ -102,7 +113,7 @@ func TestReverseNames(t *testing.T) {
 		"10.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa.": "",
 		"0.0.2.ip6.arpa.": "",
 	} {
-		addr, ok := parseReverse(name)
+		addr, ok := parseReverse(strings.Split(strings.TrimSuffix(name, "."), "."))
 		if ok != (want != "") || ok && addr.String() != want {
 			t.Errorf("%s: %v %v, want %q", name, addr, ok, want)
 		}

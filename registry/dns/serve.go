@@ -1,12 +1,10 @@
 package dns
 
 import (
-	"bufio"
-	"encoding/binary"
 	"errors"
-	"io"
 	"net"
-	"runtime/debug"
+	"net/netip"
+	"runtime"
 	"time"
 
 	"github.com/miekg/dns"
@@ -14,66 +12,108 @@ import (
 	"golang.org/x/net/ipv6"
 )
 
-const (
-	idleTimeout  = 10 * time.Second // from one question's end to the next one's end, over TCP
-	writeTimeout = 5 * time.Second  // for one answer, over TCP
-	maxQuestion  = 4096             // bytes of a question over UDP; longer ones are cut, and so malformed
-)
+const maxQuestion = 4096 // bytes of a question over UDP; longer ones are cut, and so malformed
 
 // udpSocket reads questions and sends answers. On a socket that is bound to every
 // address of the machine, the answer must leave from the address that was asked,
-// which needs the control messages of a session.
+// which needs the control messages of both.
 type udpSocket struct {
-	net.PacketConn
-	everywhere *net.UDPConn // nil when bound to one address
+	packet     net.PacketConn
+	udp        *net.UDPConn // nil when packet is something else
+	everywhere bool         // it is bound to every address
 }
 
-// asker is where an answer goes; one of its fields is set.
-type asker struct {
-	addr    net.Addr
-	session *dns.SessionUDP
+// peer is where an answer goes.
+type peer struct {
+	addr    netip.AddrPort // of a UDP socket
+	other   net.Addr       // of something else
+	control []byte         // to be sent along; nil for none
 }
 
 func newUDPSocket(p net.PacketConn) udpSocket {
 	u, ok := p.(*net.UDPConn)
-	if !ok || !u.LocalAddr().(*net.UDPAddr).IP.IsUnspecified() {
-		return udpSocket{PacketConn: p}
+	if !ok {
+		return udpSocket{packet: p}
+	}
+	s := udpSocket{packet: p, udp: u}
+	if !u.LocalAddr().(*net.UDPAddr).IP.IsUnspecified() {
+		return s
 	}
 	// A socket of one family refuses the other's option. Without either, answers
 	// leave from the address that the system chooses.
 	err4 := ipv4.NewPacketConn(u).SetControlMessage(ipv4.FlagDst|ipv4.FlagInterface, true)
 	err6 := ipv6.NewPacketConn(u).SetControlMessage(ipv6.FlagDst|ipv6.FlagInterface, true)
-	if err4 != nil && err6 != nil {
-		return udpSocket{PacketConn: p}
-	}
-	return udpSocket{PacketConn: p, everywhere: u}
+	s.everywhere = err4 == nil || err6 == nil
+	return s
 }
 
-func (u udpSocket) receive(b []byte) (n int, from asker, err error) {
-	if u.everywhere != nil {
-		n, from.session, err = dns.ReadFromSessionUDP(u.everywhere, b)
-	} else {
-		n, from.addr, err = u.ReadFrom(b)
+// receive reads one packet. control is for what comes with it.
+func (u udpSocket) receive(b, control []byte) (n int, from peer, err error) {
+	switch {
+	case u.udp == nil:
+		n, from.other, err = u.packet.ReadFrom(b)
+	case !u.everywhere:
+		n, from.addr, err = u.udp.ReadFromUDPAddrPort(b)
+	default:
+		var c int
+		n, c, _, from.addr, err = u.udp.ReadMsgUDPAddrPort(b, control)
+		from.control = answerControl(control[:c])
 	}
 	return n, from, err
 }
 
-func (u udpSocket) send(b []byte, to asker) (err error) {
-	if u.everywhere != nil {
-		_, err = dns.WriteToSessionUDP(u.everywhere, b, to.session)
-	} else {
-		_, err = u.WriteTo(b, to.addr)
+func (u udpSocket) send(b []byte, to peer) (err error) {
+	switch {
+	case u.udp == nil:
+		_, err = u.packet.WriteTo(b, to.other)
+	case to.control == nil:
+		_, err = u.udp.WriteToUDPAddrPort(b, to.addr)
+	default:
+		_, _, err = u.udp.WriteMsgUDPAddrPort(b, to.control, to.addr)
 	}
 	return err
 }
 
+// answerControl makes of the control message of a question that of its answer: from
+// the address that was asked, by whichever interface.
+func answerControl(received []byte) []byte {
+	if runtime.GOOS == "linux" && len(received) >= linuxControl {
+		// The kernel takes what it gave, less the interface: a header of 16 bytes,
+		// then struct in_pktinfo, or in6_pktinfo, whose address may need it.
+		switch received[12] {
+		case 8: // IP_PKTINFO
+			clear(received[16:20])
+			return received
+		case 50: // IPV6_PKTINFO
+			if len(received) >= 36 && (received[16] != 0xfe || received[17]&0xc0 != 0x80) {
+				clear(received[32:36])
+			}
+			return received
+		}
+	}
+	var v6 ipv6.ControlMessage
+	if v6.Parse(received) == nil && v6.Dst != nil && v6.Dst.To4() == nil {
+		return (&ipv6.ControlMessage{Src: v6.Dst, IfIndex: v6.IfIndex}).Marshal()
+	}
+	var v4 ipv4.ControlMessage
+	if v4.Parse(received) == nil && v4.Dst != nil {
+		return (&ipv4.ControlMessage{Src: v4.Dst}).Marshal()
+	}
+	return nil
+}
+
+const linuxControl = 28 // bytes of a control message with struct in_pktinfo
+
 // servePackets reads and answers one packet after the other. Nothing blocks in
-// between, so a few of these use all cores, and a flood starts no goroutines.
+// between, so a few of these use all cores, and a flood starts no more goroutines
+// than there may be errands.
 func (s *Server) servePackets(socket udpSocket) error {
 	question := make([]byte, maxQuestion)
-	buffer := make([]byte, maxUDPAnswer)
+	buffer := make([]byte, 0, 4096)
+	control := make([]byte, 128)
+	r := s.newResponder()
 	for {
-		n, from, err := socket.receive(question)
+		n, from, err := socket.receive(question, control)
 		switch {
 		case err != nil && s.isClosed():
 			return nil
@@ -82,10 +122,54 @@ func (s *Server) servePackets(socket udpSocket) error {
 		case err != nil: // such as an ICMP message about an earlier answer
 			continue
 		}
-		if answer := s.respond(question[:n], buffer, dns.MinMsgSize); answer != nil {
-			socket.send(answer, from) // lost answers are the client's to ask for again
+		answer, later := r.respond(buffer[:0], question[:n], asker{addr: from.addr.Addr()})
+		if later != nil {
+			answer = s.runLater(r, buffer[:0], later, socket, from)
+		}
+		if len(answer) > 0 {
+			_ = socket.send(answer, from) // lost answers are the client's to ask for again
+			buffer = answer
 		}
 	}
+}
+
+// runLater starts an errand, whose answer will be sent to a peer. When there are too
+// many it returns an answer that says so.
+func (s *Server) runLater(r *responder, b []byte, e *errand, socket udpSocket, to peer) []byte {
+	if to.control != nil {
+		to.control = append([]byte(nil), to.control...)
+	}
+	if !s.begin() {
+		return r.busy(b, e)
+	}
+	s.work.Go(func() {
+		defer s.end()
+		own := s.newResponder()
+		if answer := own.run(s.ctx, e, nil); len(answer) > 0 {
+			_ = socket.send(answer, to)
+		}
+	})
+	return nil
+}
+
+// begin takes one of the places of errands, if there is one. end gives it back.
+func (s *Server) begin() bool {
+	select {
+	case s.errands <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s *Server) end() { <-s.errands }
+
+// busy appends the answer to an errand that cannot be done now.
+func (r *responder) busy(b []byte, e *errand) []byte {
+	if r.query.read(e.packet) != asked {
+		return b
+	}
+	return plain(b, &r.query, dns.RcodeServerFailure, r.frame(&r.query, e.from))
 }
 
 // serveConns accepts until the listener is closed.
@@ -105,7 +189,7 @@ func (s *Server) serveConns(l net.Listener) error {
 			s.logger.Warn("DNS connection not accepted", "error", err, "retry", pause)
 			select {
 			case <-time.After(pause):
-			case <-s.done:
+			case <-s.ctx.Done():
 			}
 			continue
 		}
@@ -132,110 +216,4 @@ func (s *Server) admit(c net.Conn) bool {
 		s.mu.Unlock()
 	})
 	return true
-}
-
-// serveConn answers the questions of one connection in their order. A client may
-// send many before it reads (RFC 7766 section 6.2.1.1).
-func (s *Server) serveConn(c net.Conn) {
-	in := bufio.NewReaderSize(c, 2048)
-	var question, buffer []byte
-	for s.awaitQuestion(c) {
-		var length [2]byte
-		if _, err := io.ReadFull(in, length[:]); err != nil {
-			return
-		}
-		n := int(binary.BigEndian.Uint16(length[:]))
-		if cap(question) < n {
-			question = make([]byte, n)
-		}
-		question = question[:n]
-		if _, err := io.ReadFull(in, question); err != nil {
-			return
-		}
-		if buffer == nil {
-			buffer = make([]byte, 4096)
-		}
-		answer := s.respond(question, buffer, dns.MaxMsgSize-1)
-		if answer == nil {
-			return // not a question: this client speaks something else
-		}
-		c.SetWriteDeadline(time.Now().Add(writeTimeout))
-		framed := append(binary.BigEndian.AppendUint16(make([]byte, 0, 2+len(answer)), uint16(len(answer))), answer...)
-		if _, err := c.Write(framed); err != nil {
-			return
-		}
-	}
-}
-
-// awaitQuestion sets the deadline for the next question, unless the server closes.
-func (s *Server) awaitQuestion(c net.Conn) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return false
-	}
-	c.SetReadDeadline(time.Now().Add(idleTimeout))
-	return true
-}
-
-// respond returns the packed answer to a packed question, in buffer when it fits;
-// nil when there is nothing to answer. A failure of ours is SERVFAIL, and never
-// more than this one question's.
-func (s *Server) respond(question, buffer []byte, size int) (answer []byte) {
-	defer func() {
-		if cause := recover(); cause != nil {
-			s.logger.Error("DNS question failed", "error", cause, "stack", string(debug.Stack()))
-			answer = refusal(question, dns.RcodeServerFailure)
-		}
-	}()
-	m, rcode := s.parse(question)
-	switch {
-	case rcode != dns.RcodeSuccess:
-		return refusal(question, rcode)
-	case m == nil:
-		return nil
-	}
-	packed, err := s.reply(m, size).PackBuffer(buffer)
-	if err != nil {
-		s.logger.Error("DNS answer not packed", "question", m.Question[0].String(), "error", err)
-		return refusal(question, dns.RcodeServerFailure)
-	}
-	return packed
-}
-
-// parse reads a question. It returns nil for what must not be answered: an
-// answer, and what is too short to have an id.
-func (s *Server) parse(b []byte) (m *dns.Msg, rcode int) {
-	const header = 12
-	if len(b) < header || b[2]&0x80 != 0 {
-		return nil, dns.RcodeSuccess
-	}
-	if opcode := b[2] >> 3 & 0xf; opcode != dns.OpcodeQuery {
-		return nil, dns.RcodeNotImplemented
-	}
-	m = new(dns.Msg)
-	if err := m.Unpack(b); err != nil || len(m.Question) != 1 || len(m.Answer) != 0 || edns(m) > 1 {
-		return nil, dns.RcodeFormatError
-	}
-	return m, dns.RcodeSuccess
-}
-
-// edns counts the OPT records, of which there may be one (RFC 6891 section 6.1.1).
-func edns(m *dns.Msg) (n int) {
-	for _, r := range m.Extra {
-		if r.Header().Rrtype == dns.TypeOPT {
-			n++
-		}
-	}
-	return n
-}
-
-// refusal is the header of an answer without any section, for a question that was
-// not read.
-func refusal(question []byte, rcode int) []byte {
-	b := make([]byte, 12)
-	copy(b, question[:4])
-	b[2] = b[2]&0x79 | 0x80 // QR; the opcode and RD as they came
-	b[3] = byte(rcode)
-	return b
 }
