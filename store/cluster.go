@@ -187,6 +187,9 @@ func (s *Store) named(list []Member, m Member) []Member {
 // PromoteMember gives a member that has caught up its vote. Members do this for
 // themselves.
 func (s *Store) PromoteMember(ctx context.Context, id uint64) error {
+	if m := s.server.Cluster().Member(types.ID(id)); m != nil && !m.IsLearner {
+		return s.memberError("promote", s.memberName(id), membership.ErrMemberNotLearner)
+	}
 	_, err := s.change(ctx, func(ctx context.Context) ([]*membership.Member, error) {
 		return s.server.PromoteMember(ctx, id)
 	})
@@ -201,8 +204,8 @@ func (s *Store) PromoteMember(ctx context.Context, id uint64) error {
 // go on.
 func (s *Store) RemoveMember(ctx context.Context, id uint64) error {
 	thing := s.memberName(id)
-	if err := s.mayRemove(ctx, id); err != nil {
-		return &weft.Error{Kind: weft.KindOf(err), Op: "remove", Thing: thing, Err: err}
+	if err := s.mayRemove(ctx, id, thing); err != nil {
+		return err
 	}
 	if id == s.ID() && s.IsLeader() {
 		if err := s.MoveLeader(ctx); err != nil {
@@ -218,11 +221,14 @@ func (s *Store) RemoveMember(ctx context.Context, id uint64) error {
 	return nil
 }
 
-func (s *Store) mayRemove(ctx context.Context, id uint64) error {
+func (s *Store) mayRemove(ctx context.Context, id uint64, thing string) error {
 	list := s.Members()
 	i := slices.IndexFunc(list, func(m Member) bool { return m.ID == id })
-	if i < 0 || s.peers == nil || list[i].Learner {
+	if i < 0 || list[i].Learner {
 		return nil
+	}
+	if len(list) == 1 {
+		return weft.Errorf(weft.Conflict, "remove", thing, "it is the last one")
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
@@ -237,12 +243,9 @@ func (s *Store) mayRemove(ctx context.Context, id uint64) error {
 			reached++
 		}
 	}
-	if rest == 0 {
-		return weft.Errorf(weft.Conflict, "", "", "it is the last one")
-	}
 	if need := rest/2 + 1; reached < need {
-		return weft.Errorf(weft.Unavailable, "", "",
-			"of the %d members that would be left %d can be reached, and %d are needed", rest, reached, need)
+		return weft.Errorf(weft.Unavailable, "remove", thing,
+			"of the %d voting members that would be left %d can be reached, and %d are needed", rest, reached, need)
 	}
 	return nil
 }

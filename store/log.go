@@ -14,10 +14,12 @@ import (
 // Until the store is open, warnings go out as debug records: they are etcd's
 // remarks about its configuration, which is not the user's; and a record that
 // etcd means to be fatal panics, so that Open can return it. Afterwards a fatal
-// one ends the process (see the package comment).
+// one ends the process (see the package comment). While the store is closed,
+// everything is a debug record: etcd complains about the ends of connections.
 type etcdLog struct {
 	out    *slog.Logger
 	isOpen atomic.Bool
+	closes atomic.Bool
 	why    atomic.Value // string: the last reason to end that etcd gave
 }
 
@@ -27,6 +29,8 @@ func newEtcdLog(out *slog.Logger) *etcdLog {
 
 // opened ends the leniency of the start.
 func (l *etcdLog) opened() { l.isOpen.Store(true) }
+
+func (l *etcdLog) closing() { l.closes.Store(true) }
 
 func (l *etcdLog) zap() *zap.Logger {
 	return zap.New(zapCore{l, nil}, zap.WithFatalHook(fatalHook{l}))
@@ -60,9 +64,14 @@ func (l *etcdLog) reason() string {
 // serverError is the record by which etcd says why it ends.
 const serverError = "server error"
 
-// tooEarly is an error record that etcd writes in each new store: it looks for its
-// storage version before its first write to the database, and again seconds later.
-const tooEarly = "failed to update storage version"
+// notErrors are records of level error that tell of nothing wrong.
+var notErrors = map[string]bool{
+	// In each new store etcd looks for its storage version before its first write to
+	// the database, and again seconds later.
+	"failed to update storage version": true,
+	// A new member asks for its vote until it gets it.
+	"rejecting promote learner: learner is not ready": true,
+}
 
 // zapCore is the zapcore.Core of an etcdLog.
 type zapCore struct {
@@ -91,7 +100,8 @@ func (c zapCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	if e.Level == zapcore.WarnLevel {
 		level = slog.LevelWarn
 	}
-	if e.Level == zapcore.WarnLevel && !c.log.isOpen.Load() || e.Message == tooEarly {
+	switch {
+	case e.Level == zapcore.WarnLevel && !c.log.isOpen.Load(), notErrors[e.Message], c.log.closes.Load():
 		level = slog.LevelDebug
 	}
 	enc := zapcore.NewMapObjectEncoder()

@@ -34,6 +34,8 @@ const (
 	// readyTimeout bounds the start. Replaying a full log takes well under a
 	// second; a disk that needs longer than this is broken.
 	readyTimeout = time.Minute
+	// partEvery is how often a member that starts looks whether it takes part.
+	partEvery = 20 * time.Millisecond
 	// voterEvery is how often a member that only follows asks for its vote. It is
 	// refused, and that logged, until it has caught up.
 	voterEvery = 200 * time.Millisecond
@@ -134,15 +136,8 @@ func (s *Store) becomeReady(ctx context.Context, c *Cluster) (err error) {
 			return err
 		}
 	}
-	select {
-	case <-s.server.ReadyNotify():
-	case <-s.server.StopNotify():
-		return s.endedBy("etcd stopped while it was starting")
-	case <-ctx.Done():
-		if s.peers != nil && s.Leader() == 0 {
-			return s.noLeader()
-		}
-		return fmt.Errorf("etcd is not ready: %w", ctx.Err())
+	if err := s.takePart(ctx); err != nil {
+		return err
 	}
 	if err := endAlarms(ctx, s.etcd); err != nil {
 		return err
@@ -151,6 +146,35 @@ func (s *Store) becomeReady(ctx context.Context, c *Cluster) (err error) {
 		return s.announce(ctx, c.advertise())
 	}
 	return nil
+}
+
+// takePart waits until this member is known by its name and has caught up. etcd's own
+// sign for that (ReadyNotify) comes a request timeout late when the leader sends a
+// whole snapshot, which has the answer to the member's request in it.
+func (s *Store) takePart(ctx context.Context) error {
+	ready := s.server.ReadyNotify()
+	tick := time.NewTicker(partEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ready:
+			return nil
+		case <-s.server.StopNotify():
+			return s.endedBy("etcd stopped while it was starting")
+		case <-ctx.Done():
+			if s.peers != nil && s.Leader() == 0 {
+				return s.noLeader()
+			}
+			return fmt.Errorf("etcd is not ready: %w", ctx.Err())
+		case <-tick.C:
+		}
+		if me := s.server.Cluster().Member(s.server.MemberID()); s.peers == nil || me == nil || me.Name == "" {
+			continue
+		}
+		if err := s.server.LinearizableReadNotify(ctx); err == nil {
+			return nil
+		}
+	}
 }
 
 // announce changes the address by which the others know this member.

@@ -98,7 +98,7 @@ type Store struct {
 	closing sync.Once
 }
 
-// Close stops the store, and waits for its watches, whose channels are closed.
+// Close hands the leadership over if it can, stops the store, and waits for its watches, whose channels are closed.
 func (s *Store) Close() error {
 	s.closing.Do(func() {
 		s.mu.Lock()
@@ -109,6 +109,9 @@ func (s *Store) Close() error {
 		s.mu.Unlock()
 		close(s.closed)
 		s.work.Wait()
+		s.etcdLog.closing()
+		s.handOver()
+		s.server.HardStop() // etcd's own hand-over may wait for seconds for a member that is gone
 		s.etcd.Close()
 		s.reign.Load().end()
 		if s.peers != nil {
@@ -119,6 +122,18 @@ func (s *Store) Close() error {
 		return &weft.Error{Op: "close", Thing: "store", Err: err}
 	}
 	return nil
+}
+
+// handOver is the polite end of a leader.
+func (s *Store) handOver() {
+	if s.Err() != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	if err := s.MoveLeader(ctx); err != nil {
+		s.log.Debug("store: the leadership stays", "error", err)
+	}
 }
 
 // Done is closed when the store is closed, or when it has ended by itself: Err says
