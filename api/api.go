@@ -42,6 +42,8 @@ type Config struct {
 	Collector *collect.Collector
 	// Idempotency keeps the mesh's idempotency keys; nil: this server keeps none.
 	Idempotency *Idempotency
+	// Cluster is the servers that this one belongs to, and their state.
+	Cluster Cluster
 	// Hosts are names and addresses by which this server may be called beside
 	// the loopback ones: "weft.example.com", "10.0.0.5".
 	Hosts     []string
@@ -85,6 +87,9 @@ func New(c Config) http.Handler {
 	handle("POST /api/idempotency/{key}/finish", a.finishKey)
 	handle("POST /api/idempotency/{key}/abandon", a.abandonKey)
 	handle("GET /api/status", a.status)
+	handle("GET /api/servers", a.servers)
+	handle("DELETE /api/servers/{name}", a.removeServer)
+	mux.HandleFunc("GET /api/backup", a.backup)
 	handle("/", func(r *http.Request) (any, error) {
 		return nil, weft.Errorf(weft.NotFound, "answer", r.Method+" "+r.URL.Path, "the weft API has no such call")
 	})

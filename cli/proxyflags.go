@@ -32,7 +32,7 @@ type proxyFlags struct {
 func addProxyFlags(cmd *cobra.Command, c *node.ProxyConfig) *proxyFlags {
 	p := &proxyFlags{level: levelFlag(cmd)}
 	f := cmd.Flags()
-	f.StringVar(&c.Control, "control", c.Control, "`address` of the server's control door")
+	f.StringVar(&c.Control, "control", c.Control, "`address` of the server's control door; of a cluster several, with commas")
 	f.StringVar(&c.Admin, "admin", c.Admin, "`address` of /metrics and /healthz; port 0 takes a free one")
 	f.StringVar(&c.Zone, "zone", "", "`zone` where it runs, as eu-west/a: services may prefer what is near")
 	f.DurationVar(&c.Drain, "drain", c.Drain, "how `long` requests in flight may still take at the end, or after an upgrade")

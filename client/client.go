@@ -375,11 +375,7 @@ func (c *Client) call(ctx context.Context, r request, out any) error {
 	case len(data) > maxAnswer:
 		return fail(weft.TooLarge, fmt.Errorf("the answer of %s is over %d MiB", c.Addr(), maxAnswer>>20))
 	case resp.StatusCode >= 300:
-		var f Failure
-		if json.Unmarshal(data, &f) != nil || f.Kind == "" {
-			return fail(weft.Internal, fmt.Errorf("%s does not answer as a weft server does (HTTP status %d)", c.Addr(), resp.StatusCode))
-		}
-		return f.err(r.op, r.thing)
+		return refusal(data, resp, r)
 	case out == nil:
 		return nil
 	}
@@ -387,6 +383,24 @@ func (c *Client) call(ctx context.Context, r request, out any) error {
 		return fail(weft.Internal, fmt.Errorf("%s does not answer as a weft server does: %w", c.Addr(), err))
 	}
 	return nil
+}
+
+// refused reads a refusal.
+func refused(resp *http.Response, r request) error {
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return &weft.Error{Kind: weft.Unavailable, Op: r.op, Thing: r.thing, Err: err}
+	}
+	return refusal(data, resp, r)
+}
+
+// refusal is the error that a server's answer tells.
+func refusal(data []byte, resp *http.Response, r request) error {
+	var f Failure
+	if json.Unmarshal(data, &f) != nil || f.Kind == "" {
+		return weft.Errorf(weft.Internal, r.op, r.thing, "%s does not answer as a weft server does (HTTP status %d)", resp.Request.URL.Host, resp.StatusCode)
+	}
+	return f.err(r.op, r.thing)
 }
 
 func (c *Client) newRequest(ctx context.Context, r request) (*http.Request, error) {

@@ -379,7 +379,7 @@ func (s *Server) parts() *parts {
 	faces.Handle("/metrics", metricsHandler(s.metrics, s.logger))
 	faces.HandleFunc("/healthz", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "ok") })
 	keys := api.NewIdempotency(s.store, s.logger)
-	faces.Handle("/", api.New(api.Config{Registry: s.registry, Control: s.control, Collector: s.collector, Idempotency: keys,
+	faces.Handle("/", api.New(api.Config{Registry: s.registry, Control: s.control, Collector: s.collector, Idempotency: keys, Cluster: members{s},
 		Listeners: s.Listeners(), Started: s.started, Logger: s.logger}))
 	s.figures()
 	p.add("weft API", serveHTTP(s.doors.api, faces, s.logger))
