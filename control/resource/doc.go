@@ -23,6 +23,9 @@
 // before the service's policy, and a policy that is attached to the rule before
 // them. A BreakerOverride, named after a service, holds its circuit in a state.
 //
+// Of Kubernetes itself there is Service (v1): the names and addresses of a service,
+// which DNS answers with. Nothing is compiled of it.
+//
 // A Resource keeps its canonical JSON together with its file and lines. A store
 // keeps that, and Decode makes of it the same Resource, so that every compiled
 // rule still names its line after a restart.

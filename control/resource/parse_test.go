@@ -92,6 +92,8 @@ spec: {timeout: 90s, targetRef: {kind: VirtualService, name: a, sectionName: x},
 		"a ResiliencePolicy of two": `{apiVersion: weft.dev/v1, kind: ResiliencePolicy, metadata: {name: a},
 spec: {targetRefs: [{kind: Service, name: a, namespace: default}, {kind: Service, name: b}], retry: {statuses: [503]}}}`,
 		"a BreakerOverride": `{apiVersion: weft.dev/v1, kind: BreakerOverride, metadata: {name: a}, spec: {state: disabled, reason: "a < b"}}`,
+		"a Service": `{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {clusterIP: None, publishNotReadyAddresses: true,
+ports: [{name: http, port: 80, targetPort: 8080}, {name: dns, port: 53, protocol: UDP, targetPort: dns-udp}, {name: x, port: 1}]}}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			first := parseOne(t, written)

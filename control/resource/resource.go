@@ -21,7 +21,7 @@ type Resource struct {
 	Labels      map[string]string
 	Annotations map[string]string
 	Source      weft.SourceRef // of the document
-	Spec        any            // *networking.VirtualService and the like, *ResiliencePolicy, *BreakerOverride
+	Spec        any            // *networking.VirtualService and the like, *ResiliencePolicy, *BreakerOverride, *Service
 
 	// JSON is what a store keeps and Decode reads: the resource in canonical
 	// form, and under "source" the file and lines it came from. Parse reads it too.
@@ -54,6 +54,7 @@ const (
 	peerAuthenticationKind  = "PeerAuthentication"
 	resiliencePolicyKind    = "ResiliencePolicy"
 	breakerOverrideKind     = "BreakerOverride"
+	serviceKind             = "Service"
 )
 
 var kinds = []kind{
@@ -69,6 +70,7 @@ var kinds = []kind{
 		func() any { return &securityv1beta1.PeerAuthentication{} }, checkPeerAuthentication},
 	{resiliencePolicyKind, "weft.dev", []string{"v1"}, func() any { return &ResiliencePolicy{} }, checkResiliencePolicy},
 	{breakerOverrideKind, "weft.dev", []string{"v1"}, func() any { return &BreakerOverride{} }, checkBreakerOverride},
+	{serviceKind, "", []string{"v1"}, func() any { return &Service{} }, checkService},
 }
 
 // findKind returns nil and how to mend it when the pair is not known.
@@ -83,7 +85,7 @@ func findKind(apiVersion, name string) (k *kind, mend string) {
 			return nil, name + " is of apiVersion " + anyOf(k.apiVersions())
 		}
 		names = append(names, k.name)
-		known = append(known, k.name+" ("+k.group+"/"+strings.Join(k.since, ", ")+")")
+		known = append(known, k.name+" ("+k.inGroup(strings.Join(k.since, ", "))+")")
 	}
 	if best := nearest(name, names); best != "" {
 		return nil, fmt.Sprintf("did you mean %q?", best)
@@ -94,9 +96,17 @@ func findKind(apiVersion, name string) (k *kind, mend string) {
 func (k *kind) apiVersions() []string {
 	out := make([]string, len(k.since))
 	for i, v := range k.since {
-		out[i] = k.group + "/" + v
+		out[i] = k.inGroup(v)
 	}
 	return out
+}
+
+// inGroup writes a version with the kind's group; Kubernetes' own has no name.
+func (k *kind) inGroup(version string) string {
+	if k.group == "" {
+		return version
+	}
+	return k.group + "/" + version
 }
 
 // stored is the JSON form of a resource.
