@@ -373,8 +373,20 @@ func (s *Server) serve(ctx context.Context) (next *handover.Next, r request, end
 	return next, r, running, errors.Join(running.err, s.undo.close())
 }
 
+// watchStore ends the server when its store has ended: it was taken out of its
+// cluster, or cannot go on.
+func (s *Server) watchStore(ctx context.Context) error {
+	select {
+	case <-s.store.Done():
+		return s.store.Err()
+	case <-ctx.Done():
+		return nil
+	}
+}
+
 func (s *Server) parts() *parts {
 	var p parts
+	p.add("store", s.watchStore)
 	faces := http.NewServeMux()
 	faces.Handle("/metrics", metricsHandler(s.metrics, s.logger))
 	faces.HandleFunc("/healthz", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "ok") })

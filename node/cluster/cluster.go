@@ -195,6 +195,16 @@ func (c *Cluster) OpenToken(authority *ca.Authority) error {
 	return nil
 }
 
+// Leave forgets how this server joined, after it was taken out: with its state
+// emptied it may join again.
+func (c *Cluster) Leave() error {
+	err := os.Remove(c.file("members.json"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fileError("remove", c.file("members.json"), err)
+	}
+	return nil
+}
+
 // Close ends the connections to the other servers.
 func (c *Cluster) Close() error {
 	c.mu.Lock()

@@ -28,12 +28,16 @@ func (c *Cluster) joinOnce(ctx context.Context) error {
 	if c.config.Join == "" {
 		return nil
 	}
-	if members, err := c.joinedMembers(); err != nil || members != nil {
+	members, err := c.joinedMembers()
+	if err != nil {
 		return err
+	}
+	if members != nil {
+		return nil // a restart
 	}
 	if _, err := os.Stat(filepath.Join(c.config.Dir, "state")); err == nil {
 		return weft.Errorf(weft.Conflict, "join", "the cluster at "+c.config.Join,
-			"the data directory %s has the state of a server that is its own already; use a new directory", c.config.Dir)
+			"the data directory %s has the state of a server already; use a new directory", c.config.Dir)
 	}
 	token, err := ca.ParseJoinToken(c.config.Token)
 	if err != nil {
