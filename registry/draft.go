@@ -5,6 +5,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"time"
 
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/store"
@@ -22,6 +23,8 @@ type draft struct {
 	records   map[string][]byte                   // JSON of what is put, by key
 	prepared  map[string]*weft.Instance           // what some of the records say, by key
 	size      int                                 // bytes, about
+	keys      keyDraft
+	rev       int64 // of its transaction, when that is committed; 0 when it changes nothing
 }
 
 // checkKey finds a check: ids are unique on a node.
@@ -41,6 +44,7 @@ func newDraft(s *state) *draft {
 		owners:    make(map[checkKey]checkOwner),
 		records:   make(map[string][]byte),
 		prepared:  make(map[string]*weft.Instance),
+		keys:      newKeyDraft(&s.keys, time.Now().UnixMilli()),
 	}
 }
 
@@ -112,17 +116,23 @@ func (d *draft) putInstance(in *weft.Instance) error {
 	} else if err := d.encode(record, "instance "+in.Service.Name+"/"+in.ID, in); err != nil {
 		return err
 	}
-	if old := d.instance(key); old != nil {
+	old := d.instance(key)
+	if old != nil {
 		d.disown(key, old.Checks)
 	}
 	d.instances[key] = in
 	d.own(key, in.Checks)
+	if old != nil {
+		d.checksChanged(key.Node, old.Checks, in.Checks)
+	}
 	return nil
 }
 
 func (d *draft) deleteInstance(key weft.InstanceKey) {
-	d.disown(key, d.instance(key).Checks)
+	checks := d.instance(key).Checks
+	d.disown(key, checks)
 	d.instances[key] = nil
+	d.checksChanged(key.Node, checks, nil)
 	delete(d.records, instanceRecord(key))
 	delete(d.prepared, instanceRecord(key))
 	d.size += 4 * len(key.ID) // its record's and its cells' keys
@@ -142,11 +152,15 @@ func (d *draft) putNode(n *weft.Node) error {
 		return err
 	}
 	key := weft.InstanceKey{Node: n.Name}
-	if old := d.node(n.Name); old != nil {
+	old := d.node(n.Name)
+	if old != nil {
 		d.disown(key, old.Checks)
 	}
 	d.nodes[n.Name] = n
 	d.own(key, n.Checks)
+	if old != nil {
+		d.checksChanged(n.Name, old.Checks, n.Checks)
+	}
 	return nil
 }
 
@@ -154,6 +168,7 @@ func (d *draft) deleteNode(name string) {
 	d.disown(weft.InstanceKey{Node: name}, d.node(name).Checks)
 	d.nodes[name] = nil
 	delete(d.records, nodeRecord(name))
+	d.nodeGone(name)
 }
 
 func (d *draft) encode(record, thing string, v any) error {
@@ -268,6 +283,7 @@ func (d *draft) txn() store.Txn {
 	for _, key := range slices.Sorted(maps.Keys(cells)) {
 		t.Put = append(t.Put, store.KV{Key: key})
 	}
+	d.keyTxn(&t)
 	return t
 }
 

@@ -35,6 +35,10 @@ type operations struct {
 	removeCheck    operation[checkEdit, bool]
 	report         operation[reportArgument, bool]
 	maintain       operation[maintenance, bool]
+	transact       operation[TxnRequest, TxnResult]
+	createSession  operation[Session, Session]
+	destroySession operation[string, bool]
+	renewSession   operation[string, *Session]
 }
 
 func (r *Registry) makeOperations() {
@@ -49,6 +53,10 @@ func (r *Registry) makeOperations() {
 	o.removeCheck = operateAgain(r, "remove-check", r.removeCheckHere)
 	o.report = operateAgain(r, "report", r.reportHere)
 	o.maintain = operateAgain(r, "maintain", r.maintainHere)
+	o.transact = operate(r, "transact", r.transactHere)
+	o.createSession = operate(r, "create-session", r.createSessionHere)
+	o.destroySession = operateAgain(r, "destroy-session", r.destroySessionHere)
+	o.renewSession = operateAgain(r, "renew-session", r.renewSessionHere)
 }
 
 // operate makes an operation of what does it on the server that writes. It is asked

@@ -17,6 +17,7 @@ import (
 //	registry/index/instances                empty
 //	registry/index/services                 empty
 //	registry/index/nodes                    empty
+//	registry/kv/…                           keys: see kvrecord.go
 //
 // The index of a topic is the revision of its last change. The newest change that
 // put a record is known by the record's own revision; every other one (a record

@@ -68,8 +68,11 @@ type Registry struct {
 	term      int64       // owned by the loop: revision of the fence while it writes
 	writes    atomic.Bool // this server writes; set by the loop
 
+	leaderless atomic.Int64 // since when no server leads, in Unix nanoseconds; 0: one does; set by the loop
+
 	waiters  waiters
 	checks   *checker
+	sessions *sessionClock
 	subs     subscribers
 	requests chan *request
 	work     sync.WaitGroup // loop and checker
@@ -103,6 +106,7 @@ func Open(ctx context.Context, c Config) (*Registry, error) {
 	r.makeOperations()
 	r.ctx, r.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	r.checks = newChecker(r.writeStatus, r.reap, probe, r.log)
+	r.sessions = newSessionClock(r.endLapsed, r.log)
 	rev, err := r.load(ctx)
 	if err != nil {
 		r.cancel()
@@ -111,6 +115,7 @@ func Open(ctx context.Context, c Config) (*Registry, error) {
 	events := r.store.Watch(r.ctx, watched, rev)
 	r.work.Go(func() { r.run(events) })
 	r.work.Go(func() { r.checks.run(r.ctx) })
+	r.work.Go(func() { r.sessions.run(r.ctx) })
 	if err := r.registerOwnNode(ctx, c.Node); err != nil {
 		return nil, errors.Join(err, r.Close())
 	}
@@ -268,6 +273,7 @@ func (r *Registry) run(events <-chan store.Batch) {
 	defer r.cancel()
 	for {
 		moved := r.store.LeaderChanged()
+		r.noteLeader()
 		var again <-chan time.Time
 		var err error
 		if events, again, err = r.lead(events); err == nil {
@@ -326,6 +332,7 @@ func (r *Registry) announce(c change) {
 		r.checks.set(owner, checks)
 	}
 	r.checks.wake()
+	r.sessions.set(c.sessions)
 	r.waiters.wake(c.topics)
 	services := make(map[weft.ServiceName]uint64)
 	for t := range c.topics {
@@ -373,12 +380,14 @@ func (r *Registry) write(events <-chan store.Batch, batch []*request) (<-chan st
 			accepted = append(accepted, req)
 		}
 		rev, err := r.commit(d)
-		r.committed = d
+		r.committed, d.rev = d, rev
 		if err != nil {
 			err = r.doubt(err)
 		} else if events, err = r.catchUp(events, rev); err != nil {
 			answer(accepted, err)
 			return nil, err
+		} else {
+			r.sessions.doom(d.keys.ending)
 		}
 		r.committed = nil
 		answer(accepted, err)

@@ -23,6 +23,9 @@ const (
 	nodesTopic
 	nodeTopic
 	instancesTopic
+	keyTopic
+	keysTopic
+	everyKey // of those who wait: all keys and prefixes were loaded again
 )
 
 // ServiceTopic changes with the instances of a service, their checks, and the
@@ -56,6 +59,9 @@ type waiters struct {
 
 	mu     sync.Mutex
 	topics map[Topic]*waitList
+	// lengths has the lengths of the prefixes that somebody waits for, by tree, with
+	// how many those are: so that a changed key finds them without a search.
+	lengths map[string]map[int]int
 }
 
 // waitList is everybody who waits for the next change of one topic.
@@ -103,6 +109,7 @@ func (w *waiters) join(v *view, t Topic, after uint64) (uint64, *waitList) {
 			w.topics = make(map[Topic]*waitList)
 		}
 		w.topics[t] = list
+		w.count(t, 1)
 	}
 	list.n++
 	return index, list
@@ -114,6 +121,7 @@ func (w *waiters) leave(t Topic, list *waitList) {
 	defer w.mu.Unlock()
 	if list.n--; list.n == 0 && w.topics[t] == list {
 		delete(w.topics, t)
+		w.count(t, -1)
 	}
 }
 
@@ -123,9 +131,20 @@ func (w *waiters) wake(topics map[Topic]bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for t := range topics {
-		if list := w.topics[t]; list != nil {
-			close(list.changed)
-			delete(w.topics, t)
+		w.wakeOne(t)
+		switch t.kind {
+		case keyTopic:
+			w.wakePrefixes(t)
+		case everyKey:
+			w.wakeEveryKey()
 		}
+	}
+}
+
+func (w *waiters) wakeOne(t Topic) {
+	if list := w.topics[t]; list != nil {
+		close(list.changed)
+		delete(w.topics, t)
+		w.count(t, -1)
 	}
 }

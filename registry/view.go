@@ -29,6 +29,7 @@ type state struct {
 	nodes    map[string]*nodeEntry              // tombstones included
 	// indexes of the topics of the same names
 	servicesX, nodesX, instancesX uint64
+	keys                          keyspace
 }
 
 // serviceEntry is one service. It is immutable, but for its cache.
@@ -51,7 +52,7 @@ type nodeEntry struct {
 }
 
 func newState() state {
-	return state{services: make(map[weft.ServiceName]*serviceEntry), nodes: make(map[string]*nodeEntry)}
+	return state{services: make(map[weft.ServiceName]*serviceEntry), nodes: make(map[string]*nodeEntry), keys: newKeyspace()}
 }
 
 // edits are changes to the instances of one service; nil takes one away.
@@ -138,6 +139,7 @@ type decoded struct {
 	instance *weft.Instance   // nil when deleted
 	node     *weft.Node       // nil when deleted
 	topic    Topic            // of a cell
+	keyed    *keyEvent
 }
 
 type recordKind uint8
@@ -146,6 +148,7 @@ const (
 	instanceKind recordKind = iota
 	nodeKind
 	cellKind
+	keyKind
 )
 
 // decode reads an event. A record that cannot be read stays in the store, and is
@@ -187,6 +190,10 @@ func decode(ev *store.Event, known *weft.Instance, log *slog.Logger) (d decoded,
 		d.node = n
 		return d, true
 	}
+	if keyed, isKey := decodeKey(ev, log); isKey {
+		d.kind, d.keyed = keyKind, keyed
+		return d, keyed != nil
+	}
 	d.kind = cellKind
 	d.topic, ok = parseCell(ev.Key)
 	return d, ok
@@ -209,15 +216,24 @@ func dateChecks(checks []weft.Check, rev uint64) {
 type change struct {
 	topics map[Topic]bool
 	owners map[weft.InstanceKey][]weft.Check // instances and nodes (ID "") with their checks now; nil when gone
+
+	sessions map[string]*Session // those that came, and nil for those that went
 }
 
 // apply brings the state forward by events, which are whole revisions.
 func (s *state) apply(rev int64, events []decoded) change {
 	c := change{topics: make(map[Topic]bool), owners: make(map[weft.InstanceKey][]weft.Check)}
 	touched := make(map[weft.ServiceName]edits)
+	now := new(edition)
+	loading := s.rev == 0
+	if loading {
+		c.topics[everyKeyTopic()] = true
+	}
 	for i := range events {
 		ev := &events[i]
 		switch ev.kind {
+		case keyKind:
+			s.applyKey(ev, now, &c, loading)
 		case instanceKind:
 			s.applyInstance(ev, touched, &c)
 		case nodeKind:
@@ -335,6 +351,12 @@ func (s *state) indexLocked(t Topic) uint64 {
 		index = s.nodesX
 	case instancesTopic:
 		index = s.instancesX
+	case keyTopic:
+		index = s.keys.keyIndex(treeRef{t.namespace, t.name})
+	case keysTopic:
+		index = s.keys.trees[t.namespace].newest(t.name)
+	case everyKey:
+		index = uint64(s.rev)
 	}
 	return max(index, 1)
 }

@@ -175,29 +175,33 @@ func (r *Registry) registerNodeHere(ctx context.Context, n weft.Node) (uint64, e
 		nameNodeCheck(&n.Checks[i])
 	}
 	sortChecks(n.Checks)
-	err := r.do(ctx, "register", "node "+n.Name, func(d *draft) error {
-		next := n
-		next.Checks = slices.Clone(n.Checks)
-		if old := d.node(n.Name); old != nil {
-			next.ID, next.Address = orElse(n.ID, old.ID), orElse(n.Address, old.Address)
-			if given {
-				next.Checks = takeOver(next.Checks, old.Checks)
-			} else {
-				next.Checks = slices.Clone(old.Checks)
-			}
-		}
-		if err := checkNode(&next); err != nil {
-			return err
-		}
-		if err := freeChecks(d, weft.InstanceKey{Node: n.Name}, next.Checks, "register", "node "+n.Name); err != nil {
-			return err
-		}
-		return d.putNode(&next)
-	})
+	err := r.do(ctx, "register", "node "+n.Name, func(d *draft) error { return planNode(d, n, given) })
 	if err != nil {
 		return 0, err
 	}
 	return r.view.index(NodeTopic(n.Name)), nil
+}
+
+// planNode adds or replaces a node. Its checks are those that the node has, unless
+// they are given.
+func planNode(d *draft, n weft.Node, given bool) error {
+	next := n
+	next.Checks = slices.Clone(n.Checks)
+	if old := d.node(n.Name); old != nil {
+		next.ID, next.Address = orElse(n.ID, old.ID), orElse(n.Address, old.Address)
+		if given {
+			next.Checks = takeOver(next.Checks, old.Checks)
+		} else {
+			next.Checks = slices.Clone(old.Checks)
+		}
+	}
+	if err := checkNode(&next); err != nil {
+		return err
+	}
+	if err := freeChecks(d, weft.InstanceKey{Node: n.Name}, next.Checks, "register", "node "+n.Name); err != nil {
+		return err
+	}
+	return d.putNode(&next)
 }
 
 func orElse(s, otherwise string) string {

@@ -43,6 +43,7 @@ func (r *Registry) lead(events <-chan store.Batch) (_ <-chan store.Batch, again 
 	}
 	r.term = rev
 	r.checks.lead(true)
+	r.startSessions()
 	r.writes.Store(true)
 	return events, nil, nil
 }
@@ -54,6 +55,7 @@ const takeOverAgain = 200 * time.Millisecond
 func (r *Registry) stepDown(why string) {
 	if r.writes.Swap(false) {
 		r.checks.lead(false)
+		r.stopSessions()
 		r.log.Info("registry: this server no longer writes", "reason", why)
 	}
 }
