@@ -29,16 +29,22 @@ import (
 type Catalogue interface {
 	Register(context.Context, weft.Instance) (uint64, error)
 	Deregister(context.Context, weft.InstanceKey) (uint64, error)
+	RegisterNode(context.Context, weft.Node) (uint64, error)
 	// Node returns a node and what is on it; the instances are not changed.
 	Node(name string) (*weft.Node, []*weft.Instance, uint64)
 }
 
-// Config of a Mirror. All but Logger must be given.
+// Config of a Mirror. Node, Dialect and Source must be given.
 type Config struct {
 	Node    string // on which the instances are; only this mirror has the dialect there
+	Address string // of the node, which is registered when it is not there; "": it is somebody else's
 	Dialect string // "file", "etcd", "zookeeper"
 	Source  string // as people call it: "etcd at 10.0.0.1:2379/services"
-	Logger  *slog.Logger
+	// Writes says whether this process is the one that writes, when several follow
+	// one source: each would undo what another one, a moment ahead, has done. nil is
+	// always. Who does not write follows, and is asked at each Apply.
+	Writes func() bool
+	Logger *slog.Logger
 }
 
 // Claim is one instance as a source says it. Node and Dialect are filled in.
@@ -53,7 +59,8 @@ type Status struct {
 	Dialect   string    `json:"dialect"`
 	Node      string    `json:"node"`
 	Instances int       `json:"instances"`
-	Synced    time.Time `json:"synced,omitzero"` // when the catalogue last said what the source says
+	Synced    time.Time `json:"synced,omitzero"`   // when the catalogue last said what the source says
+	Standby   bool      `json:"standby,omitempty"` // another server writes
 	// Away is why the source cannot be read, and AwaySince when that began. The
 	// catalogue keeps what it said last.
 	Away      string    `json:"away,omitempty"`
@@ -129,7 +136,18 @@ const writers = 64
 // problems are what the source itself found wrong; what the registry refuses for
 // good is added to them. The error is of what may work later: call Apply again.
 func (m *Mirror) Apply(ctx context.Context, claims []Claim, problems []string) error {
-	_, there, _ := m.catalogue.Node(m.config.Node)
+	if m.config.Writes != nil && !m.config.Writes() {
+		clear(m.applied)
+		m.note(problems, false)
+		return nil
+	}
+	node, there, _ := m.catalogue.Node(m.config.Node)
+	if node == nil && m.config.Address != "" {
+		if _, err := m.catalogue.RegisterNode(ctx, weft.Node{Name: m.config.Node, Address: m.config.Address}); err != nil {
+			m.note(append(problems, unwritten(err)), false)
+			return err
+		}
+	}
 	have := make(map[string]*weft.Instance, len(there))
 	for _, in := range there {
 		have[in.ID] = in
@@ -153,11 +171,13 @@ func (m *Mirror) Apply(ctx context.Context, claims []Claim, problems []string) e
 		err = m.sweep(ctx, have, wanted)
 	}
 	if err != nil {
-		problems = append(problems, "the catalogue cannot be written now: "+err.Error())
+		problems = append(problems, unwritten(err))
 	}
 	m.note(problems, err == nil)
 	return err
 }
+
+func unwritten(err error) string { return "the registry cannot be written now: " + err.Error() }
 
 func taken(c Claim, by *weft.Instance) string {
 	who := by.Dialect
@@ -230,6 +250,7 @@ func (m *Mirror) note(problems []string, synced bool) {
 	before := m.status
 	m.status.Problems, m.status.Instances = problems, own
 	m.status.Away, m.status.AwaySince = "", time.Time{}
+	m.status.Standby = m.config.Writes != nil && !m.config.Writes()
 	if synced {
 		m.status.Synced = time.Now()
 	}

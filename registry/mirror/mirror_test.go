@@ -19,6 +19,7 @@ import (
 type catalogue struct {
 	mu     sync.Mutex
 	has    map[string]*weft.Instance
+	node   *weft.Node
 	done   []string
 	refuse error // of every Register
 }
@@ -45,6 +46,12 @@ func (c *catalogue) Deregister(_ context.Context, key weft.InstanceKey) (uint64,
 	return 1, nil
 }
 
+func (c *catalogue) RegisterNode(_ context.Context, n weft.Node) (uint64, error) {
+	c.node = &n
+	c.done = append(c.done, "node "+n.Name+" at "+n.Address)
+	return 1, nil
+}
+
 func (c *catalogue) Node(string) (*weft.Node, []*weft.Instance, uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -52,7 +59,7 @@ func (c *catalogue) Node(string) (*weft.Node, []*weft.Instance, uint64) {
 	for _, id := range slices.Sorted(maps.Keys(c.has)) {
 		all = append(all, c.has[id])
 	}
-	return nil, all, 1
+	return c.node, all, 1
 }
 
 // take returns what was done since the last call.
@@ -188,5 +195,27 @@ func TestMany(t *testing.T) {
 	}
 	if apply(t, m); len(c.has) != 0 {
 		t.Errorf("%d left", len(c.has))
+	}
+}
+
+func TestOnlyOneServerWrites(t *testing.T) {
+	c, writes := &catalogue{has: make(map[string]*weft.Instance)}, false
+	m := New(c, Config{Node: "etcd", Address: "10.0.0.9", Dialect: "etcd", Source: "etcd", Writes: func() bool { return writes }})
+	apply(t, m, claim("a", 1))
+	if c.take() != "" || !m.Status().Standby {
+		t.Errorf("%+v", m.Status())
+	}
+	writes = true
+	apply(t, m, claim("a", 1))
+	if got := c.take(); got != "node etcd at 10.0.0.9 +a" || m.Status().Standby {
+		t.Errorf("done: %s, %+v", got, m.Status())
+	}
+	writes = false
+	apply(t, m)
+	c.has["b"] = &weft.Instance{ID: "b", Dialect: "etcd"} // by the other one
+	writes = true
+	apply(t, m, claim("a", 1), claim("b", 1))
+	if got := c.take(); got != "+a +b" && got != "+b +a" {
+		t.Errorf("done: %s; what the other one wrote is compared again", got)
 	}
 }
