@@ -20,9 +20,6 @@ const maxBody = 1 << 20
 
 // readBody reads a whole body.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
-	if r.ContentLength > maxBody {
-		return nil, tooLarge(r)
-	}
 	var src io.Reader = http.MaxBytesReader(w, r.Body, maxBody)
 	switch encoding := r.Header.Get("Content-Encoding"); encoding {
 	case "", "identity":

@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"hash/crc64"
 	"io"
+	"sync"
 )
 
 // segment is a piece of an answer, compressed alone: deflate blocks (RFC 1951) that
@@ -22,6 +23,12 @@ type segment struct {
 }
 
 var crc64Table = crc64.MakeTable(crc64.ECMA)
+
+// packers are *flate.Writer; each is a megabyte of tables.
+var packers = sync.Pool{New: func() any {
+	z, _ := flate.NewWriter(nil, flate.BestSpeed) // fails for unknown levels only
+	return z
+}}
 
 // compress makes a segment of text. z is the caller's own.
 func compress(z *flate.Writer, text []byte) segment {

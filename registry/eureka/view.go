@@ -266,7 +266,8 @@ func (p *picture) stream(f form) *stream {
 	if p.streams[f] != nil {
 		return p.streams[f]
 	}
-	z, _ := flate.NewWriter(nil, flate.BestSpeed) // fails for unknown levels only
+	z := packers.Get().(*flate.Writer)
+	defer packers.Put(z)
 	segments := []segment{stored(f.listHead(p.hash))}
 	comma := stored(",")
 	for _, a := range p.apps {

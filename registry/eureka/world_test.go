@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,6 +26,7 @@ type world struct {
 	registry *registry.Registry
 	api      *API
 	server   *httptest.Server
+	ahead    atomic.Int64 // by which the API's clock is ahead, in nanoseconds
 }
 
 func newWorld(t *testing.T) *world {
@@ -40,7 +42,9 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	a := New(r, Config{})
-	w := &world{T: t, registry: r, api: a, server: httptest.NewServer(a)}
+	w := &world{T: t, registry: r, api: a}
+	a.now = func() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) }
+	w.server = httptest.NewServer(a)
 	t.Cleanup(func() {
 		w.server.Close()
 		r.Close()

@@ -1,0 +1,120 @@
+package eureka
+
+import (
+	"fmt"
+	"maps"
+	"testing"
+	"time"
+
+	"github.com/weftmesh/weft"
+)
+
+func TestPreserves(t *testing.T) {
+	for _, c := range []struct {
+		lapsed, leases int
+		want           bool
+	}{
+		{0, 0, false}, {1, 1, false}, {1, 2, false}, {2, 2, true}, {2, 3, true},
+		{2, 13, true}, {2, 14, false}, {15, 100, false}, {16, 100, true},
+	} {
+		if got := preserves(c.lapsed, c.leases); got != c.want {
+			t.Errorf("%d of %d: %t", c.lapsed, c.leases, got)
+		}
+	}
+}
+
+const oneSecond = `"leaseInfo":{"renewalIntervalInSecs":1,"durationInSecs":1}`
+
+// A lease that is not renewed ends when the client said, and not later; alone it is
+// no reason for doubt.
+func TestLeaseLapses(t *testing.T) {
+	w := newWorld(t)
+	w.api.pause, w.api.patience = 10*time.Millisecond, 50*time.Millisecond
+	begin := time.Now()
+	w.registerHere("A", "short", oneSecond)
+	w.registerHere("A", "long")
+	w.eventually("the short lease lapses", func() bool { return w.apps().statuses()["A/short"] == "" })
+	if took := time.Since(begin); took < time.Second {
+		t.Errorf("it lapsed after %s, although it was for a second", took)
+	}
+	if l := w.apps(); l.Applications.Hash != "UP_1_" {
+		t.Errorf("hash %q", l.Applications.Hash)
+	}
+	w.send("GET", "/eureka/apps/A/short", "").want(404)
+
+	// A renewal that comes late is a renewal.
+	w.send("PUT", "/eureka/apps/A/short", "").want(200)
+	if got := w.apps().statuses()["A/short"]; got != up {
+		t.Errorf("renewed: %q", got)
+	}
+
+	w.run()
+	key := weft.InstanceKey{Node: nodeName, ID: "short"}
+	w.eventually("Run deregisters it", func() bool { in, _ := w.registry.Instance(key); return in == nil })
+	w.send("PUT", "/eureka/apps/A/short", "").want(404)
+	if got, want := w.apps().statuses(), (map[string]status{"A/long": up}); !maps.Equal(got, want) {
+		t.Errorf("left: %v", got)
+	}
+}
+
+// The status that an instance gives itself has nothing to do with its lease.
+func TestLeaseOfOneThatIsDown(t *testing.T) {
+	w := newWorld(t)
+	w.registerHere("A", "starting", oneSecond, `"status":"STARTING"`)
+	if got := w.apps().statuses()["A/starting"]; got != starting {
+		t.Errorf("it is %q", got)
+	}
+	w.eventually("its lease lapses all the same", func() bool { return len(w.apps().statuses()) == 0 })
+}
+
+func TestSelfPreservation(t *testing.T) {
+	w := newWorld(t)
+	w.api.pause, w.api.patience = 10*time.Millisecond, 300*time.Millisecond
+	for i := range 4 {
+		more := []string{}
+		if i < 3 {
+			more = append(more, oneSecond)
+		}
+		w.registerHere("BIG", fmt.Sprint("b-", i), more...)
+	}
+	w.registerHere("BIG", "b-3", `"status":"DOWN"`)
+	w.registerHere("SMALL", "s-1", oneSecond)
+	w.run()
+	w.eventually("three leases of BIG lapse", func() bool {
+		a := w.api.view.current().app("BIG")
+		return a != nil && a.lapsed == 3
+	})
+	w.eventually("SMALL, which is no part of it, goes", func() bool { return w.apps().statuses()["SMALL/s-1"] == "" })
+	want := map[string]status{"BIG/b-0": up, "BIG/b-1": up, "BIG/b-2": up, "BIG/b-3": down}
+	if got := w.apps().statuses(); !maps.Equal(got, want) {
+		t.Errorf("readers see %v, want %v", got, want)
+	}
+	for _, path := range []string{"/eureka/apps", "/eureka/apps/BIG"} {
+		if got := w.send("GET", path, "").header.Get("X-Weft-Preserved"); got != "BIG; lapsed=3; leases=4" {
+			t.Errorf("%s: header %q", path, got)
+		}
+	}
+	var s statusAnswer
+	w.getJSON("/eureka/status", &s)
+	if !s.Applications.SelfPreservation || len(s.Preserved) != 1 || s.Preserved[0].Name != "BIG" || len(s.Preserved[0].Instances) != 3 {
+		t.Errorf("status: %+v", s)
+	}
+	w.send("GET", "/eureka/status", "").want(200)
+	endpoints, _ := w.registry.Endpoints(serviceOf("big"))
+	if len(endpoints) != 0 {
+		t.Errorf("endpoints of what has lapsed: %v", endpoints)
+	}
+
+	// One comes back, and so on: when few enough are left, they go.
+	w.send("PUT", "/eureka/apps/BIG/b-0", "").want(200)
+	w.send("DELETE", "/eureka/apps/BIG/b-1", "").want(200)
+	w.eventually("the rest is no longer kept", func() bool {
+		for range 3 {
+			w.send("PUT", "/eureka/apps/BIG/b-0", "")
+		}
+		return w.apps().statuses()["BIG/b-2"] == ""
+	})
+	if got := w.send("GET", "/eureka/apps", "").header.Get("X-Weft-Preserved"); got != "" {
+		t.Errorf("header %q", got)
+	}
+}
