@@ -12,7 +12,10 @@ import (
 	"golang.org/x/net/ipv6"
 )
 
-const maxQuestion = 4096 // bytes of a question over UDP; longer ones are cut, and so malformed
+const (
+	maxQuestion = 4096    // bytes of a question over UDP; longer ones are cut, and so malformed
+	readBuffer  = 2 << 20 // bytes of the kernel's, for questions that come while we have no core
+)
 
 // udpSocket reads questions and sends answers. On a socket that is bound to every
 // address of the machine, the answer must leave from the address that was asked,
@@ -35,6 +38,7 @@ func newUDPSocket(p net.PacketConn) udpSocket {
 	if !ok {
 		return udpSocket{packet: p}
 	}
+	_ = u.SetReadBuffer(readBuffer) // the system may allow less
 	s := udpSocket{packet: p, udp: u}
 	if !u.LocalAddr().(*net.UDPAddr).IP.IsUnspecified() {
 		return s
