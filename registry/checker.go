@@ -53,6 +53,25 @@ func (k *checker) report(key checkKey, status weft.Health) (weft.CheckKind, bool
 	return k.sched.report(key, status, time.Now())
 }
 
+// lead begins or ends doing what is due. Only the server that writes does it; the
+// others follow the catalogue, so that each can take over at once.
+func (k *checker) lead(on bool) {
+	k.mu.Lock()
+	k.sched.lead(on, time.Now())
+	k.mu.Unlock()
+	k.wake()
+}
+
+// fellSince reports whether an instance failed by its own checks and those of its
+// node, and all that are critical turned so after a time.
+func (k *checker) fellSince(key weft.InstanceKey, after time.Time) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	own, ownAll := k.sched.fellSince(key, after)
+	node, nodeAll := k.sched.fellSince(weft.InstanceKey{Node: key.Node}, after)
+	return (own || node) && ownAll && nodeAll
+}
+
 // wake makes run look at the schedule.
 func (k *checker) wake() {
 	select {
@@ -99,15 +118,29 @@ func (k *checker) do(ctx context.Context, d duty) {
 	}
 }
 
-// defaultTimeout of a probe, as Consul documents it.
-const defaultTimeout = 10 * time.Second
+// Times that a probe may take, as Consul documents them where it does.
+const (
+	defaultTimeout = 10 * time.Second
+	scriptTimeout  = 30 * time.Second
+	// udpTimeout is how long a refusal is awaited: it comes within a round trip, and
+	// a healthy target says nothing.
+	udpTimeout = time.Second
+)
+
+func timeoutOf(c *weft.Check) time.Duration {
+	switch {
+	case c.Timeout > 0:
+		return c.Timeout.Std()
+	case c.Kind == weft.ScriptCheck:
+		return scriptTimeout
+	case c.Kind == weft.UDPCheck:
+		return udpTimeout
+	}
+	return defaultTimeout
+}
 
 func (k *checker) doProbe(ctx context.Context, d duty) error {
-	timeout := d.check.Timeout.Std()
-	if timeout == 0 {
-		timeout = defaultTimeout
-	}
-	probeCtx, cancel := context.WithTimeout(ctx, timeout)
+	probeCtx, cancel := context.WithTimeout(ctx, timeoutOf(&d.check))
 	result, output := k.probe(probeCtx, &d.check)
 	cancel()
 	k.mu.Lock()
@@ -123,6 +156,9 @@ func (k *checker) doProbe(ctx context.Context, d duty) error {
 // writeStatus writes what the checker learnt, unless the check is another one by
 // now.
 func (r *Registry) writeStatus(ctx context.Context, d duty, status weft.Health, output string) error {
+	if isObservation(d.key.id) && status < weft.Critical {
+		return r.promote(ctx, d.owner, output, func(c *weft.Check) bool { return sameProbe(c, &d.check) })
+	}
 	err := r.setStatus(ctx, d.key, status, output, func(c *weft.Check) bool {
 		return sameProbe(c, &d.check) && (d.kind != lapseDuty || r.checks.stillLapses(d))
 	})
@@ -139,14 +175,14 @@ func (k *checker) stillLapses(d duty) bool {
 	return !d.state.gone && d.state.lapsing
 }
 
-// reap deregisters an instance that was critical for too long.
+// reap deregisters an instance that was critical for too long, unless it is guarded.
 func (r *Registry) reap(ctx context.Context, d duty) error {
+	if r.held(d.owner, time.Now()) {
+		return nil // the schedule asks again
+	}
 	_, err := r.deregisterHere(ctx, d.owner)
 	if err == nil {
 		r.log.Warn("registry: instance deregistered", "instance", d.owner.ID, "node", d.owner.Node, "reason", d.reason)
 	}
 	return err
 }
-
-// lead begins or ends being the one that checks.
-func (k *checker) lead(bool) {}

@@ -30,6 +30,7 @@ type catalogue struct {
 func newCatalogue(t *testing.T, probe func(context.Context, *weft.Check) (weft.Health, string)) *catalogue {
 	c := &catalogue{checks: make(map[weft.InstanceKey][]weft.Check), started: time.Now()}
 	c.k = newChecker(c.write, c.reap, probe, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	c.k.lead(true)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan bool)
 	go func() { c.k.run(ctx); close(ended) }()

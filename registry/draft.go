@@ -22,6 +22,7 @@ type draft struct {
 	owners    map[checkKey]checkOwner             // after
 	records   map[string][]byte                   // JSON of what is put, by key
 	prepared  map[string]*weft.Instance           // what some of the records say, by key
+	guards    map[weft.ServiceName]*Guard         // after, nil is gone
 	size      int                                 // bytes, about
 	keys      keyDraft
 	rev       int64 // of its transaction, when that is committed; 0 when it changes nothing
@@ -44,6 +45,7 @@ func newDraft(s *state) *draft {
 		owners:    make(map[checkKey]checkOwner),
 		records:   make(map[string][]byte),
 		prepared:  make(map[string]*weft.Instance),
+		guards:    make(map[weft.ServiceName]*Guard),
 		keys:      newKeyDraft(&s.keys, time.Now().UnixMilli()),
 	}
 }
@@ -277,6 +279,7 @@ func (d *draft) txn() store.Txn {
 			break
 		}
 	}
+	d.guardTxn(&t, cells)
 	for _, key := range slices.Sorted(maps.Keys(d.records)) {
 		t.Put = append(t.Put, store.KV{Key: key, Value: d.records[key]})
 	}

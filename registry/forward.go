@@ -35,6 +35,9 @@ type operations struct {
 	removeCheck    operation[checkEdit, bool]
 	report         operation[reportArgument, bool]
 	maintain       operation[maintenance, bool]
+	releaseGuard   operation[weft.ServiceName, uint64]
+	observe        operation[Observation, bool]
+	markDrain      operation[drainMark, drainMarked]
 	transact       operation[TxnRequest, TxnResult]
 	createSession  operation[Session, Session]
 	destroySession operation[string, bool]
@@ -53,6 +56,9 @@ func (r *Registry) makeOperations() {
 	o.removeCheck = operateAgain(r, "remove-check", r.removeCheckHere)
 	o.report = operateAgain(r, "report", r.reportHere)
 	o.maintain = operateAgain(r, "maintain", r.maintainHere)
+	o.releaseGuard = operateAgain(r, "release-guard", r.releaseGuardHere)
+	o.observe = operateAgain(r, "observe", r.observeHere)
+	o.markDrain = operateAgain(r, "mark-drain", r.markDrainHere)
 	o.transact = operate(r, "transact", r.transactHere)
 	o.createSession = operate(r, "create-session", r.createSessionHere)
 	o.destroySession = operateAgain(r, "destroy-session", r.destroySessionHere)

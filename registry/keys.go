@@ -12,6 +12,7 @@ import (
 //
 //	registry/nodes/<node>                   weft.Node as JSON, with its checks
 //	registry/instances/<node>/<id>          weft.Instance as JSON, with its checks
+//	registry/guards/<ns>/<service>          Guard as JSON
 //	registry/index/service/<ns>/<service>   empty
 //	registry/index/node/<node>              empty
 //	registry/index/instances                empty

@@ -127,8 +127,8 @@ func (r *Registry) Instance(key weft.InstanceKey) (*weft.Instance, uint64) {
 }
 
 // Endpoints returns what traffic may go to: the service's instances that are
-// passing or warning by the worst of their own and their node's checks, sorted by
-// id, with the index of ServiceTopic(n).
+// passing or warning by the worst of their own and their node's checks, and those
+// that its guard keeps; sorted by id, with the index of ServiceTopic(n).
 func (r *Registry) Endpoints(n weft.ServiceName) ([]weft.Endpoint, uint64) {
 	r.view.mu.RLock()
 	defer r.view.mu.RUnlock()
@@ -139,35 +139,30 @@ func (r *Registry) Endpoints(n weft.ServiceName) ([]weft.Endpoint, uint64) {
 	if cached := e.endpoints.Load(); cached != nil {
 		return *cached, e.index
 	}
+	guard := r.view.guards[n]
 	var list []weft.Endpoint
 	for _, in := range e.instances {
-		if ep, healthy := endpoint(in, r.view.node(in.Node)); healthy {
-			list = append(list, ep)
+		node := r.view.node(in.Node)
+		s := standingOf(in, node)
+		if s == healthy || s == failed && guard != nil && guard.Keeps(in.Key()) {
+			list = append(list, endpointOf(in, node))
 		}
 	}
 	e.endpoints.Store(&list)
 	return list, e.index
 }
 
-// endpoint returns an instance as the data plane sees it. The node may be nil.
-func endpoint(in *weft.Instance, node *weft.Node) (ep weft.Endpoint, healthy bool) {
-	health := in.Health()
-	address := in.Address
+// endpointOf returns an instance as the data plane sees it. The node may be nil.
+func endpointOf(in *weft.Instance, node *weft.Node) weft.Endpoint {
+	address, health := in.Address, max(in.Health(), worst(checksOfNode(node)))
 	if node != nil {
-		health = max(health, worst(node.Checks))
-		if address == "" {
-			address = node.Address
-		}
+		address = orElse(address, node.Address)
 	}
 	weight := in.Weights.Passing
-	switch health {
-	case weft.Passing:
-	case weft.Warning:
+	if health == weft.Warning {
 		weight = in.Weights.Warning
-	default:
-		return weft.Endpoint{}, false
 	}
-	ep = weft.Endpoint{
+	ep := weft.Endpoint{
 		ID:       in.Node + "/" + in.ID,
 		Address:  net.JoinHostPort(address, strconv.Itoa(in.Port)),
 		Protocol: in.Protocol,
@@ -178,7 +173,7 @@ func endpoint(in *weft.Instance, node *weft.Node) (ep weft.Endpoint, healthy boo
 	if in.MeshAddr != "" && in.Identity != "" {
 		ep.Address, ep.Identity = in.MeshAddr, in.Identity
 	}
-	return ep, true
+	return ep
 }
 
 func worst(checks []weft.Check) weft.Health {

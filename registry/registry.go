@@ -46,7 +46,11 @@ type Config struct {
 	Node       weft.Node // this server's own node: Name and Address; an empty ID is made once and kept
 	Datacenter string    // "dc1" when empty
 	Peers      Peers     // the other servers; nil: this one is alone
-	Logger     *slog.Logger
+	Followers  Followers // who follows which service; nil: nobody does
+	// EnableScripts lets the checks of instances run programs on this server. Whoever
+	// may register an instance may then run what he likes.
+	EnableScripts bool
+	Logger        *slog.Logger
 }
 
 // Registry is an open registry. Its methods may be called from any goroutine.
@@ -61,6 +65,8 @@ type Registry struct {
 	cancel     context.CancelFunc
 
 	peers      Peers
+	followers  Followers
+	scripts    bool // script checks are run
 	operations operations
 
 	view      view        // written by the loop only
@@ -72,6 +78,7 @@ type Registry struct {
 
 	waiters  waiters
 	checks   *checker
+	observed observations
 	sessions *sessionClock
 	subs     subscribers
 	requests chan *request
@@ -100,12 +107,13 @@ func Open(ctx context.Context, c Config) (*Registry, error) {
 	}
 	r := &Registry{
 		store: c.Store, log: c.Logger, datacenter: c.Datacenter, node: c.Node.Name, peers: c.Peers,
+		followers: c.Followers, scripts: c.EnableScripts,
 		requests: make(chan *request, maxBatch),
 	}
 	r.view.moved = make(chan struct{})
 	r.makeOperations()
 	r.ctx, r.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	r.checks = newChecker(r.writeStatus, r.reap, probe, r.log)
+	r.checks = newChecker(r.writeStatus, r.reap, r.probe, r.log)
 	r.sessions = newSessionClock(r.endLapsed, r.log)
 	rev, err := r.load(ctx)
 	if err != nil {
@@ -379,6 +387,7 @@ func (r *Registry) write(events <-chan store.Batch, batch []*request) (<-chan st
 			}
 			accepted = append(accepted, req)
 		}
+		r.settle(d)
 		rev, err := r.commit(d)
 		r.committed, d.rev = d, rev
 		if err != nil {

@@ -3,7 +3,9 @@ package registry
 import (
 	"container/heap"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/weftmesh/weft"
@@ -23,6 +25,7 @@ type schedule struct {
 	byTime  timeHeap
 	waiting []*checkState // due probes for which there was no room, oldest first
 	probing int           // probes handed out
+	leading bool          // duties are handed out; else only the catalogue is followed
 	last    time.Time     // when this process was last seen running
 	resumed time.Time     // end of its last pause; zero when there was none
 }
@@ -33,14 +36,17 @@ const (
 	// 512 places let 50 probes a second do that before others must wait.
 	maxProbes = 512
 	// maxStep is how long the schedule may be left alone. A step that comes more
-	// than pauseSlack later than that means that this process did not run.
-	maxStep    = time.Second
-	pauseSlack = time.Second
+	// than pauseSlack later than that means that this process did not run. The sum
+	// is what a pause may take from a lease unnoticed: a lease of one second that is
+	// renewed every third of it must outlive that.
+	maxStep    = 250 * time.Millisecond
+	pauseSlack = 250 * time.Millisecond
 	// retryAfter is the time in which a status that was handed out should have
 	// come back from the catalogue.
 	retryAfter = 2 * time.Second
-	// firstProbe bounds the wait for a new check's first probe. It is spread over
-	// this time, so that the checks of a restarted server do not come all at once.
+	// firstProbe bounds the wait for a new check's first probe, which is spread over
+	// this time. Checks that were there already when this server began to check are
+	// spread over their whole interval.
 	firstProbe = time.Second
 )
 
@@ -57,6 +63,7 @@ type checkState struct {
 	successes int       // in a row
 	failures  int       // in a row
 	critical  time.Time // since when; zero when it is not
+	fell      time.Time // when it was seen to turn critical; zero when it is not, or began so
 	reapRetry time.Time // not to be reaped before
 
 	at    time.Time // when it is next looked at; its place in byTime
@@ -86,6 +93,26 @@ func newSchedule() *schedule {
 	return &schedule{checks: make(map[checkKey]*checkState), owned: make(map[weft.InstanceKey][]*checkState)}
 }
 
+// lead begins or ends handing out duties. At the beginning nothing is known of what
+// was reported elsewhere: every lease has its whole time again, and every probe is
+// due at some time of its interval. Results of probes from before are of no use.
+func (s *schedule) lead(on bool, now time.Time) {
+	s.leading, s.last, s.resumed = on, now, time.Time{}
+	s.waiting, s.byTime = nil, nil
+	for _, list := range s.owned {
+		for i, old := range list {
+			old.gone, old.place = true, -1
+			if s.checks[old.key] != old {
+				continue // it went to another owner
+			}
+			c := &checkState{key: old.key, owner: old.owner, check: old.check, critical: old.critical, fell: old.fell, place: -1}
+			c.begin(&c.check, now, c.check.Interval.Std())
+			list[i], s.checks[c.key] = c, c
+			s.arm(c)
+		}
+	}
+}
+
 // set tells the checks that an instance or a node has now in the catalogue.
 func (s *schedule) set(owner weft.InstanceKey, checks []weft.Check, now time.Time) {
 	old := s.owned[owner]
@@ -103,7 +130,7 @@ func (s *schedule) set(owner weft.InstanceKey, checks []weft.Check, now time.Tim
 		if c == nil {
 			c = &checkState{key: key, owner: owner, place: -1}
 			s.checks[key] = c
-			c.begin(&checks[i], now)
+			c.begin(&checks[i], now, firstProbe)
 		}
 		c.follow(&checks[i], now)
 		s.arm(c)
@@ -124,9 +151,16 @@ func (s *schedule) set(owner weft.InstanceKey, checks []weft.Check, now time.Tim
 // sameProbe reports whether a changed check goes on where it is: all but its
 // status is the same.
 func sameProbe(a, b *weft.Check) bool {
-	return a.Kind == b.Kind && a.Target == b.Target && a.Interval == b.Interval && a.Timeout == b.Timeout &&
-		a.TTL == b.TTL && a.Method == b.Method && a.Body == b.Body && a.TLSSkipVerify == b.TLSSkipVerify &&
-		a.NoRedirects == b.NoRedirects
+	return sameTarget(a, b) && a.Interval == b.Interval && a.Timeout == b.Timeout && a.TTL == b.TTL &&
+		a.Method == b.Method && a.Body == b.Body && a.NoRedirects == b.NoRedirects &&
+		a.TLS == b.TLS && a.TLSServerName == b.TLSServerName && a.TLSSkipVerify == b.TLSSkipVerify &&
+		maps.EqualFunc(a.Header, b.Header, slices.Equal)
+}
+
+// sameTarget reports whether what is known of one check is true of the other.
+func sameTarget(a, b *weft.Check) bool {
+	return a.Kind == b.Kind && a.Target == b.Target && slices.Equal(a.Args, b.Args) &&
+		a.AliasNode == b.AliasNode && a.AliasService == b.AliasService
 }
 
 func (s *schedule) drop(c *checkState) {
@@ -137,37 +171,55 @@ func (s *schedule) drop(c *checkState) {
 	}
 }
 
-// begin starts a check's time.
-func (c *checkState) begin(check *weft.Check, now time.Time) {
-	switch check.Kind {
-	case weft.HTTPCheck, weft.TCPCheck:
-		soon := min(check.Interval.Std(), firstProbe)
-		c.due = now.Add(rand.N(soon))
-	case weft.TTLCheck, weft.LeaseCheck:
+// begin starts a check's time. Its first probe comes within its interval and soon.
+func (c *checkState) begin(check *weft.Check, now time.Time, soon time.Duration) {
+	switch {
+	case isObservation(check.ID):
+		c.due = now.Add(check.Interval.Std()) // its interval is how long it has to wait
+	case probed(check.Kind):
+		c.due = now.Add(rand.N(max(min(check.Interval.Std(), soon), 1)))
+	case reported(check.Kind):
 		c.due = now.Add(check.TTL.Std())
 	}
 }
 
 // follow takes over what the catalogue says.
 func (c *checkState) follow(check *weft.Check, now time.Time) {
-	before := c.check.Status
+	before, known := c.check.Status, c.check.ID != ""
 	c.check = *check
 	if reported(check.Kind) && before >= weft.Critical && check.Status < weft.Critical {
 		c.due = now.Add(check.TTL.Std()) // alive again
 	}
 	c.lapsing = false
-	switch {
-	case check.Status < weft.Critical:
-		c.critical, c.reapRetry = time.Time{}, time.Time{}
-	case c.critical.IsZero():
+	if check.Status < weft.Critical {
+		c.critical, c.fell, c.reapRetry = time.Time{}, time.Time{}, time.Time{}
+		return
+	}
+	if c.critical.IsZero() {
 		c.critical = now
 	}
+	if known && before < weft.Critical {
+		c.fell = now
+	}
+}
+
+// fellSince reports whether an instance or node has a critical check, and each that
+// is critical turned so after a time.
+func (s *schedule) fellSince(owner weft.InstanceKey, after time.Time) (is, all bool) {
+	all = true
+	for _, c := range s.owned[owner] {
+		if c.check.Status >= weft.Critical {
+			is = true
+			all = all && c.fell.After(after)
+		}
+	}
+	return is, all
 }
 
 // report takes a report in: kind is that of the check, "" when there is none;
 // changed says that status must be written.
 func (s *schedule) report(key checkKey, status weft.Health, now time.Time) (kind weft.CheckKind, changed bool) {
-	s.notice(now)
+	now = s.notice(now)
 	c := s.checks[key]
 	if c == nil {
 		return "", false
@@ -188,7 +240,10 @@ func (s *schedule) report(key checkKey, status weft.Health, now time.Time) (kind
 
 // step returns what is due at now, and when to call it next.
 func (s *schedule) step(now time.Time) (duties []duty, next time.Time) {
-	s.notice(now)
+	if !s.leading {
+		return nil, now.Add(time.Hour) // lead comes with a wake
+	}
+	now = s.notice(now)
 	for len(s.byTime) > 0 && !s.byTime[0].at.After(now) {
 		c := s.byTime[0]
 		if d, due := s.look(c, now); due {
@@ -245,9 +300,9 @@ func (s *schedule) fill(now time.Time) (duties []duty) {
 
 // done takes the result of a probe in. changed says that status must be written.
 func (s *schedule) done(c *checkState, result weft.Health, now time.Time) (status weft.Health, changed bool) {
-	s.notice(now)
+	now = s.notice(now)
 	s.probing--
-	if c.gone {
+	if c.gone || !s.leading {
 		return 0, false
 	}
 	c.running = false
@@ -286,21 +341,32 @@ func (c *checkState) judge(result weft.Health) weft.Health {
 }
 
 // notice sees by the clock whether this process was stopped: the schedule was left
-// alone for longer than it allows.
-func (s *schedule) notice(now time.Time) {
-	if !s.last.IsZero() && now.Sub(s.last) > maxStep+pauseSlack {
-		s.shift(now.Sub(s.last))
+// alone for longer than it allows. Everything that reads the schedule's times calls
+// it first, so nothing is judged before a pause is known. It returns now, or a later
+// time when somebody was here meanwhile: a clock that was read before a pause would
+// make of a report one from before it.
+func (s *schedule) notice(now time.Time) time.Time {
+	if now.Before(s.last) {
+		return s.last
+	}
+	if gap := now.Sub(s.last); s.leading && !s.last.IsZero() && gap > maxStep+pauseSlack {
+		s.shift(gap, now)
 		s.resumed = now
 	}
 	s.last = now
+	return now
 }
 
 // shift moves every deadline by the time in which this process did not run: it
-// could neither take reports nor probe.
-func (s *schedule) shift(gap time.Duration) {
+// could neither take reports nor probe. And whoever could not renew for so long
+// needs time to come back, as much as was lost, but not more than a whole TTL.
+func (s *schedule) shift(gap time.Duration, now time.Time) {
 	for _, c := range s.checks {
 		if reported(c.check.Kind) {
 			c.due = c.due.Add(gap)
+			if grace := now.Add(min(gap, c.check.TTL.Std())); c.due.Before(grace) {
+				c.due = grace
+			}
 		}
 		if !c.critical.IsZero() {
 			c.critical = c.critical.Add(gap)

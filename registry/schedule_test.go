@@ -27,8 +27,15 @@ type timeline struct {
 	refuse bool // the catalogue cannot be written
 }
 
+// leading returns a schedule that hands out duties.
+func leading() *schedule {
+	s := newSchedule()
+	s.lead(true, start)
+	return s
+}
+
 func newTimeline(t *testing.T, checks ...weft.Check) *timeline {
-	l := &timeline{t: t, s: newSchedule(), now: start, checks: make(map[weft.InstanceKey][]weft.Check)}
+	l := &timeline{t: t, s: leading(), now: start, checks: make(map[weft.InstanceKey][]weft.Check)}
 	l.set(order, checks...)
 	return l
 }
@@ -210,7 +217,7 @@ func TestThresholds(t *testing.T) {
 }
 
 func TestProbesAreSpreadAndRegular(t *testing.T) {
-	s := newSchedule()
+	s := leading()
 	const n = 200
 	for i := range n {
 		s.set(weft.InstanceKey{Node: "n", ID: fmt.Sprint(i)},
@@ -256,7 +263,7 @@ func TestShortIntervalsBeginWithinThem(t *testing.T) {
 // TestSlowProbes: a probe that takes longer than its interval does not overlap
 // with the next one, and there are never more than maxProbes.
 func TestSlowProbes(t *testing.T) {
-	s := newSchedule()
+	s := leading()
 	for i := range maxProbes + 100 {
 		s.set(weft.InstanceKey{Node: "n", ID: fmt.Sprint(i)},
 			[]weft.Check{{ID: fmt.Sprint(i), Kind: weft.TCPCheck, Interval: seconds(1)}}, start)
@@ -347,20 +354,59 @@ func TestReaping(t *testing.T) {
 // TestOwnPause: while this process is stopped nobody can report, and that is not
 // their fault.
 func TestOwnPause(t *testing.T) {
-	l := newTimeline(t,
-		weft.Check{ID: "lease", Kind: weft.LeaseCheck, TTL: seconds(3)},
-		weft.Check{ID: "other", Kind: weft.StaticCheck, Status: weft.Critical, DeregisterAfter: seconds(10)})
+	checks := func() []weft.Check {
+		return []weft.Check{
+			{ID: "lease", Kind: weft.LeaseCheck, TTL: seconds(3)},
+			{ID: "other", Kind: weft.StaticCheck, Status: weft.Critical, DeregisterAfter: seconds(10)},
+		}
+	}
+	t.Run("of a minute", func(t *testing.T) {
+		l := newTimeline(t, checks()...)
+		l.run(2)
+		l.now = start.Add(60 * time.Second) // stopped for 58 s
+		l.run(62.9)
+		l.want()
+		l.run(70)
+		l.want("63.0 lease critical", `68.0 reap order: check "other" is critical for 10s`) // a whole TTL again
+	})
+	t.Run("of less than a second", func(t *testing.T) {
+		l := newTimeline(t, checks()...)
+		l.run(2.8)
+		l.now = start.Add(3500 * time.Millisecond) // its time would have been over at 3.0
+		l.run(4.1)
+		l.want()
+		l.run(5)
+		l.want("4.2 lease critical") // as much time as was lost, from the end of the pause
+	})
+	t.Run("again and again", func(t *testing.T) {
+		l := newTimeline(t, checks()...)
+		for at := 1.0; at < 60; at += 10 {
+			l.run(at)
+			l.now = l.now.Add(9 * time.Second)
+			l.report("lease", weft.Passing)
+		}
+		l.want()
+	})
+}
+
+// TestClockReadBeforeAPause: a report's time was read before the process was stopped,
+// and it is taken in after the pause was noticed.
+func TestClockReadBeforeAPause(t *testing.T) {
+	l := newTimeline(t, weft.Check{ID: "lease", Kind: weft.LeaseCheck, TTL: seconds(3)})
 	l.run(2)
-	l.now = start.Add(60 * time.Second) // stopped for 58 s
-	l.run(60.9)
+	before := l.now
+	l.now = start.Add(time.Minute)
+	l.run(60)
+	l.s.report(checkKey{"n", "lease"}, weft.Passing, before)
+	l.run(62.9)
 	l.want()
 	l.run(70)
-	l.want("61.0 lease critical", `68.0 reap order: check "other" is critical for 10s`)
+	l.want("63.0 lease critical")
 }
 
 // TestProbeOverAPause: its time was up before it could get an answer.
 func TestProbeOverAPause(t *testing.T) {
-	s := newSchedule()
+	s := leading()
 	s.set(order, []weft.Check{{ID: "c", Kind: weft.HTTPCheck, Interval: seconds(10)}}, start)
 	now := start.Add(time.Second)
 	duties, _ := s.step(now)
@@ -372,7 +418,7 @@ func TestProbeOverAPause(t *testing.T) {
 	if len(duties) != 1 {
 		t.Fatalf("%d probes after the pause; want one at once", len(duties))
 	}
-	if _, changed := s.done(duties[0].state, weft.Critical, now.Add(time.Second)); !changed {
+	if _, changed := s.done(duties[0].state, weft.Critical, now.Add(400*time.Millisecond)); !changed {
 		t.Error("a failure after the pause does not count")
 	}
 }
@@ -392,14 +438,103 @@ func TestReportsAfterAPause(t *testing.T) {
 func TestShortDelayIsNoPause(t *testing.T) {
 	l := newTimeline(t, weft.Check{ID: "lease", Kind: weft.LeaseCheck, TTL: seconds(3)})
 	l.run(2)
-	l.now = start.Add(3900 * time.Millisecond)
-	l.run(3.9)
-	l.want("3.9 lease critical")
+	l.now = start.Add(2400 * time.Millisecond)
+	l.run(4)
+	l.want("3.0 lease critical")
+}
+
+// TestTakingOver: a server that begins to check knows nothing of what was reported to
+// the one before it.
+func TestTakingOver(t *testing.T) {
+	l := newTimeline(t, weft.Check{ID: "lease", Kind: weft.LeaseCheck, TTL: seconds(3)},
+		weft.Check{ID: "old", Kind: weft.StaticCheck, Status: weft.Critical, DeregisterAfter: seconds(120)})
+	l.s.lead(false, l.now)
+	l.run(60)
+	l.want()
+	l.s.lead(true, l.now)
+	l.run(62.9)
+	l.want()
+	l.run(130)
+	l.want("63.0 lease critical", `120.0 reap order: check "old" is critical for 2m0s`)
+}
+
+func TestTakingOverSpreadsProbes(t *testing.T) {
+	s := newSchedule()
+	const n = 1000
+	for i := range n {
+		s.set(weft.InstanceKey{Node: "n", ID: fmt.Sprint(i)},
+			[]weft.Check{{ID: fmt.Sprint(i), Kind: weft.TCPCheck, Interval: seconds(10)}}, start)
+	}
+	s.lead(true, start)
+	var inSecond [10]int
+	for now := start; now.Before(start.Add(10 * time.Second)); {
+		duties, next := s.step(now)
+		for _, d := range duties {
+			inSecond[int(now.Sub(start).Seconds())]++
+			s.done(d.state, weft.Passing, now)
+		}
+		now = next
+	}
+	total := 0
+	for second, probes := range inSecond {
+		total += probes
+		if probes < n/20 || probes > n/5 {
+			t.Errorf("%d of %d probes in second %d", probes, n, second)
+		}
+	}
+	if total != n {
+		t.Errorf("%d probes in one interval; want %d", total, n)
+	}
+}
+
+// TestResultsOfAnotherTime: what was probed before another server wrote is no news.
+func TestResultsOfAnotherTime(t *testing.T) {
+	s := leading()
+	s.set(order, []weft.Check{{ID: "c", Kind: weft.TCPCheck, Interval: seconds(1)}}, start)
+	now := start.Add(time.Second)
+	first, _ := s.step(now)
+	s.lead(false, now)
+	if duties, _ := s.step(now.Add(time.Minute)); len(duties) > 0 {
+		t.Errorf("%d duties without leading", len(duties))
+	}
+	s.lead(true, now)
+	if _, changed := s.done(first[0].state, weft.Critical, now); changed {
+		t.Error("the result counts")
+	}
+	second, _ := s.step(now.Add(time.Second))
+	if len(second) != 1 || s.probing != 1 {
+		t.Fatalf("%d duties, %d probes counted", len(second), s.probing)
+	}
+	s.lead(false, now)
+	if _, changed := s.done(second[0].state, weft.Critical, now); changed || s.probing != 0 {
+		t.Errorf("after the end it counts: %v; %d probes counted", changed, s.probing)
+	}
+}
+
+func TestFellSince(t *testing.T) {
+	lease := weft.Check{ID: "lease", Kind: weft.LeaseCheck, TTL: seconds(3)}
+	born := weft.Check{ID: "born", Kind: weft.StaticCheck, Status: weft.Critical}
+	l := newTimeline(t, lease)
+	l.run(10)
+	for at, want := range map[float64]bool{2: true, 4: false} {
+		if is, all := l.s.fellSince(order, start.Add(seconds(at).Std())); !is || all != want {
+			t.Errorf("fell since %v: %v, %v", at, is, all)
+		}
+	}
+	l.set(order, l.checks[order][0], born)
+	if is, all := l.s.fellSince(order, start); !is || all {
+		t.Errorf("with a check that always was critical: %v, %v", is, all)
+	}
+	l.report("lease", weft.Passing)
+	l.set(order, lease)
+	if is, all := l.s.fellSince(order, start); is || !all {
+		t.Errorf("healthy: %v, %v", is, all)
+	}
 }
 
 func TestChangedChecks(t *testing.T) {
 	probe := weft.Check{ID: "c", Kind: weft.HTTPCheck, Target: "http://a/", Interval: seconds(10)}
-	s := newSchedule()
+	s := leading()
 	s.set(order, []weft.Check{probe}, start)
 	now := start.Add(time.Second)
 	duties, _ := s.step(now)

@@ -225,6 +225,9 @@ func (r *Registry) look(t *TxnRequest) TxnResult {
 
 func (r *Registry) transactHere(ctx context.Context, t TxnRequest) (TxnResult, error) {
 	for i := range t.Ops {
+		if err := r.allowOp(&t.Ops[i]); err != nil {
+			return TxnResult{Errors: []OpError{newOpError(i, err)}}, nil
+		}
 		if s := t.Ops[i].Service; s != nil && (s.Verb == "set" || s.Verb == "cas") {
 			own, _, err := prepare(s.Instance, r.node)
 			if err != nil {

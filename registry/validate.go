@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -20,6 +21,9 @@ const (
 	maxID     = 256       // bytes of the id of an instance or a check
 	maxOutput = 4 << 10   // bytes of a check's output
 	maxRecord = 256 << 10 // bytes of an instance or a node as JSON
+
+	maxDatagram = 1 << 10         // bytes that a UDP check sends: no network cuts them up
+	maxTimeout  = 5 * time.Minute // of a probe; each holds a place while it waits
 )
 
 // faults collects everything that is wrong with a value.
@@ -110,25 +114,18 @@ func (f *faults) checks(checks []weft.Check) {
 
 func (f *faults) check(field string, c *weft.Check) {
 	f.name(field+"id", c.ID, maxID+len("service::99"))
-	switch c.Kind {
-	case weft.HTTPCheck:
-		u, err := url.Parse(c.Target)
-		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-			f.add(field+"target", "%q is no URL; use one such as \"http://127.0.0.1:8080/health\"", c.Target)
-		}
+	switch {
+	case probed(c.Kind):
+		f.target(field, c)
 		f.interval(field, c)
-	case weft.TCPCheck:
-		if _, port, err := net.SplitHostPort(c.Target); err != nil || port == "" {
-			f.add(field+"target", "%q is not host:port", c.Target)
-		}
-		f.interval(field, c)
-	case weft.TTLCheck, weft.LeaseCheck:
+	case reported(c.Kind):
 		if c.TTL <= 0 {
 			f.add(field+"ttl", "%s must be greater than 0; use a time such as \"30s\"", c.TTL)
 		}
-	case weft.MaintenanceCheck, weft.StaticCheck:
-	default:
-		f.add(field+"kind", "%q is unknown; use http, tcp, ttl, lease or static", string(c.Kind))
+	case c.Kind == weft.AliasCheck:
+		f.alias(field, c)
+	case c.Kind != weft.MaintenanceCheck && c.Kind != weft.StaticCheck:
+		f.add(field+"kind", "%q is unknown; use http, tcp, grpc, h2ping, udp, alias, script, ttl, lease or static", string(c.Kind))
 	}
 	if c.Status > weft.Maintenance {
 		f.add(field+"status", "is unknown; use passing, warning or critical")
@@ -141,12 +138,66 @@ func (f *faults) check(field string, c *weft.Check) {
 	}
 }
 
+// target says what is wrong with what a probe is to ask.
+func (f *faults) target(field string, c *weft.Check) {
+	switch c.Kind {
+	case weft.HTTPCheck:
+		u, err := url.Parse(c.Target)
+		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			f.add(field+"target", "%q is no URL; use one such as \"http://127.0.0.1:8080/health\"", c.Target)
+		}
+	case weft.ScriptCheck:
+		f.args(field, c.Args)
+	case weft.GRPCCheck:
+		address, _, _ := strings.Cut(c.Target, "/")
+		if _, port, err := net.SplitHostPort(address); err != nil || port == "" {
+			f.add(field+"target", "%q is not host:port or host:port/service", c.Target)
+		}
+	default:
+		if _, port, err := net.SplitHostPort(c.Target); err != nil || port == "" {
+			f.add(field+"target", "%q is not host:port", c.Target)
+		}
+	}
+	if c.Kind == weft.UDPCheck && len(c.Body) > maxDatagram {
+		f.add(field+"body", "is %d bytes long; a datagram holds %d", len(c.Body), maxDatagram)
+	}
+	if c.TLSServerName != "" {
+		f.name(field+"tlsServerName", c.TLSServerName, maxID)
+	}
+}
+
+func (f *faults) args(field string, args []string) {
+	if len(args) == 0 || args[0] == "" {
+		f.add(field+"args", "are empty; give a program and its arguments, such as [\"/usr/bin/check\", \"-v\"]")
+	}
+	for i, arg := range args {
+		if strings.ContainsRune(arg, 0) {
+			f.add(fmt.Sprintf("%sargs[%d]", field, i), "has a zero byte, which no argument can have")
+		}
+	}
+}
+
+func (f *faults) alias(field string, c *weft.Check) {
+	if c.AliasNode != "" {
+		f.name(field+"aliasNode", c.AliasNode, maxName)
+	}
+	if c.AliasService != "" {
+		f.name(field+"aliasService", c.AliasService, maxID)
+	}
+	if c.AliasNode == "" && c.AliasService == "" {
+		f.add(field+"aliasService", "is empty, and so is aliasNode; name the instance or the node whose health is meant")
+	}
+}
+
 func (f *faults) interval(field string, c *weft.Check) {
 	if c.Interval <= 0 {
 		f.add(field+"interval", "%s must be greater than 0; use a time such as \"10s\"", c.Interval)
 	}
 	if c.Timeout < 0 {
 		f.add(field+"timeout", "%s is negative; use a time such as \"5s\"", c.Timeout)
+	}
+	if c.Timeout.Std() > maxTimeout {
+		f.add(field+"timeout", "%s is too long; a probe may take %s", c.Timeout, maxTimeout)
 	}
 }
 
@@ -217,6 +268,7 @@ func ownChecks(checks []weft.Check) []weft.Check {
 		c := &checks[i]
 		c.CreateIndex, c.ModifyIndex = 0, 0
 		c.Output = shortOutput(c.Output)
+		c.Args = ownSlice(c.Args)
 		c.Header = ownMap(c.Header)
 		for name, values := range c.Header {
 			c.Header[name] = slices.Clone(values)

@@ -27,6 +27,8 @@ type state struct {
 	rev      int64
 	services map[weft.ServiceName]*serviceEntry // tombstones included
 	nodes    map[string]*nodeEntry              // tombstones included
+	guards   map[weft.ServiceName]*Guard
+	aliases  aliases
 	// indexes of the topics of the same names
 	servicesX, nodesX, instancesX uint64
 	keys                          keyspace
@@ -52,7 +54,10 @@ type nodeEntry struct {
 }
 
 func newState() state {
-	return state{services: make(map[weft.ServiceName]*serviceEntry), nodes: make(map[string]*nodeEntry), keys: newKeyspace()}
+	return state{
+		services: make(map[weft.ServiceName]*serviceEntry), nodes: make(map[string]*nodeEntry),
+		guards: make(map[weft.ServiceName]*Guard), aliases: make(aliases), keys: newKeyspace(),
+	}
 }
 
 // edits are changes to the instances of one service; nil takes one away.
@@ -138,7 +143,8 @@ type decoded struct {
 	key      weft.InstanceKey // ID is empty for a node
 	instance *weft.Instance   // nil when deleted
 	node     *weft.Node       // nil when deleted
-	topic    Topic            // of a cell
+	topic    Topic            // of a cell or a guard
+	guard    *Guard           // nil when deleted
 	keyed    *keyEvent
 }
 
@@ -148,6 +154,7 @@ const (
 	instanceKind recordKind = iota
 	nodeKind
 	cellKind
+	guardKind
 	keyKind
 )
 
@@ -194,6 +201,9 @@ func decode(ev *store.Event, known *weft.Instance, log *slog.Logger) (d decoded,
 		d.kind, d.keyed = keyKind, keyed
 		return d, keyed != nil
 	}
+	if n, isGuard := parseGuardRecord(ev.Key); isGuard {
+		return decodeGuard(d, n, ev, log)
+	}
 	d.kind = cellKind
 	d.topic, ok = parseCell(ev.Key)
 	return d, ok
@@ -238,6 +248,8 @@ func (s *state) apply(rev int64, events []decoded) change {
 			s.applyInstance(ev, touched, &c)
 		case nodeKind:
 			s.applyNode(ev, &c)
+		case guardKind:
+			s.setGuard(ev.topic.service(), ev.guard)
 		}
 	}
 	for name, ed := range touched {
@@ -253,16 +265,20 @@ func (s *state) apply(rev int64, events []decoded) change {
 
 func (s *state) applyInstance(ev *decoded, touched map[weft.ServiceName]edits, c *change) {
 	n := s.nodeEntry(ev.key.Node)
+	var before []weft.Check
 	if old := n.instances[ev.key.ID]; old != nil {
 		editsOf(touched, old.Service)[ev.key] = nil
 		n.dropChecks(ev.key.ID, old.Checks)
+		before = old.Checks
 	}
 	n.sorted.Store(nil)
 	if ev.instance == nil {
 		delete(n.instances, ev.key.ID)
+		s.aliases.replace(ev.key, before, nil)
 		c.owners[ev.key] = nil
 		return
 	}
+	s.aliases.replace(ev.key, before, ev.instance.Checks)
 	n.instances[ev.key.ID] = ev.instance
 	n.addChecks(ev.key.ID, ev.instance.Checks)
 	editsOf(touched, ev.instance.Service)[ev.key] = ev.instance
@@ -283,6 +299,7 @@ func (s *state) applyNode(ev *decoded, c *change) {
 	if n.node != nil {
 		n.dropChecks("", n.node.Checks)
 	}
+	s.aliases.replace(ev.key, checksOfNode(n.node), checksOfNode(ev.node))
 	n.node = ev.node
 	c.owners[ev.key] = nil
 	if ev.node != nil {
@@ -294,7 +311,7 @@ func (s *state) applyNode(ev *decoded, c *change) {
 // applyIndex moves the indexes that an event stands for.
 func (s *state) applyIndex(ev *decoded, c *change) {
 	switch {
-	case ev.kind == cellKind:
+	case ev.kind == cellKind || ev.kind == guardKind:
 		s.setIndex(ev.topic, ev.rev, c)
 	case ev.instance != nil:
 		s.setIndex(ServiceTopic(ev.instance.Service), ev.rev, c)

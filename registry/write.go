@@ -26,6 +26,9 @@ func (r *Registry) registerHere(ctx context.Context, in weft.Instance) (index ui
 	if err != nil {
 		return 0, err
 	}
+	if err := r.allow("register", "instance "+own.Service.Name+"/"+own.ID, own.Checks); err != nil {
+		return 0, err
+	}
 	err = r.do(ctx, "register", "instance "+own.Service.Name+"/"+own.ID, func(d *draft) error {
 		return planRegister(d, own, record)
 	})
@@ -73,7 +76,7 @@ func takeOver(given, old []weft.Check) []weft.Check {
 		}
 	}
 	for i := range old {
-		if old[i].Kind == weft.MaintenanceCheck && findCheck(checks, old[i].ID) == nil {
+		if (old[i].Kind == weft.MaintenanceCheck || isObservation(old[i].ID)) && findCheck(checks, old[i].ID) == nil {
 			checks = append(checks, old[i])
 		}
 	}
@@ -83,11 +86,10 @@ func takeOver(given, old []weft.Check) []weft.Check {
 
 // keepStatus lets a check that is registered again keep what is known of it.
 func keepStatus(c, before *weft.Check) {
-	if c.Kind != before.Kind || c.Target != before.Target {
+	if !sameTarget(c, before) {
 		return
 	}
-	probed := c.Kind == weft.HTTPCheck || c.Kind == weft.TCPCheck
-	if probed || reported(c.Kind) && (c.Status >= weft.Critical || c.Status == before.Status) {
+	if probed(c.Kind) || c.Kind == weft.AliasCheck || reported(c.Kind) && (c.Status >= weft.Critical || c.Status == before.Status) {
 		c.Status, c.Output = before.Status, before.Output
 	}
 }
@@ -175,6 +177,9 @@ func (r *Registry) registerNodeHere(ctx context.Context, n weft.Node) (uint64, e
 		nameNodeCheck(&n.Checks[i])
 	}
 	sortChecks(n.Checks)
+	if err := r.allow("register", "node "+n.Name, n.Checks); err != nil {
+		return 0, err
+	}
 	err := r.do(ctx, "register", "node "+n.Name, func(d *draft) error { return planNode(d, n, given) })
 	if err != nil {
 		return 0, err
@@ -259,6 +264,9 @@ func (r *Registry) addCheckHere(ctx context.Context, e checkEdit) (bool, error) 
 	if err := checkCheck(&c); err != nil {
 		return false, err
 	}
+	if err := r.allow("add", "check "+c.ID, []weft.Check{c}); err != nil {
+		return false, err
+	}
 	err := r.do(ctx, "add", "check "+c.ID, func(d *draft) error { return planCheck(d, key, c) })
 	return err == nil, err
 }
@@ -279,6 +287,9 @@ func (r *Registry) SetCheck(ctx context.Context, node, checkID string, c weft.Ch
 func (r *Registry) setCheckHere(ctx context.Context, e checkEdit) (bool, error) {
 	node, c := e.Key.Node, ownChecks([]weft.Check{e.Check})[0]
 	if err := checkCheck(&c); err != nil {
+		return false, err
+	}
+	if err := r.allow("set", "check "+c.ID, []weft.Check{c}); err != nil {
 		return false, err
 	}
 	err := r.do(ctx, "set", "check "+c.ID, func(d *draft) error {
