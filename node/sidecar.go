@@ -442,7 +442,12 @@ func probe(ctx context.Context, web *http.Client, local, path string) (weft.Heal
 		_ = c.Close()
 		return weft.Passing, "accepts connections on " + local
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+local+path, nil)
+	return probeURL(ctx, web, "http://"+local+path, path)
+}
+
+// probeURL asks once; what names the URL in the answer.
+func probeURL(ctx context.Context, web *http.Client, url, what string) (weft.Health, string) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return weft.Critical, err.Error()
 	}
@@ -452,9 +457,9 @@ func probe(ctx context.Context, web *http.Client, local, path string) (weft.Heal
 	}
 	_ = resp.Body.Close()
 	if resp.StatusCode/100 != 2 {
-		return weft.Critical, path + " answers " + resp.Status
+		return weft.Critical, what + " answers " + resp.Status
 	}
-	return weft.Passing, path + " answers " + resp.Status
+	return weft.Passing, what + " answers " + resp.Status
 }
 
 // start runs the command, if there is one.
