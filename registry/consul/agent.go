@@ -5,6 +5,7 @@ import (
 	"hash/fnv"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 
 	"github.com/weftmesh/weft"
@@ -51,31 +52,66 @@ func (a *api) agentRegister(w http.ResponseWriter, q *query) error {
 	if err != nil {
 		return err
 	}
+	in, err := a.agentInstance(q, &body)
+	if err != nil {
+		return err
+	}
+	sidecar, err := a.sidecarOf(q, &body, &in)
+	if err != nil {
+		return err
+	}
+	ctx := q.request.Context()
+	for _, in := range []*weft.Instance{&in, sidecar} {
+		if in == nil {
+			continue
+		}
+		if known, _ := a.registry.Instance(a.own(in.ID)); known != nil && !replace {
+			in.Checks = keepUnnamed(in.Checks, known.Checks)
+		}
+		if _, err := a.registry.Register(ctx, *in); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// agentInstance reads a registration with this agent.
+func (a *api) agentInstance(q *query, body *agentServiceBody) (weft.Instance, error) {
 	name := q.service(body.Name)
 	if body.Namespace != "" {
 		name.Namespace = body.Namespace
 	}
-	in, err := body.instance(name, "consul")
+	in, err := body.instance(name, dialect)
 	if err != nil {
-		return err
+		return in, err
 	}
-	if in.Checks, err = body.checks(in.ID); err != nil {
-		return err
-	}
-	if known, _ := a.registry.Instance(a.own(in.ID)); known != nil && !replace {
-		in.Checks = keepUnnamed(in.Checks, known.Checks)
-	}
-	_, err = a.registry.Register(q.request.Context(), in)
-	return err
+	in.Checks, err = a.checksOf(body, in.ID)
+	return in, err
 }
 
 // PUT /v1/agent/service/deregister/{id}
 func (a *api) agentDeregister(w http.ResponseWriter, q *query) error {
 	id, err := q.need("service ID")
-	if err == nil {
-		_, err = a.registry.Deregister(q.request.Context(), a.own(id))
+	if err != nil {
+		return err
 	}
-	return err
+	if in, _ := a.registry.Instance(a.own(id)); in == nil || in.Dialect == serverDialect {
+		return weft.Errorf(weft.NotFound, "deregister", id, "Unknown service ID %q. Ensure that the service ID is passed, not the service name.", id)
+	}
+	ctx := q.request.Context()
+	if _, err := a.registry.Deregister(ctx, a.own(id)); err != nil {
+		return err
+	}
+	_, instances, _ := a.registry.Node(a.registry.LocalNode().Name)
+	for _, in := range instances {
+		if extraOf(in).SidecarOf != id {
+			continue
+		}
+		if _, err := a.registry.Deregister(ctx, in.Key()); err != nil && weft.KindOf(err) != weft.NotFound {
+			return err
+		}
+	}
+	return nil
 }
 
 // PUT /v1/agent/service/maintenance/{id}?enable=&reason=
@@ -113,7 +149,7 @@ func (a *api) checkRegister(w http.ResponseWriter, q *query) error {
 	if body.Name == "" {
 		return weft.Errorf(weft.Invalid, "register check", body.id(), "missing Name")
 	}
-	c, err := body.check()
+	c, err := a.checkOf(&body)
 	if err != nil {
 		return err
 	}
@@ -171,7 +207,7 @@ func (a *api) agentServices(w http.ResponseWriter, q *query) error {
 		_, instances, index := a.registry.Node(node)
 		out := make(map[string]serviceRecord, len(instances))
 		for _, in := range instances {
-			if r := a.agentRecord(in); in.Service.Namespace == q.namespace && fits(&r) {
+			if r := a.agentRecord(in); a.isLocal(q, in) && fits(&r) {
 				out[in.ID] = r
 			}
 		}
@@ -179,10 +215,15 @@ func (a *api) agentServices(w http.ResponseWriter, q *query) error {
 	}})
 }
 
+// isLocal says whether the agent's endpoints show an instance of the own node.
+func (a *api) isLocal(q *query, in *weft.Instance) bool {
+	return in.Service.Namespace == q.namespace && in.Dialect != serverDialect
+}
+
 // agentRecord is an instance as the agent's endpoints show it.
 func (a *api) agentRecord(in *weft.Instance) serviceRecord {
-	r := newServiceRecord(in)
-	r.Datacenter = a.registry.Datacenter()
+	x, r := extraOf(in), newServiceRecord(in)
+	r.Datacenter, r.Proxy, r.Connect = a.registry.Datacenter(), x.Proxy, x.Connect
 	return r
 }
 
@@ -199,8 +240,8 @@ func (a *api) agentService(w http.ResponseWriter, q *query) error {
 	defer cancel()
 	for timeUp := false; ; {
 		in, index := a.registry.Instance(a.own(id))
-		if in == nil || in.Service.Namespace != q.namespace {
-			return weft.Errorf(weft.NotFound, "find service", id, "no service of this ID (want an ID, not a name)")
+		if in == nil || !a.isLocal(q, in) {
+			return weft.Errorf(weft.NotFound, "find service", id, "unknown service ID: %s", id)
 		}
 		record := a.agentRecord(in)
 		if record.ContentHash, err = contentHash(q, record); err != nil {
@@ -244,7 +285,7 @@ func (a *api) agentChecks(w http.ResponseWriter, q *query) error {
 		checks, index := a.checksOfNode(q, node)
 		out := make(map[string]checkRecord, len(checks))
 		for i := range checks {
-			if fits(&checks[i]) {
+			if checks[i].CheckID != aliveCheckID && fits(&checks[i]) {
 				out[checks[i].CheckID] = checks[i]
 			}
 		}
@@ -260,7 +301,7 @@ func (a *api) agentHealthByID(w http.ResponseWriter, q *query) error {
 	}
 	node, instances, index := a.registry.Node(a.registry.LocalNode().Name)
 	for _, in := range instances {
-		if in.ID == id && in.Service.Namespace == q.namespace {
+		if in.ID == id && a.isLocal(q, in) {
 			h := a.serviceHealth(node, in)
 			return a.answerHealth(w, q, index, h.AggregatedStatus, h)
 		}
@@ -291,7 +332,8 @@ func (a *api) agentHealthByName(w http.ResponseWriter, q *query) error {
 }
 
 func (a *api) serviceHealth(node *weft.Node, in *weft.Instance) serviceHealth {
-	h := serviceHealth{Service: a.agentRecord(in), Checks: append(nodeChecks(node), instanceChecks(in)...)}
+	checks := slices.DeleteFunc(nodeChecks(node), func(c checkRecord) bool { return c.CheckID == aliveCheckID })
+	h := serviceHealth{Service: a.agentRecord(in), Checks: append(checks, instanceChecks(in)...)}
 	h.AggregatedStatus = worst(h.Checks).String()
 	return h
 }
@@ -337,6 +379,7 @@ func (a *api) agentSelf(w http.ResponseWriter, q *query) error {
 		},
 		"DebugConfig": map[string]any{
 			"Datacenter": dc, "NodeName": node.Name, "NodeID": node.ID, "ServerMode": true, "ACLsEnabled": false,
+			"SerfAdvertiseAddrLAN": "tcp://" + a.advertised(), // nothing gossips here: it is where this server is joined
 		},
 		"Member": a.member(node.Name),
 		"Meta":   orEmpty(node.Labels),

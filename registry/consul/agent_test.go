@@ -18,7 +18,7 @@ func baseContext() (func(net.Listener) context.Context, context.CancelFunc) {
 }
 
 const ownNode = `{"ID":"uuid","Node":"server-1","Address":"127.0.0.1","Datacenter":"dc1",
-	"TaggedAddresses":{"lan":"127.0.0.1","wan":"127.0.0.1"},"Meta":{"rack":"r1"}}`
+	"TaggedAddresses":{"lan":"127.0.0.1","lan_ipv4":"127.0.0.1","wan":"127.0.0.1","wan_ipv4":"127.0.0.1"},"Meta":{"rack":"r1"}}`
 
 const aliveCheck = `{"Node":"server-1","CheckID":"serfHealth","Name":"Serf Health Status","Status":"passing","Notes":"",
 	"Output":"Agent alive and reachable","ServiceID":"","ServiceName":"","ServiceTags":[],"Type":"","Interval":"","Timeout":"",
@@ -67,15 +67,16 @@ func TestRegisterWithHTTPCheck(t *testing.T) {
 	w.get("/v1/health/state/any").wantJSON(`[` + aliveCheck + `,` + check + `]`)
 	w.get("/v1/health/state/passing").wantJSON(`[` + aliveCheck + `,` + check + `]`)
 	w.get("/v1/health/state/critical").wantJSON(`[]`)
-	w.get("/v1/agent/checks").wantJSON(`{"serfHealth":` + aliveCheck + `,"service:web-1":` + check + `}`)
+	w.get("/v1/agent/checks").wantJSON(`{"service:web-1":` + check + `}`)
 	w.get("/v1/agent/services").wantJSON(`{"web-1":` + agentService + `}`)
 	w.get("/v1/agent/service/web-1").wantJSON(agentService)
-	w.get("/v1/agent/health/service/id/web-1").wantJSON(`{"AggregatedStatus":"passing","Service":` + agentService + `,"Checks":[` + aliveCheck + `,` + check + `]}`)
+	w.get("/v1/agent/health/service/id/web-1").wantJSON(`{"AggregatedStatus":"passing","Service":` + agentService + `,"Checks":[` + check + `]}`)
 	w.get("/v1/catalog/services").wantJSON(`{"web":["a","b"]}`)
 	w.get("/v1/catalog/node/server-1").wantJSON(`{"Node":` + ownNode + `,"Services":{"web-1":{` + service + `}}}`)
 	w.get("/v1/catalog/node-services/server-1").wantJSON(`{"Node":` + ownNode + `,"Services":[{` + service + `}]}`)
 	w.get("/v1/catalog/service/web").wantJSON(`[{"ID":"uuid","Node":"server-1","Address":"127.0.0.1","Datacenter":"dc1",
-		"TaggedAddresses":{"lan":"127.0.0.1","wan":"127.0.0.1"},"NodeMeta":{"rack":"r1"},"ServiceKind":"",
+		"TaggedAddresses":{"lan":"127.0.0.1","lan_ipv4":"127.0.0.1","wan":"127.0.0.1","wan_ipv4":"127.0.0.1"},
+		"NodeMeta":{"rack":"r1"},"ServiceKind":"","ServiceProxy":{"MeshGateway":{},"Expose":{}},"ServiceConnect":{},
 		"ServiceID":"web-1","ServiceName":"web","ServiceTags":["a","b"],"ServiceAddress":"10.0.0.1","ServicePort":3000,
 		"ServiceTaggedAddresses":{"lan":{"Address":"10.0.0.2","Port":3001}},"ServiceWeights":{"Passing":10,"Warning":2},
 		"ServiceMeta":{"version":"2"},"ServiceEnableTagOverride":true,"ServiceLocality":{"Zone":"z1"}}]`)
@@ -89,7 +90,7 @@ func TestRegisterWithHTTPCheck(t *testing.T) {
 func TestRegisterNameOnly(t *testing.T) {
 	w := newWorld(t)
 	w.put("/v1/agent/service/register", `{"name":"web","check":{},"checks":null,"tags":null}`)
-	w.get("/v1/agent/service/web").wantJSON(`{"ID":"web","Service":"web","Tags":[],"Meta":{},"Address":"","TaggedAddresses":{},
+	w.get("/v1/agent/service/web").wantJSON(`{"ID":"web","Service":"web","Tags":[],"Meta":{},"Address":"",
 		"Port":0,"Weights":{"Passing":1,"Warning":1},"EnableTagOverride":false,"Datacenter":"dc1"}`)
 	w.get("/v1/agent/health/service/id/web")
 }

@@ -3,7 +3,6 @@ package consul
 import (
 	"encoding/json"
 	"errors"
-	"io"
 	"net/http"
 	"strings"
 
@@ -17,15 +16,9 @@ const maxBody = 1 << 20
 // taken in any case, and with underscores: "check_id" is "CheckID".
 func decode(w http.ResponseWriter, q *query, v any) error {
 	r := q.request
-	if r.ContentLength > maxBody {
-		return tooLarge(r)
-	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	if tooBig := (*http.MaxBytesError)(nil); errors.As(err, &tooBig) {
-		return tooLarge(r)
-	}
+	body, err := readBody(w, q, maxBody)
 	if err != nil {
-		return weft.Errorf(weft.Invalid, "read body", r.URL.Path, "%w", err)
+		return err
 	}
 	if len(body) == 0 {
 		return weft.Errorf(weft.Invalid, "read body", r.URL.Path, "is empty, want a JSON object")
@@ -36,8 +29,8 @@ func decode(w http.ResponseWriter, q *query, v any) error {
 	return nil
 }
 
-func tooLarge(r *http.Request) error {
-	return weft.Errorf(weft.TooLarge, "read body", r.URL.Path, "is over %d bytes", maxBody)
+func tooLarge(r *http.Request, limit int64) error {
+	return weft.Errorf(weft.TooLarge, "read body", r.URL.Path, "is over %d bytes", limit)
 }
 
 // unmarshal is json.Unmarshal with Consul's tolerance for keys, and with the
@@ -64,7 +57,7 @@ func unmarshal(body []byte, v any) error {
 }
 
 // freeKeys name the objects whose keys are the user's own.
-var freeKeys = map[string]bool{"meta": true, "nodemeta": true, "header": true, "taggedaddresses": true}
+var freeKeys = map[string]bool{"meta": true, "nodemeta": true, "header": true, "taggedaddresses": true, "config": true, "arguments": true}
 
 // foldKeys takes the underscores out of the keys of valid JSON, in place: the key
 // is written without them, and padded after its closing quote, so that byte
@@ -140,7 +133,7 @@ func (d duration) parse(field string) (weft.Duration, error) {
 	}
 	var v weft.Duration
 	if err := json.Unmarshal([]byte(d), &v); err != nil {
-		return 0, weft.Errorf(weft.Invalid, "read "+field, strings.Trim(string(d), `"`), "want a duration such as \"10s\"")
+		return 0, weft.Errorf(weft.Invalid, "read "+field, strings.Trim(string(d), `"`), "invalid duration, want one such as \"10s\"")
 	}
 	return v, nil
 }

@@ -18,6 +18,7 @@ func (a *api) catalogEndpoints() endpoints {
 		"catalog/node/":          {get: a.catalogNode},
 		"catalog/node-services/": {get: a.catalogNodeServices},
 		"catalog/service/":       {get: a.catalogService},
+		"catalog/connect/":       {get: a.catalogConnect},
 	}
 }
 
@@ -62,6 +63,7 @@ func (a *api) catalogNodes(w http.ResponseWriter, q *query) error {
 				out = append(out, r)
 			}
 		}
+		near(a, q, out, func(r *nodeRecord) string { return r.Node })
 		return out, index
 	}})
 }
@@ -118,13 +120,30 @@ func (a *api) catalogService(w http.ResponseWriter, q *query) error {
 	if err != nil {
 		return err
 	}
+	service := q.service(name)
+	return a.answerCatalog(w, q, registry.ServiceTopic(service), func() ([]*weft.Instance, uint64) {
+		return a.registry.Instances(service)
+	})
+}
+
+// GET /v1/catalog/connect/{name}
+func (a *api) catalogConnect(w http.ResponseWriter, q *query) error {
+	name, err := q.need("service name")
+	if err != nil {
+		return err
+	}
+	return a.answerCatalog(w, q, registry.InstancesTopic(), func() ([]*weft.Instance, uint64) {
+		return a.connectable(q.service(name))
+	})
+}
+
+func (a *api) answerCatalog(w http.ResponseWriter, q *query, t registry.Topic, list func() ([]*weft.Instance, uint64)) error {
 	fits, err := keep[catalogRecord](q)
 	if err != nil {
 		return err
 	}
-	service := q.service(name)
-	return a.answer(w, q, view{topic: registry.ServiceTopic(service), part: true, build: func() (any, uint64) {
-		instances, index := a.registry.Instances(service)
+	return a.answer(w, q, view{topic: t, part: true, build: func() (any, uint64) {
+		instances, index := list()
 		nodes := a.newNodeCache()
 		out := make([]catalogRecord, 0, len(instances))
 		for _, in := range instances {
@@ -136,6 +155,7 @@ func (a *api) catalogService(w http.ResponseWriter, q *query) error {
 				out = append(out, r)
 			}
 		}
+		near(a, q, out, func(r *catalogRecord) string { return r.Node })
 		return out, index
 	}})
 }
@@ -185,13 +205,15 @@ func (a *api) servicesOfNode(w http.ResponseWriter, q *query, shape func(nodeRec
 
 // catalogBody is the body of catalog/register.
 type catalogBody struct {
-	ID             string
-	Node           string
-	Address        string
-	NodeMeta       map[string]string
-	Datacenter     string
-	SkipNodeUpdate bool
-	Service        *struct {
+	ID              string
+	Node            string
+	Address         string
+	TaggedAddresses map[string]string
+	NodeMeta        map[string]string
+	Locality        *localityRecord
+	Datacenter      string
+	SkipNodeUpdate  bool
+	Service         *struct {
 		Service string
 		serviceFields
 	}
@@ -201,54 +223,61 @@ type catalogBody struct {
 
 // PUT /v1/catalog/register
 //
-// Node, service and checks are written one after the other: when one fails, those
-// before it stay, and the client, which gets the error, sends all of it again.
+// Node, service and checks are written together, at one index.
 func (a *api) catalogRegister(w http.ResponseWriter, q *query) error {
 	var body catalogBody
 	if err := decode(w, q, &body); err != nil {
 		return err
 	}
-	if body.Node == "" || body.Address == "" {
+	if body.Node == "" || body.Address == "" && !body.SkipNodeUpdate {
 		return weft.Errorf(weft.Invalid, "register", body.Node, "Node and Address must be given")
 	}
 	if body.Datacenter != "" && body.Datacenter != a.registry.Datacenter() {
 		return noPath(body.Datacenter)
 	}
-	checks, err := body.checks()
-	if err != nil {
-		return err
-	}
 	var in *weft.Instance
+	var err error
 	if body.Service != nil {
 		if in, err = a.catalogInstance(q, &body); err != nil {
 			return err
 		}
 	}
-	ctx := q.request.Context()
-	if known, _, _ := a.registry.Node(body.Node); known == nil || !body.SkipNodeUpdate {
-		n := weft.Node{ID: body.ID, Name: body.Node, Address: body.Address, Labels: body.NodeMeta}
-		if _, err := a.registry.RegisterNode(ctx, n); err != nil {
-			return err
-		}
+	known, _, _ := a.registry.Node(body.Node)
+	checks, err := body.checks(known)
+	if err != nil {
+		return err
+	}
+	var ops []registry.Op
+	if known == nil || !body.SkipNodeUpdate {
+		ops = append(ops, registry.Op{Node: &registry.NodeOp{Verb: "set", Node: body.node(known)}})
 	}
 	if in != nil {
-		in.Checks = checks[in.ID]
-		if known, _ := a.registry.Instance(in.Key()); known != nil {
-			in.Checks = keepUnnamed(in.Checks, known.Checks)
-		}
-		if _, err := a.registry.Register(ctx, *in); err != nil {
-			return err
-		}
-		delete(checks, in.ID)
+		ops = append(ops, registry.Op{Service: &registry.InstanceOp{Verb: "set", Instance: *in}})
 	}
-	for id, list := range checks {
-		for _, c := range list {
-			if err := a.registry.AddCheck(ctx, weft.InstanceKey{Node: body.Node, ID: id}, c); err != nil {
-				return err
-			}
-		}
+	for _, c := range checks {
+		ops = append(ops, registry.Op{Check: &c})
+	}
+	if _, err := a.transact(q.request.Context(), "register", "node "+body.Node, ops); err != nil {
+		return err
 	}
 	return a.done(w, q)
+}
+
+// node is the node that the body describes; known is what it was before.
+func (b *catalogBody) node(known *weft.Node) weft.Node {
+	n := weft.Node{ID: b.ID, Name: b.Node, Address: b.Address, Labels: b.NodeMeta, TaggedAddresses: b.TaggedAddresses}
+	if n.Address == "" && known == nil {
+		n.Address = n.Name // a service came before its node
+	}
+	var x nodeExtra
+	if known != nil {
+		x.Version = nodeExtraOf(known).Version
+	}
+	if b.Locality != nil {
+		n.Zone, x.Region = b.Locality.Zone, b.Locality.Region
+	}
+	x.carry(&n)
+	return n
 }
 
 func (a *api) catalogInstance(q *query, body *catalogBody) (*weft.Instance, error) {
@@ -261,27 +290,69 @@ func (a *api) catalogInstance(q *query, body *catalogBody) (*weft.Instance, erro
 	}
 	in, err := body.Service.instance(name, "catalog")
 	in.Node = body.Node
+	if known, _ := a.registry.Instance(in.Key()); err == nil && known != nil && known.Dialect == serverDialect {
+		in.Dialect = serverDialect // it says again what it is
+	}
 	return &in, err
 }
 
-// checks returns the checks by the instance's id; "" is the node. What is
-// registered in the catalogue is not probed: who registers it reports its status.
-func (b *catalogBody) checks() (map[string][]weft.Check, error) {
-	out := make(map[string][]weft.Check)
+// checks returns what has to be done for the checks. What is registered in the catalogue is reported by who registers it, and not probed; but
+// for external nodes, which say in their metadata that somebody shall do so: where
+// others run consul-esm for them, the server does it itself.
+func (b *catalogBody) checks(known *weft.Node) ([]registry.CheckOp, error) {
+	meta := b.NodeMeta
+	if b.SkipNodeUpdate && known != nil {
+		meta = known.Labels
+	}
+	external := meta["external-node"] == "true" && meta["external-probe"] == "true"
+	var out []registry.CheckOp
 	for _, body := range append([]*checkBody{b.Check}, b.Checks...) {
 		if body == nil {
 			continue
 		}
-		c := weft.Check{ID: body.id(), Name: body.Name, Notes: body.Notes, Kind: weft.StaticCheck, Output: clip(body.Output)}
-		if err := body.status(&c); err != nil {
+		c, err := body.catalogCheck(external)
+		if err != nil {
 			return nil, err
 		}
-		if c.ID == "" {
-			c.ID = c.Name
-		}
-		out[body.ServiceID] = append(out[body.ServiceID], c)
+		out = append(out, registry.CheckOp{Verb: "set", Node: b.Node, Instance: body.ServiceID, Check: c})
 	}
 	return out, nil
+}
+
+// catalogCheck reads a check of the catalogue. Without probed it is static: its
+// definition is only kept.
+func (b *checkBody) catalogCheck(probed bool) (weft.Check, error) {
+	c := weft.Check{ID: b.id(), Name: b.Name, Notes: b.Notes, Kind: weft.StaticCheck, Output: clip(b.Output)}
+	if c.ID == "" {
+		c.ID = c.Name
+	}
+	if err := b.status(&c); err != nil {
+		return c, err
+	}
+	d := b.Definition
+	if d == nil || d.HTTP == "" && d.TCP == "" && d.UDP == "" {
+		return c, nil
+	}
+	if err := d.times(&c); err != nil {
+		return c, err
+	}
+	c.Method, c.Header, c.Body = d.Method, d.Header, d.Body
+	c.TLSSkipVerify, c.TLSServerName = d.TLSSkipVerify, d.TLSServerName
+	kind, n := weft.StaticCheck, 0
+	for k, target := range map[weft.CheckKind]string{weft.HTTPCheck: d.HTTP, weft.TCPCheck: d.TCP, weft.UDPCheck: d.UDP} {
+		if target != "" {
+			kind, c.Target, n = k, target, n+1
+		}
+	}
+	switch {
+	case n > 1:
+		return c, b.invalid("its Definition has several of HTTP, TCP and UDP: give only one")
+	case probed && c.Interval > 0:
+		c.Kind = kind
+	default:
+		c.Target = string(kind) + " " + c.Target
+	}
+	return c, nil
 }
 
 // PUT /v1/catalog/deregister. What is not there is as good as removed.

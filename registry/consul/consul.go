@@ -23,11 +23,14 @@
 package consul
 
 import (
+	"errors"
 	"log/slog"
 	"net"
 	"net/http"
 	"sort"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/registry"
@@ -38,17 +41,25 @@ type Config struct {
 	Logger  *slog.Logger // failures that are ours; nil discards them
 	Version string       // what agent/self and agent/members say; weft.Version when empty
 	Address string       // host:port of this API as others reach it; the own node's address and 8500 when empty
+	Scripts bool         // let clients register checks that run commands on this machine
+	Process Process      // this process
+	Cluster Cluster      // the servers; nil: this one is alone
+	ACL     *ACL         // access control; nil: off
+	CA      CA           // signs for Connect; nil: Connect is off
+	Mesh    Resources    // carries out intentions and config entries; nil: they are kept only
 }
 
 // New returns the handler of everything under /v1/.
 func New(r *registry.Registry, c Config) http.Handler {
-	a := &api{registry: r, indexes: newExactIndexes(), logger: c.Logger, version: c.Version, address: c.Address}
+	a := &api{registry: r, indexes: newExactIndexes(), logger: c.Logger, version: c.Version, address: c.Address, scripts: c.Scripts,
+		cluster: c.Cluster, process: c.Process, started: time.Now()}
 	if a.logger == nil {
 		a.logger = slog.New(slog.DiscardHandler)
 	}
 	if a.version == "" {
 		a.version = weft.Version
 	}
+	a.acl, a.ca, a.mesh = newAccessControl(c.ACL), c.CA, c.Mesh
 	a.install(a.tables())
 	return a
 }
@@ -59,9 +70,19 @@ type api struct {
 	logger   *slog.Logger
 	version  string
 	address  string
+	scripts  bool
+	cluster  Cluster // nil: this server is alone
+	process  Process
+	started  time.Time
 	exact    map[string]endpoint // "agent/self"
 	prefixes []prefixed          // longest first
 	indexes  *exactIndexes
+	acl      *accessControl // nil: everybody may do everything
+	ca       CA             // nil: Connect is off
+	mesh     Resources      // nil: there is no mesh to carry out what is written
+
+	configuring sync.Mutex // so that the mesh gets changes in the order of their writes
+	leaves      leaves
 }
 
 // serve handles one request of one endpoint. An error that it returns is answered
@@ -87,6 +108,19 @@ func (a *api) tables() []endpoints {
 		a.catalogEndpoints(),
 		a.healthEndpoints(),
 		a.statusEndpoints(),
+		a.kvEndpoints(),
+		a.sessionEndpoints(),
+		a.txnEndpoints(),
+		a.eventEndpoints(),
+		a.coordinateEndpoints(),
+		a.operatorEndpoints(),
+		a.snapshotEndpoints(),
+		a.processEndpoints(),
+		a.emptyEndpoints(),
+		a.aclEndpoints(),
+		a.configEndpoints(),
+		a.connectEndpoints(),
+		a.intentionEndpoints(),
 	}
 }
 
@@ -106,37 +140,17 @@ func (a *api) install(tables []endpoints) {
 
 // later are the parts of Consul's API that this release does not have.
 var later = []struct{ path, what string }{
-	{"kv/", "the key/value store"},
-	{"session/", "sessions"},
-	{"txn", "transactions"},
-	{"acl/", "access control lists"},
 	{"query", "prepared queries"},
-	{"event/", "events"},
-	{"config", "config entries"},
-	{"connect/", "Connect"},
-	{"agent/connect/", "Connect"},
-	{"catalog/connect/", "Connect"},
-	{"health/connect/", "Connect"},
+	{"discovery-chain/", "discovery chains"},
 	{"health/ingress/", "Connect"},
 	{"catalog/gateway-services/", "Connect"},
-	{"discovery-chain/", "Connect"},
 	{"internal/", "the interface of Consul's own dashboard"},
-	{"coordinate/", "network coordinates"},
-	{"snapshot", "snapshots"},
 	{"operator/", "operating a Consul cluster"},
 	{"peering", "cluster peering"},
 	{"exported-services", "cluster peering"},
 	{"partition", "partitions"},
 	{"namespace", "managing namespaces"},
-	{"agent/metrics", "Consul's metrics"},
-	{"agent/monitor", "streaming the agent's log"},
 	{"agent/token/", "access control lists"},
-	{"agent/host", "telling of the host"},
-	{"agent/version", "telling of the build"},
-	{"agent/join/", "gossip membership"},
-	{"agent/leave", "gossip membership"},
-	{"agent/force-leave/", "gossip membership"},
-	{"agent/reload", "reloading the agent"},
 }
 
 func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -156,7 +170,15 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "method "+r.Method+" not allowed, use "+e.allow(), http.StatusMethodNotAllowed)
 		return
 	}
+	if a.logger.Enabled(r.Context(), slog.LevelDebug) {
+		defer func(began time.Time) {
+			a.logger.Debug("Request finished", "method", r.Method, "url", r.URL.EscapedPath(), "from", r.RemoteAddr, "latency", time.Since(began))
+		}(time.Now())
+	}
 	q, err := a.parseQuery(r, argument)
+	if err == nil {
+		err = a.admit(w, q, path)
+	}
 	if err == nil {
 		err = do(w, q)
 	}
@@ -215,6 +237,10 @@ func (e endpoint) allow() string {
 
 // fail answers an error: a plain text and a status, as Consul's clients expect.
 func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
+	if plain := (*plainError)(nil); errors.As(err, &plain) {
+		http.Error(w, plain.text, plain.status)
+		return
+	}
 	status := http.StatusInternalServerError
 	switch weft.KindOf(err) {
 	case weft.Invalid:

@@ -64,5 +64,9 @@ func (q *query) key() string {
 	for _, name := range []string{"index", "wait", "stale", "consistent", "cached", "token"} {
 		params.Del(name)
 	}
-	return q.request.URL.EscapedPath() + "?" + params.Encode()
+	sender := "" // who may see less is answered less
+	if q.acl != nil {
+		sender = q.acl.accessor
+	}
+	return q.request.URL.EscapedPath() + "?" + params.Encode() + " " + sender
 }

@@ -10,6 +10,7 @@ import (
 func (a *api) healthEndpoints() endpoints {
 	return endpoints{
 		"health/service/": {get: a.healthService},
+		"health/connect/": {get: a.healthConnect},
 		"health/checks/":  {get: a.healthChecks},
 		"health/node/":    {get: a.healthNode},
 		"health/state/":   {get: a.healthState},
@@ -22,6 +23,43 @@ func (a *api) healthService(w http.ResponseWriter, q *query) error {
 	if err != nil {
 		return err
 	}
+	service := q.service(name)
+	return a.answerEntries(w, q, registry.ServiceTopic(service), q.narrowed(), func() ([]*weft.Instance, uint64) {
+		return a.registry.Instances(service)
+	})
+}
+
+// GET /v1/health/connect/{name}
+func (a *api) healthConnect(w http.ResponseWriter, q *query) error {
+	name, err := q.need("service name")
+	if err != nil {
+		return err
+	}
+	return a.answerEntries(w, q, registry.InstancesTopic(), true, func() ([]*weft.Instance, uint64) {
+		return a.connectable(q.service(name))
+	})
+}
+
+// connectable are the instances by which a service is reached with Connect: the
+// proxies before it, and those of its own that need none.
+func (a *api) connectable(service weft.ServiceName) (out []*weft.Instance, index uint64) {
+	instances, index := a.registry.AllInstances()
+	for _, in := range instances {
+		if in.Service.Namespace != service.Namespace || in.Extra[dialect] == nil {
+			continue
+		}
+		x := extraOf(in)
+		proxy := x.Kind == connectProxy && x.Proxy != nil && x.Proxy.DestinationServiceName == service.Name
+		if proxy || in.Service == service && x.Connect != nil && x.Connect.Native {
+			out = append(out, in)
+		}
+	}
+	return out, index
+}
+
+// answerEntries answers instances with their node and all checks. part: they are a
+// part of what the topic tells.
+func (a *api) answerEntries(w http.ResponseWriter, q *query, t registry.Topic, part bool, list func() ([]*weft.Instance, uint64)) error {
 	fits, err := keep[entryRecord](q)
 	if err != nil {
 		return err
@@ -30,9 +68,8 @@ func (a *api) healthService(w http.ResponseWriter, q *query) error {
 	if err != nil {
 		return err
 	}
-	service := q.service(name)
-	return a.answer(w, q, view{topic: registry.ServiceTopic(service), part: q.narrowed(), build: func() (any, uint64) {
-		instances, index := a.registry.Instances(service)
+	return a.answer(w, q, view{topic: t, part: part, build: func() (any, uint64) {
+		instances, index := list()
 		nodes := a.newNodeCache()
 		out := make([]entryRecord, 0, len(instances))
 		for _, in := range instances {
@@ -46,6 +83,7 @@ func (a *api) healthService(w http.ResponseWriter, q *query) error {
 			}
 			out = append(out, e)
 		}
+		near(a, q, out, func(e *entryRecord) string { return e.Node.Node })
 		return out, index
 	}})
 }
@@ -147,6 +185,7 @@ func (a *api) answerChecks(w http.ResponseWriter, q *query, t registry.Topic, li
 				out = append(out, checks[i])
 			}
 		}
+		near(a, q, out, func(c *checkRecord) string { return c.Node })
 		return out, index
 	}})
 }

@@ -28,10 +28,13 @@ type query struct {
 
 	index       uint64 // block until the topic's index is greater; 0 does not block
 	wait        time.Duration
-	consistency string // as told to the client; every read here is as good as "leader"
+	consistency string // as told to the client: leader, stale or consistent
 	namespace   string
 	nodeMeta    map[string]string
 	pretty      bool
+
+	acl      *permissions // of the sender; nil: everything
+	filtered bool         // something was left out of the answer that the sender may not see
 }
 
 func (a *api) parseQuery(r *http.Request, argument string) (*query, error) {
@@ -185,7 +188,7 @@ func containsFold(list []string, want string) bool {
 
 // narrowed says whether the request asks for some of a list only.
 func (q *query) narrowed() bool {
-	for _, name := range []string{"tag", "filter", "node-meta", "passing"} {
+	for _, name := range []string{"tag", "filter", "node-meta", "passing", "near"} {
 		if q.params.Has(name) {
 			return true
 		}
@@ -223,7 +226,7 @@ func (a *api) answer(w http.ResponseWriter, q *query, v view) error {
 		return err
 	}
 	q.setHeaders(w, index)
-	writeJSON(w, http.StatusOK, body)
+	q.writeAnswer(w, http.StatusOK, body)
 	return nil
 }
 
@@ -231,6 +234,11 @@ func (a *api) answer(w http.ResponseWriter, q *query, v view) error {
 func (a *api) settle(q *query, v view) (body []byte, index uint64, err error) {
 	blocking := q.index > 0 && v.topic != (registry.Topic{})
 	ctx := q.request.Context()
+	if q.consistency == "consistent" {
+		if err := a.registry.CatchUp(ctx); err != nil {
+			return nil, 0, err
+		}
+	}
 	if blocking {
 		var cancel context.CancelFunc
 		ctx, cancel = a.waiting(q)
@@ -264,7 +272,7 @@ func (a *api) waiting(q *query) (context.Context, context.CancelFunc) {
 
 func (q *query) encode(v view) ([]byte, uint64, error) {
 	body, index := v.build()
-	b, err := q.marshal(body)
+	b, err := q.marshal(q.visible(body))
 	return b, index, err
 }
 
@@ -287,18 +295,18 @@ func (q *query) setHeaders(w http.ResponseWriter, index uint64) {
 	h.Set("X-Consul-LastContact", "0")
 	h.Set("X-Consul-KnownLeader", "true")
 	h.Set("X-Consul-Effective-Consistency", q.consistency)
-	h.Set("X-Consul-Default-ACL-Policy", "allow")
+	h.Set("X-Consul-Default-ACL-Policy", q.defaultPolicy())
+	if q.filtered {
+		h.Set("X-Consul-Results-Filtered-By-ACLs", "true")
+	}
 	h.Set("X-Consul-Query-Backend", "blocking-query")
+	if q.params.Has("cached") { // what is read is a view in memory that follows every change
+		h.Set("X-Cache", "HIT")
+		h.Set("Age", "0")
+	}
 }
 
 // fixed writes an answer that nothing can wait for.
 func (a *api) fixed(w http.ResponseWriter, q *query, body any) error {
 	return a.answer(w, q, view{build: func() (any, uint64) { return body, 1 }})
-}
-
-func writeJSON(w http.ResponseWriter, status int, body []byte) {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-	w.WriteHeader(status)
-	w.Write(body) // an error here means that the client has gone
 }

@@ -1,7 +1,6 @@
 package consul
 
 import (
-	"encoding/json"
 	"fmt"
 	"net"
 	"slices"
@@ -25,15 +24,15 @@ type serviceFields struct {
 	EnableTagOverride bool
 	Weights           *weightsRecord
 	Namespace         string
+	Partition         string
 	Locality          *localityRecord
-
-	// Not supported in this release, and so refused rather than lost.
-	Kind       string
-	SocketPath string
-	Ports      []json.RawMessage
-	Connect    *struct {
+	Kind              string
+	SocketPath        string
+	Ports             []portRecord
+	Proxy             *proxyRecord
+	Connect           *struct {
 		Native         bool
-		SidecarService json.RawMessage
+		SidecarService *agentServiceBody
 	}
 }
 
@@ -59,9 +58,19 @@ type checkBody struct {
 	Method           string
 	Header           map[string][]string
 	Body             string
+	TLSServerName    string
 	TLSSkipVerify    bool
 	DisableRedirects bool
 	TCP              string
+	UDP              string
+	GRPC             string
+	GRPCUseTLS       bool
+	H2PING           string
+	H2PingUseTLS     *bool // true when it is not given
+	AliasNode        string
+	AliasService     string
+	Args             []string
+	ScriptArgs       []string
 	TTL              duration
 	Interval         duration
 	Timeout          duration
@@ -71,34 +80,33 @@ type checkBody struct {
 	FailuresBeforeWarning          int
 	FailuresBeforeCritical         int
 
+	Definition *checkBody // in the catalogue only: how somebody makes it
+
 	// Not supported in this release.
 	Script            string
-	Args              []string
-	ScriptArgs        []string
 	DockerContainerID string
-	GRPC              string
-	UDP               string
-	H2PING            string
 	OSService         string
-	AliasNode         string
-	AliasService      string
-	TLSServerName     string
 	TCPUseTLS         bool
 }
 
 // instance reads the fields as an instance of service, without node and checks.
 // The registry looks whether the values are sound.
-func (s *serviceFields) instance(service weft.ServiceName, dialect string) (weft.Instance, error) {
-	if err := s.supported(service.Name); err != nil {
+func (s *serviceFields) instance(service weft.ServiceName, registrar string) (weft.Instance, error) {
+	if err := s.check(service.Name); err != nil {
 		return weft.Instance{}, err
 	}
 	in := weft.Instance{
 		ID: s.ID, Service: service, Address: s.Address, Port: s.Port,
-		Tags: s.Tags, Labels: s.Meta, Dialect: dialect, EnableTagOverride: s.EnableTagOverride,
+		Tags: s.Tags, Labels: s.Meta, Dialect: registrar, EnableTagOverride: s.EnableTagOverride,
 		Protocol: weft.DeclaredProtocol(s.Meta, s.Tags),
 	}
 	if in.ID == "" {
 		in.ID = service.Name
+	}
+	for _, p := range s.Ports {
+		if p.Default {
+			in.Port = p.Port
+		}
 	}
 	if s.Locality != nil {
 		in.Zone = s.Locality.Zone
@@ -112,31 +120,75 @@ func (s *serviceFields) instance(service weft.ServiceName, dialect string) (weft
 			in.TaggedAddresses[name] = net.JoinHostPort(addr.Address, strconv.Itoa(addr.Port))
 		}
 	}
-	return in, nil
+	x := s.extra()
+	return in, x.carry(&in)
 }
 
-func (s *serviceFields) supported(name string) error {
-	what := ""
-	switch {
-	case s.Kind != "" && s.Kind != "typical":
-		what = "Kind " + strconv.Quote(s.Kind)
-	case s.Connect != nil && (s.Connect.Native || sent(s.Connect.SidecarService)):
-		what = "Connect"
-	case s.SocketPath != "":
-		what = "SocketPath"
-	case len(s.Ports) > 0:
-		what = "Ports (give Port)"
-	default:
-		return nil
+func (s *serviceFields) extra() serviceExtra {
+	x := serviceExtra{Kind: s.Kind, SocketPath: s.SocketPath, Ports: s.Ports, Proxy: s.Proxy}
+	if x.Kind == "typical" {
+		x.Kind = ""
 	}
-	return weft.Errorf(weft.Invalid, "register service", name, "%s is not supported in this version", what)
+	if s.Locality != nil {
+		x.Region = s.Locality.Region
+	}
+	if s.Connect != nil && s.Connect.Native {
+		x.Connect = &connectRecord{Native: true}
+	}
+	return x
 }
 
-func sent(raw json.RawMessage) bool { return len(raw) > 0 && string(raw) != "null" }
+// check looks at what only this dialect knows.
+func (s *serviceFields) check(name string) error {
+	invalid := func(format string, args ...any) error {
+		return weft.Errorf(weft.Invalid, "register service", name, format, args...)
+	}
+	native := s.Connect != nil && s.Connect.Native
+	switch {
+	case s.Partition != "" && s.Partition != "default":
+		return invalid("there are no partitions here, but for \"default\"")
+	case s.Kind != "typical" && !knownKind(s.Kind):
+		return invalid("Kind %q is not known", s.Kind)
+	case s.Kind == connectProxy && (s.Proxy == nil || s.Proxy.DestinationServiceName == ""):
+		return invalid("Proxy.DestinationServiceName must be non-empty for Connect proxy services")
+	case s.Kind == connectProxy && s.Port == 0 && s.SocketPath == "" && len(s.Ports) == 0:
+		return invalid("Port or SocketPath must be set for a Connect proxy")
+	case s.Kind == connectProxy && native:
+		return invalid("a Proxy cannot also be Connect Native, only typical services")
+	case s.Port != 0 && s.SocketPath != "":
+		return invalid("give Port or SocketPath, not both")
+	case s.Port != 0 && len(s.Ports) > 0:
+		return invalid("give Port or Ports, not both")
+	}
+	return checkPorts(s.Ports, invalid)
+}
+
+// checkPorts: every port has its own name, and one of them is the service's.
+func checkPorts(ports []portRecord, invalid func(string, ...any) error) error {
+	names, defaults := make(map[string]bool, len(ports)), 0
+	for _, p := range ports {
+		switch {
+		case strings.TrimSpace(p.Name) == "":
+			return invalid("Ports.Name cannot be empty")
+		case p.Port <= 0 || p.Port > 65535:
+			return invalid("Ports.Port %d of %s is no port", p.Port, p.Name)
+		case names[p.Name]:
+			return invalid("Ports.Name %q has to be unique", p.Name)
+		}
+		names[p.Name] = true
+		if p.Default {
+			defaults++
+		}
+	}
+	if len(ports) > 0 && defaults != 1 {
+		return invalid("one of the Ports must be marked as Default, and not more than one")
+	}
+	return nil
+}
 
 // checks reads the checks of a service registration. An empty "Check" is as good
 // as none: some clients always send it.
-func (b *agentServiceBody) checks(id string) ([]weft.Check, error) {
+func (a *api) checksOf(b *agentServiceBody, id string) ([]weft.Check, error) {
 	all := make([]*checkBody, 0, len(b.Checks)+1)
 	if b.Check != nil && !b.Check.empty() {
 		all = append(all, b.Check)
@@ -148,7 +200,7 @@ func (b *agentServiceBody) checks(id string) ([]weft.Check, error) {
 	}
 	out := make([]weft.Check, 0, len(all))
 	for i, body := range all {
-		c, err := body.check()
+		c, err := a.checkOf(body)
 		if err != nil {
 			return nil, err
 		}
@@ -168,8 +220,9 @@ func (b *agentServiceBody) checks(id string) ([]weft.Check, error) {
 
 // empty says whether nothing was given that makes a check.
 func (b *checkBody) empty() bool {
-	return b.HTTP == "" && b.TCP == "" && b.TTL == "" && b.Interval == "" && b.Status == "" &&
-		b.id() == "" && b.unsupported() == ""
+	return b.HTTP == "" && b.TCP == "" && b.UDP == "" && b.GRPC == "" && b.H2PING == "" &&
+		b.AliasNode == "" && b.AliasService == "" && len(b.Args) == 0 && len(b.ScriptArgs) == 0 &&
+		b.TTL == "" && b.Interval == "" && b.Status == "" && b.id() == "" && b.unsupported() == ""
 }
 
 func (b *checkBody) id() string {
@@ -184,12 +237,13 @@ func (b *checkBody) id() string {
 func (b *checkBody) check() (weft.Check, error) {
 	c := weft.Check{
 		ID: b.id(), Name: b.Name, Notes: b.Notes,
-		Method: b.Method, Header: b.Header, Body: b.Body, TLSSkipVerify: b.TLSSkipVerify, NoRedirects: b.DisableRedirects,
+		Method: b.Method, Header: b.Header, Body: b.Body, NoRedirects: b.DisableRedirects,
+		TLSServerName: b.TLSServerName, TLSSkipVerify: b.TLSSkipVerify,
 		SuccessBeforePassing: b.SuccessBeforePassing, FailuresBeforeWarning: b.FailuresBeforeWarning,
 		FailuresBeforeCritical: b.FailuresBeforeCritical,
 	}
 	if what := b.unsupported(); what != "" {
-		return c, b.invalid("%s is not supported in this version, use HTTP, TCP or TTL", what)
+		return c, b.invalid("%s is not supported in this version", what)
 	}
 	if err := b.status(&c); err != nil {
 		return c, err
@@ -198,6 +252,18 @@ func (b *checkBody) check() (weft.Check, error) {
 		return c, err
 	}
 	return c, b.kind(&c)
+}
+
+// checkOf reads a check that this server shall make.
+func (a *api) checkOf(b *checkBody) (weft.Check, error) {
+	c, err := b.check()
+	if err == nil && c.Kind == weft.ScriptCheck && !a.scripts {
+		err = b.invalid("Scripts are disabled on this agent; to enable, configure 'enable_script_checks' or 'enable_local_script_checks' to true")
+	}
+	if c.Kind == weft.AliasCheck && c.AliasNode == "" {
+		c.AliasNode = a.registry.LocalNode().Name
+	}
+	return c, err
 }
 
 // status is the one that the client gives, and critical otherwise.
@@ -226,47 +292,60 @@ func (b *checkBody) times(c *weft.Check) (err error) {
 // kind decides what makes the check's status known. The registry looks at the rest.
 func (b *checkBody) kind(c *weft.Check) error {
 	var kinds []weft.CheckKind
-	if b.HTTP != "" {
-		kinds, c.Target = append(kinds, weft.HTTPCheck), b.HTTP
+	add := func(given bool, kind weft.CheckKind, target string) {
+		if given {
+			kinds, c.Target = append(kinds, kind), target
+		}
 	}
-	if b.TCP != "" {
-		kinds, c.Target = append(kinds, weft.TCPCheck), b.TCP
-	}
-	if c.TTL != 0 {
-		kinds = append(kinds, weft.TTLCheck)
-	}
+	add(b.HTTP != "", weft.HTTPCheck, b.HTTP)
+	add(b.TCP != "", weft.TCPCheck, b.TCP)
+	add(b.UDP != "", weft.UDPCheck, b.UDP)
+	add(b.GRPC != "", weft.GRPCCheck, b.GRPC)
+	add(b.H2PING != "", weft.H2PingCheck, b.H2PING)
+	add(b.AliasNode != "" || b.AliasService != "", weft.AliasCheck, "")
+	add(b.script() != nil, weft.ScriptCheck, "")
+	add(c.TTL != 0, weft.TTLCheck, "")
 	switch {
 	case len(kinds) > 1:
-		return b.invalid("give only one of HTTP, TCP and TTL")
-	case len(kinds) == 1:
-		c.Kind = kinds[0]
-	case b.Status != "":
+		return b.invalid("it is %s and %s: give only one", kinds[0], kinds[1])
+	case len(kinds) == 0 && b.Status == "":
+		return b.invalid("give HTTP, TCP, UDP, GRPC, H2PING, TTL, ScriptArgs, AliasNode, AliasService or Status")
+	case len(kinds) == 0:
 		c.Kind = weft.StaticCheck
-	default:
-		return b.invalid("give HTTP, TCP, TTL or Status")
+		return nil
+	}
+	c.Kind = kinds[0]
+	switch c.Kind {
+	case weft.GRPCCheck:
+		c.TLS = b.GRPCUseTLS
+	case weft.H2PingCheck:
+		c.TLS = b.H2PingUseTLS == nil || *b.H2PingUseTLS
+	case weft.AliasCheck:
+		c.AliasNode, c.AliasService = b.AliasNode, b.AliasService
+	case weft.ScriptCheck:
+		c.Args = b.script()
 	}
 	return nil
 }
 
+// script is the command of a script check, nil when it is none.
+func (b *checkBody) script() []string {
+	if len(b.ScriptArgs) > 0 {
+		return b.ScriptArgs
+	}
+	return b.Args
+}
+
 func (b *checkBody) unsupported() string {
-	for _, f := range []struct {
-		name  string
-		given bool
-	}{
-		{"a Script check", b.Script != ""},
-		{"a check with Args", len(b.Args) > 0 || len(b.ScriptArgs) > 0},
-		{"a Docker check", b.DockerContainerID != ""},
-		{"a GRPC check", b.GRPC != ""},
-		{"a UDP check", b.UDP != ""},
-		{"an H2PING check", b.H2PING != ""},
-		{"an OSService check", b.OSService != ""},
-		{"an alias check", b.AliasNode != "" || b.AliasService != ""},
-		{"TLSServerName", b.TLSServerName != ""},
-		{"TCPUseTLS", b.TCPUseTLS},
-	} {
-		if f.given {
-			return f.name
-		}
+	switch {
+	case b.DockerContainerID != "":
+		return "a Docker check"
+	case b.Script != "":
+		return "a Script check (give ScriptArgs)"
+	case b.OSService != "":
+		return "an OSService check"
+	case b.TCPUseTLS:
+		return "TCPUseTLS"
 	}
 	return ""
 }

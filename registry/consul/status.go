@@ -9,12 +9,22 @@ func (a *api) statusEndpoints() endpoints {
 	}
 }
 
-// GET /v1/status/leader
+// GET /v1/status/leader: empty when there is none.
 func (a *api) statusLeader(w http.ResponseWriter, q *query) error {
-	return a.fixed(w, q, a.advertised())
+	leader := ""
+	for _, s := range a.servers() {
+		if s.Leader {
+			leader = s.Address
+		}
+	}
+	return a.fixed(w, q, leader)
 }
 
 // GET /v1/status/peers
 func (a *api) statusPeers(w http.ResponseWriter, q *query) error {
-	return a.fixed(w, q, []string{a.advertised()})
+	peers := []string{}
+	for _, s := range a.servers() {
+		peers = append(peers, s.Address)
+	}
+	return a.fixed(w, q, peers)
 }

@@ -1,8 +1,11 @@
 package consul
 
 import (
+	"maps"
 	"net"
+	"net/netip"
 	"strconv"
+	"strings"
 
 	"github.com/weftmesh/weft"
 )
@@ -17,6 +20,7 @@ type nodeRecord struct {
 	Datacenter      string
 	TaggedAddresses map[string]string
 	Meta            map[string]string
+	Locality        *localityRecord `json:",omitempty"`
 	CreateIndex     uint64
 	ModifyIndex     uint64
 }
@@ -43,10 +47,15 @@ type serviceRecord struct {
 	Tags              []string
 	Meta              map[string]string
 	Address           string
-	TaggedAddresses   map[string]addressRecord
+	TaggedAddresses   map[string]addressRecord `json:",omitempty"`
 	Port              int
+	Kind              string       `json:",omitempty"`
+	SocketPath        string       `json:",omitempty"`
+	Ports             []portRecord `json:",omitempty"`
 	Weights           weightsRecord
 	EnableTagOverride bool
+	Proxy             *proxyRecord    `json:",omitempty"`
+	Connect           *connectRecord  `json:",omitempty"`
 	Namespace         string          `json:",omitempty"`
 	Datacenter        string          `json:",omitempty"`
 	Locality          *localityRecord `json:",omitempty"`
@@ -73,6 +82,10 @@ type catalogRecord struct {
 	ServiceMeta              map[string]string
 	ServicePort              int
 	ServiceEnableTagOverride bool
+	ServiceSocketPath        string       `json:",omitempty"`
+	ServicePorts             []portRecord `json:",omitempty"`
+	ServiceProxy             *proxyRecord
+	ServiceConnect           connectRecord
 	Namespace                string          `json:",omitempty"`
 	ServiceLocality          *localityRecord `json:",omitempty"`
 	CreateIndex              uint64
@@ -104,8 +117,16 @@ type checkRecord struct {
 type definitionRecord struct {
 	HTTP                           string         `json:",omitempty"`
 	Method                         string         `json:",omitempty"`
+	TLSServerName                  string         `json:",omitempty"`
 	TLSSkipVerify                  bool           `json:",omitempty"`
 	TCP                            string         `json:",omitempty"`
+	UDP                            string         `json:",omitempty"`
+	GRPC                           string         `json:",omitempty"`
+	GRPCUseTLS                     bool           `json:",omitempty"`
+	H2PING                         string         `json:",omitempty"`
+	H2PingUseTLS                   bool           `json:",omitempty"`
+	AliasNode                      string         `json:",omitempty"`
+	AliasService                   string         `json:",omitempty"`
 	Interval                       *weft.Duration `json:",omitempty"`
 	Timeout                        *weft.Duration `json:",omitempty"`
 	DeregisterCriticalServiceAfter *weft.Duration `json:",omitempty"`
@@ -152,43 +173,83 @@ type memberRecord struct {
 }
 
 func (a *api) nodeRecord(n *weft.Node) nodeRecord {
+	x := nodeExtraOf(n)
+	meta := orEmpty(n.Labels)
+	if x.Version != "" {
+		meta = maps.Clone(meta)
+		meta["consul-version"], meta["consul-network-segment"] = x.Version, ""
+	}
 	return nodeRecord{
 		ID: n.ID, Node: n.Name, Address: n.Address, Datacenter: a.registry.Datacenter(),
-		TaggedAddresses: map[string]string{"lan": n.Address, "wan": n.Address},
-		Meta:            orEmpty(n.Labels),
-		CreateIndex:     n.CreateIndex, ModifyIndex: n.ModifyIndex,
+		TaggedAddresses: nodeAddresses(n), Meta: meta, Locality: locality(x.Region, n.Zone),
+		CreateIndex: n.CreateIndex, ModifyIndex: n.ModifyIndex,
 	}
 }
 
+// nodeAddresses are those that the node was registered with, or else its address
+// under the names that Consul's agents give it.
+func nodeAddresses(n *weft.Node) map[string]string {
+	if len(n.TaggedAddresses) > 0 {
+		return n.TaggedAddresses
+	}
+	out := map[string]string{"lan": n.Address, "wan": n.Address}
+	if ip, err := netip.ParseAddr(n.Address); err == nil {
+		family := "_ipv6"
+		if ip.Unmap().Is4() {
+			family = "_ipv4"
+		}
+		out["lan"+family], out["wan"+family] = n.Address, n.Address
+	}
+	return out
+}
+
+// newServiceRecord is an instance as the catalogue shows it: Proxy and Connect are
+// always there.
 func newServiceRecord(in *weft.Instance) serviceRecord {
+	x := extraOf(in)
+	if x.Proxy == nil {
+		x.Proxy = &proxyRecord{}
+	}
+	if x.Connect == nil {
+		x.Connect = &connectRecord{}
+	}
 	return serviceRecord{
 		ID: in.ID, Service: in.Service.Name, Tags: orNone(in.Tags), Meta: orEmpty(in.Labels),
 		Address: in.Address, TaggedAddresses: addressRecords(in.TaggedAddresses), Port: in.Port,
+		Kind: x.Kind, SocketPath: x.SocketPath, Ports: x.Ports, Proxy: x.Proxy, Connect: x.Connect,
 		Weights: weightsOf(in), EnableTagOverride: in.EnableTagOverride,
-		Namespace: namespaceOf(in), Locality: localityOf(in),
+		Namespace: namespaceOf(in), Locality: locality(x.Region, in.Zone),
 		CreateIndex: in.CreateIndex, ModifyIndex: in.ModifyIndex,
 	}
 }
 
 func (a *api) catalogRecord(n *weft.Node, in *weft.Instance) catalogRecord {
-	node := a.nodeRecord(n)
-	return catalogRecord{
+	node, x := a.nodeRecord(n), extraOf(in)
+	r := catalogRecord{
 		ID: node.ID, Node: node.Node, Address: node.Address, Datacenter: node.Datacenter,
 		TaggedAddresses: node.TaggedAddresses, NodeMeta: node.Meta,
-		ServiceID: in.ID, ServiceName: in.Service.Name, ServiceTags: orNone(in.Tags),
+		ServiceKind: x.Kind, ServiceID: in.ID, ServiceName: in.Service.Name, ServiceTags: orNone(in.Tags),
 		ServiceAddress: in.Address, ServiceTaggedAddresses: addressRecords(in.TaggedAddresses),
 		ServiceWeights: weightsOf(in), ServiceMeta: orEmpty(in.Labels), ServicePort: in.Port,
 		ServiceEnableTagOverride: in.EnableTagOverride,
-		Namespace:                namespaceOf(in), ServiceLocality: localityOf(in),
+		ServiceSocketPath:        x.SocketPath, ServicePorts: x.Ports, ServiceProxy: x.Proxy,
+		Namespace: namespaceOf(in), ServiceLocality: locality(x.Region, in.Zone),
 		CreateIndex: in.CreateIndex, ModifyIndex: in.ModifyIndex,
 	}
+	if r.ServiceProxy == nil {
+		r.ServiceProxy = &proxyRecord{}
+	}
+	if x.Connect != nil {
+		r.ServiceConnect = *x.Connect
+	}
+	return r
 }
 
 // newCheckRecord shows a check of an instance, or of a node when in is nil.
 func newCheckRecord(node string, in *weft.Instance, c *weft.Check) checkRecord {
 	r := checkRecord{
 		Node: node, CheckID: c.ID, Name: c.Name, Status: statusText(c.Status), Notes: c.Notes, Output: c.Output,
-		ServiceTags: []string{}, Type: checkType(c.Kind), Definition: newDefinition(c),
+		ServiceTags: []string{}, Type: checkType(c), Definition: newDefinition(c),
 		Interval: durationText(c.Interval), Timeout: durationText(c.Timeout),
 		CreateIndex: c.CreateIndex, ModifyIndex: c.ModifyIndex,
 	}
@@ -204,13 +265,38 @@ func newDefinition(c *weft.Check) definitionRecord {
 		Interval: orAbsent(c.Interval), Timeout: orAbsent(c.Timeout),
 		DeregisterCriticalServiceAfter: orAbsent(c.DeregisterAfter),
 	}
+	d.TLSServerName, d.TLSSkipVerify = c.TLSServerName, c.TLSSkipVerify
 	switch c.Kind {
 	case weft.HTTPCheck:
-		d.HTTP, d.Method, d.TLSSkipVerify = c.Target, c.Method, c.TLSSkipVerify
+		d.HTTP, d.Method = c.Target, c.Method
 	case weft.TCPCheck:
 		d.TCP = c.Target
+	case weft.UDPCheck:
+		d.UDP = c.Target
+	case weft.GRPCCheck:
+		d.GRPC, d.GRPCUseTLS = c.Target, c.TLS
+	case weft.H2PingCheck:
+		d.H2PING, d.H2PingUseTLS = c.Target, c.TLS
+	case weft.AliasCheck:
+		d.AliasNode, d.AliasService = c.AliasNode, c.AliasService
+	case weft.StaticCheck: // of the catalogue: somebody else makes it
+		switch kind, target := staticDefinition(c); kind {
+		case weft.HTTPCheck:
+			d.HTTP, d.Method = target, c.Method
+		case weft.TCPCheck:
+			d.TCP = target
+		case weft.UDPCheck:
+			d.UDP = target
+		}
 	}
 	return d
+}
+
+// staticDefinition is how somebody else makes a check of the catalogue: the kind
+// stands before its target. It is empty for one that only has a status.
+func staticDefinition(c *weft.Check) (weft.CheckKind, string) {
+	kind, target, _ := strings.Cut(c.Target, " ")
+	return weft.CheckKind(kind), target
 }
 
 // instanceChecks are the checks of one instance.
@@ -251,14 +337,15 @@ func worst(checks []checkRecord) weft.Health {
 // statusText is a check's status on the wire, where maintenance is critical.
 func statusText(h weft.Health) string { return min(h, weft.Critical).String() }
 
-func checkType(k weft.CheckKind) string {
-	switch k {
-	case weft.HTTPCheck, weft.TCPCheck, weft.TTLCheck, weft.MaintenanceCheck:
-		return string(k)
+func checkType(c *weft.Check) string {
+	switch c.Kind {
 	case weft.LeaseCheck:
 		return string(weft.TTLCheck) // the nearest that Consul has
+	case weft.StaticCheck:
+		kind, _ := staticDefinition(c)
+		return string(kind)
 	}
-	return ""
+	return string(c.Kind)
 }
 
 func weightsOf(in *weft.Instance) weightsRecord {
@@ -274,11 +361,11 @@ func namespaceOf(in *weft.Instance) string {
 	return in.Service.Namespace
 }
 
-func localityOf(in *weft.Instance) *localityRecord {
-	if in.Zone == "" {
+func locality(region, zone string) *localityRecord {
+	if region == "" && zone == "" {
 		return nil
 	}
-	return &localityRecord{Zone: in.Zone}
+	return &localityRecord{Region: region, Zone: zone}
 }
 
 func addressRecords(tagged map[string]string) map[string]addressRecord {

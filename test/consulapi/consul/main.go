@@ -5,6 +5,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -41,19 +43,29 @@ func run(args []string) error {
 		return nil
 	}
 	if len(args) < 3 || args[0] != "agent" || args[1] != "-config-file" {
-		return errors.New("usage: consul version | consul agent -config-file FILE")
-	}
-	b, err := os.ReadFile(args[2])
-	if err != nil {
-		return err
+		return errors.New("usage: consul version | consul agent -config-file FILE [-config-file FILE]")
 	}
 	var c config
-	if err := json.Unmarshal(b, &c); err != nil {
-		return fmt.Errorf("%s: %w", args[2], err)
+	if err := readJSON(args[2], &c); err != nil {
+		return err
+	}
+	for i := 4; i < len(args); i += 2 {
+		c.files = append(c.files, args[i])
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	return serve(orphaned(ctx), c)
+	return serve(orphaned(ctx), stop, c)
+}
+
+func readJSON(file string, v any) error {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	return nil
 }
 
 // orphaned returns a context that ends with the process that started this one: a
@@ -85,10 +97,13 @@ type config struct {
 	Ports      struct{ HTTP int }
 
 	EnableScriptChecks bool `json:"enable_script_checks"`
+
+	files []string // of services; read when the agent is told to reload
 }
 
-func serve(ctx context.Context, c config) (err error) {
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+func serve(ctx context.Context, stop func(), c config) (err error) {
+	tap := new(consul.LogTap)
+	log := slog.New(tap.Handler(slog.NewTextHandler(os.Stderr, nil)))
 	s, err := store.Open(ctx, store.Config{Dir: filepath.Join(c.DataDir, "state"), Logger: log})
 	if err != nil {
 		return err
@@ -98,17 +113,50 @@ func serve(ctx context.Context, c config) (err error) {
 	if c.Locality != nil {
 		node.Zone = c.Locality.Zone
 	}
-	r, err := registry.Open(ctx, registry.Config{Store: s, Node: node, Datacenter: c.Datacenter, Logger: log})
+	r, err := registry.Open(ctx, registry.Config{
+		Store: s, Node: node, Datacenter: c.Datacenter, EnableScripts: c.EnableScriptChecks, Logger: log,
+	})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
+	if err := consul.Announce(ctx, r, c.address(), version); err != nil {
+		return err
+	}
+	var api http.Handler
+	api = consul.New(r, consul.Config{
+		Logger: log, Version: version, Address: c.address(), Scripts: c.EnableScriptChecks,
+		Process: consul.Process{Log: tap, Leave: stop, Reload: func(ctx context.Context) error { return c.reload(ctx, api) }},
+	})
+	return c.listenAndServe(ctx, api)
+}
+
+// reload registers the services of the other files, as an agent would.
+func (c *config) reload(ctx context.Context, api http.Handler) error {
+	for _, file := range c.files {
+		var content struct{ Service json.RawMessage }
+		if err := readJSON(file, &content); err != nil {
+			return err
+		}
+		r, err := http.NewRequestWithContext(ctx, http.MethodPut, "/v1/agent/service/register", bytes.NewReader(content.Service))
+		if err != nil {
+			return err
+		}
+		w := httptest.NewRecorder()
+		if api.ServeHTTP(w, r); w.Code != http.StatusOK {
+			return fmt.Errorf("%s: %s", file, w.Body)
+		}
+	}
+	return nil
+}
+
+func (c *config) listenAndServe(ctx context.Context, api http.Handler) error {
 	ln, err := c.listen()
 	if err != nil {
 		return err
 	}
 	server := &http.Server{
-		Handler:           consul.New(r, consul.Config{Logger: log, Version: version, Address: c.address()}),
+		Handler:           api,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ReadHeaderTimeout: 10 * time.Second,
 	}

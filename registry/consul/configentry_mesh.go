@@ -1,0 +1,562 @@
+package consul
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/weftmesh/weft"
+)
+
+// Resources is the mesh, as far as intentions and config entries need it: Istio's
+// resources, as JSON documents with "---" lines between.
+type Resources interface {
+	// Check says what is wrong with documents, and changes nothing.
+	Check(ctx context.Context, documents []byte) error
+	// Apply writes documents, all or none, and returns when they hold.
+	Apply(ctx context.Context, documents []byte) error
+	// Delete removes a resource. The error is weft.NotFound when it is not there.
+	Delete(ctx context.Context, kind, namespace, name string) error
+}
+
+// ServiceLabel selects the workloads of a service in the policies that intentions
+// become: its value is the service's name. Who gives the mesh to this dialect sees to
+// it that a policy's selector finds it on every instance.
+const ServiceLabel = "weft.dev/service"
+
+// meshRef names a resource of the mesh.
+type meshRef struct{ kind, namespace, name string }
+
+// meshResources are what config entries become: each resource as its document.
+type meshResources map[meshRef][]byte
+
+// compileMesh returns what the entries say in the mesh's own words. allow says what
+// holds where no intention does.
+func compileMesh(s *entrySet, allow bool) (meshResources, error) {
+	out := make(meshResources)
+	for _, n := range s.routed() {
+		spec, err := s.virtualService(n)
+		if err != nil {
+			return nil, err
+		}
+		if err := out.add("networking.istio.io/v1", "VirtualService", n, "", spec); err != nil {
+			return nil, err
+		}
+	}
+	for _, e := range all[*serviceResolver](s, serviceResolverKind) {
+		spec, err := e.destinationRule()
+		if err != nil {
+			return nil, err
+		}
+		if spec == nil {
+			continue
+		}
+		if err := out.add("networking.istio.io/v1", "DestinationRule", e.service(), "", spec); err != nil {
+			return nil, err
+		}
+	}
+	for _, e := range all[*serviceIntentions](s, serviceIntentionsKind) {
+		if err := out.addIntentions(s, e, allow); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// object is a piece of a document.
+type object map[string]any
+
+var resourceName = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,240}[a-z0-9])?$`)
+
+func (out meshResources) add(version, kind string, n weft.ServiceName, suffix string, spec object) error {
+	name := "consul-" + n.Name + suffix
+	if n.Name == "*" {
+		name = "consul" + suffix
+	} else if !resourceName.MatchString(n.Name) {
+		return fmt.Errorf("Name: %q cannot be the name of a resource of the mesh: want small letters, digits, \"-\" and \".\"", n.Name)
+	}
+	b, err := json.Marshal(object{
+		"apiVersion": version, "kind": kind,
+		"metadata": object{"name": name, "namespace": n.Namespace, "labels": object{"weft.dev/written-by": "consul"}},
+		"spec":     spec,
+	})
+	if err != nil {
+		return err
+	}
+	out[meshRef{kind, n.Namespace, name}] = b
+	return nil
+}
+
+// checkMesh refuses a change that the mesh cannot carry out.
+func (a *api) checkMesh(before, after *entrySet) error {
+	was, _ := compileMesh(before, a.allowedByDefault())
+	will, err := compileMesh(after, a.allowedByDefault())
+	if err != nil {
+		return refuse(http.StatusBadRequest, "config entry: %v", err)
+	}
+	documents := will.changedFrom(was)
+	if a.mesh == nil || len(documents) == 0 {
+		return nil
+	}
+	if err := a.mesh.Check(context.Background(), documents); err != nil {
+		return refuse(http.StatusBadRequest, "config entry: the mesh cannot carry it out: %v", err)
+	}
+	return nil
+}
+
+// configureMesh makes the mesh carry out the entries as they are now.
+func (a *api) configureMesh(ctx context.Context, before, now *entrySet) error {
+	if a.mesh == nil {
+		return nil
+	}
+	was, _ := compileMesh(before, a.allowedByDefault())
+	is, err := compileMesh(now, a.allowedByDefault())
+	if err != nil {
+		return err
+	}
+	if documents := is.changedFrom(was); len(documents) > 0 {
+		if err := a.mesh.Apply(ctx, documents); err != nil {
+			return err
+		}
+	}
+	for ref := range was {
+		if _, stays := is[ref]; stays {
+			continue
+		}
+		if err := a.mesh.Delete(ctx, ref.kind, ref.namespace, ref.name); err != nil && weft.KindOf(err) != weft.NotFound {
+			return err
+		}
+	}
+	return nil
+}
+
+// allowedByDefault says what holds where there is no intention: what access control
+// says, and everything without it.
+func (a *api) allowedByDefault() bool { return a.acl == nil || a.acl.byDefault != denied }
+
+// changedFrom are the documents that are new or different.
+func (out meshResources) changedFrom(was meshResources) []byte {
+	var changed [][]byte
+	for _, ref := range slices.SortedFunc(maps.Keys(out), func(x, y meshRef) int {
+		return strings.Compare(x.kind+"/"+x.namespace+"/"+x.name, y.kind+"/"+y.namespace+"/"+y.name)
+	}) {
+		if !bytes.Equal(out[ref], was[ref]) {
+			changed = append(changed, out[ref])
+		}
+	}
+	return bytes.Join(changed, []byte("\n---\n"))
+}
+
+// routed are the services whose requests go elsewhere than to all their instances,
+// sorted.
+func (s *entrySet) routed() []weft.ServiceName {
+	seen := make(map[weft.ServiceName]bool)
+	for _, e := range all[*serviceRouter](s, serviceRouterKind) {
+		seen[e.service()] = true
+	}
+	for _, e := range all[*serviceSplitter](s, serviceSplitterKind) {
+		seen[e.service()] = true
+	}
+	for _, e := range all[*serviceResolver](s, serviceResolverKind) {
+		if e.Redirect != nil || e.DefaultSubset != "" || e.RequestTimeout != 0 {
+			seen[e.service()] = true
+		}
+	}
+	return slices.SortedFunc(maps.Keys(seen), func(x, y weft.ServiceName) int { return strings.Compare(x.String(), y.String()) })
+}
+
+// share is a part of a route's requests.
+type share struct {
+	service weft.ServiceName
+	subset  string
+	weight  float64 // of 1
+	headers *headerModifiers
+	timeout weft.Duration // of the service that it ends at; 0: none
+}
+
+var errLoop = errors.New("Routes: services lead in a circle")
+
+// maxSteps bounds the splitters and redirects on the way of a request.
+const maxSteps = 32
+
+// shares follows splitters and redirects from a service to where its requests end.
+func (s *entrySet) shares(n weft.ServiceName, subset string, steps int) ([]share, error) {
+	if steps > maxSteps {
+		return nil, errLoop
+	}
+	splitter, ok := entryFor[*serviceSplitter](s, serviceSplitterKind, n)
+	if !ok || subset != "" {
+		end, err := s.resolve(n, subset, steps)
+		return []share{end}, err
+	}
+	var out []share
+	for i := range splitter.Splits {
+		split := &splitter.Splits[i]
+		next := serviceAt(split.Service, split.Namespace, n)
+		var parts []share
+		var err error
+		if next == n { // a splitter that names itself means the instances
+			var end share
+			end, err = s.resolve(next, split.ServiceSubset, steps+1)
+			parts = []share{end}
+		} else {
+			parts, err = s.shares(next, split.ServiceSubset, steps+1)
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range parts {
+			p.weight *= float64(hundredths(split.Weight)) / 10000
+			if split.RequestHeaders != nil {
+				if p.headers != nil {
+					return nil, fmt.Errorf("service-splitter %q: Splits[%d].RequestHeaders: the splitter that follows changes headers, too", n.Name, i)
+				}
+				p.headers = split.RequestHeaders
+			}
+			out = append(out, p)
+		}
+	}
+	return out, nil
+}
+
+// serviceAt is the service that an entry about "of" names; empty names mean it.
+func serviceAt(name, namespace string, of weft.ServiceName) weft.ServiceName {
+	if name == "" {
+		name = of.Name
+	}
+	if namespace == "" {
+		namespace = of.Namespace
+	}
+	return weft.NewServiceName(namespace, name)
+}
+
+// resolve follows redirects to the instances that a service stands for.
+func (s *entrySet) resolve(n weft.ServiceName, subset string, steps int) (share, error) {
+	for ; steps <= maxSteps; steps++ {
+		e, ok := entryFor[*serviceResolver](s, serviceResolverKind, n)
+		if !ok {
+			if subset != "" {
+				return share{}, fmt.Errorf("ServiceSubset: service %q does not have a subset named %q", n.Name, subset)
+			}
+			return share{service: n, weight: 1}, nil
+		}
+		if e.Redirect != nil {
+			n, subset = serviceAt(e.Redirect.Service, e.Redirect.Namespace, n), e.Redirect.ServiceSubset
+			continue
+		}
+		if subset == "" {
+			subset = e.DefaultSubset
+		}
+		if _, ok := e.Subsets[subset]; subset != "" && !ok {
+			return share{}, fmt.Errorf("ServiceSubset: service %q does not have a subset named %q", n.Name, subset)
+		}
+		return share{service: n, subset: subset, weight: 1, timeout: e.RequestTimeout}, nil
+	}
+	return share{}, errLoop
+}
+
+// virtualService is what router, splitter and resolver of a service say together.
+func (s *entrySet) virtualService(n weft.ServiceName) (object, error) {
+	var rules []object
+	if router, ok := entryFor[*serviceRouter](s, serviceRouterKind, n); ok {
+		for i := range router.Routes {
+			r, err := s.httpRule(n, &router.Routes[i])
+			if err != nil {
+				return nil, fmt.Errorf("service-router %q: Routes[%d].%w", n.Name, i, err)
+			}
+			rules = append(rules, r)
+		}
+	}
+	rest, err := s.httpRule(n, &serviceRoute{})
+	if err != nil {
+		return nil, fmt.Errorf("service %q: %w", n.Name, err)
+	}
+	return object{"hosts": []string{n.Host()}, "http": append(rules, rest)}, nil
+}
+
+
+func (s *entrySet) httpRule(n weft.ServiceName, r *serviceRoute) (object, error) {
+	rule := object{}
+	if r.Match != nil && r.Match.HTTP != nil {
+		if m := r.Match.HTTP.block(); len(m) > 0 {
+			rule["match"] = []object{m}
+		}
+	}
+	d := r.Destination
+	if d == nil {
+		d = &routeDestination{}
+	}
+	shares, err := s.shares(serviceAt(d.Service, d.Namespace, n), d.ServiceSubset, 0)
+	if err != nil {
+		return nil, err
+	}
+	timeout := d.RequestTimeout
+	route, err := destinations(shares, &timeout)
+	if err != nil {
+		return nil, err
+	}
+	rule["route"] = route
+	if timeout != 0 {
+		rule["timeout"] = timeout.String()
+	}
+	if d.PrefixRewrite != "" {
+		rule["rewrite"] = object{"uri": d.PrefixRewrite}
+	}
+	if retries := d.retries(); retries != nil {
+		rule["retries"] = retries
+	}
+	headers := object{}
+	if o := d.RequestHeaders.operations(); o != nil {
+		headers["request"] = o
+	}
+	if o := d.ResponseHeaders.operations(); o != nil {
+		headers["response"] = o
+	}
+	if len(headers) > 0 {
+		rule["headers"] = headers
+	}
+	return rule, nil
+}
+
+// destinations are the weighted ends of a route. timeout, when the route has none, is
+// that of the services that it ends at, which must be one.
+func destinations(shares []share, timeout *weft.Duration) ([]object, error) {
+	var route []object
+	own := *timeout == 0
+	for i, p := range shares {
+		d := object{"host": p.service.Host()}
+		if p.subset != "" {
+			d["subset"] = p.subset
+		}
+		end := object{"destination": d}
+		if len(shares) > 1 {
+			weight := int(p.weight*10000 + 0.5)
+			if weight == 0 {
+				continue
+			}
+			end["weight"] = weight
+		}
+		if o := p.headers.operations(); o != nil {
+			end["headers"] = object{"request": o}
+		}
+		route = append(route, end)
+		switch {
+		case !own:
+		case i == 0:
+			*timeout = p.timeout
+		case *timeout != p.timeout:
+			return nil, fmt.Errorf("Destination.RequestTimeout: the services of a split have different RequestTimeouts; write one at the route")
+		}
+	}
+	return route, nil
+}
+
+func (m *headerModifiers) operations() object {
+	if m == nil {
+		return nil
+	}
+	o := object{}
+	if len(m.Add) > 0 {
+		o["add"] = m.Add
+	}
+	if len(m.Set) > 0 {
+		o["set"] = m.Set
+	}
+	if len(m.Remove) > 0 {
+		o["remove"] = m.Remove
+	}
+	if len(o) == 0 {
+		return nil
+	}
+	return o
+}
+
+// block is the match of a route in the words of a VirtualService.
+func (m *routeHTTP) block() object {
+	b := object{}
+	switch {
+	case m.PathExact != "":
+		b["uri"] = object{"exact": m.PathExact}
+	case m.PathPrefix != "":
+		b["uri"] = object{"prefix": m.PathPrefix}
+	case m.PathRegex != "":
+		b["uri"] = object{"regex": m.PathRegex}
+	}
+	if m.CaseInsensitive {
+		b["ignoreUriCase"] = true
+	}
+	with, without := object{}, object{}
+	for _, h := range m.Header {
+		to := with
+		if h.Invert {
+			to = without
+		}
+		switch {
+		case h.Exact != "":
+			to[h.Name] = object{"exact": h.Exact}
+		case h.Prefix != "":
+			to[h.Name] = object{"prefix": h.Prefix}
+		case h.Suffix != "":
+			to[h.Name] = object{"regex": ".*" + regexp.QuoteMeta(h.Suffix)}
+		case h.Regex != "":
+			to[h.Name] = object{"regex": h.Regex}
+		default:
+			to[h.Name] = object{"regex": ".*"}
+		}
+	}
+	if len(with) > 0 {
+		b["headers"] = with
+	}
+	if len(without) > 0 {
+		b["withoutHeaders"] = without
+	}
+	params := object{}
+	for _, p := range m.QueryParam {
+		switch {
+		case p.Exact != "":
+			params[p.Name] = object{"exact": p.Exact}
+		case p.Regex != "":
+			params[p.Name] = object{"regex": p.Regex}
+		default:
+			params[p.Name] = object{"regex": ".*"}
+		}
+	}
+	if len(params) > 0 {
+		b["queryParams"] = params
+	}
+	switch len(m.Methods) {
+	case 0:
+	case 1:
+		b["method"] = object{"exact": m.Methods[0]}
+	default:
+		b["method"] = object{"regex": strings.Join(m.Methods, "|")}
+	}
+	return b
+}
+
+// retries is nil when the entry says nothing: then the mesh's own caution holds.
+func (d *routeDestination) retries() object {
+	var on []string
+	if d.RetryOnConnectFailure {
+		on = append(on, "connect-failure")
+	}
+	on = append(on, d.RetryOn...)
+	for _, code := range d.RetryOnStatusCodes {
+		on = append(on, fmt.Sprint(code))
+	}
+	if d.NumRetries == 0 && len(on) == 0 {
+		return nil
+	}
+	r := object{"attempts": max(d.NumRetries, 1)}
+	if len(on) > 0 {
+		r["retryOn"] = strings.Join(on, ",")
+	}
+	return r
+}
+
+// destinationRule is nil when a resolver says nothing of how its service is called.
+func (e *serviceResolver) destinationRule() (object, error) {
+	policy := object{}
+	if e.ConnectTimeout != 0 {
+		policy["connectionPool"] = object{"tcp": object{"connectTimeout": e.ConnectTimeout.String()}}
+	}
+	if lb := e.LoadBalancer.settings(); lb != nil {
+		policy["loadBalancer"] = lb
+	}
+	spec := object{"host": e.service().Host()}
+	if len(policy) > 0 {
+		spec["trafficPolicy"] = policy
+	}
+	var subsets []object
+	for _, name := range slices.Sorted(maps.Keys(e.Subsets)) {
+		labels, err := subsetLabels(e.Subsets[name].Filter)
+		if err != nil {
+			return nil, fmt.Errorf("service-resolver %q: Subsets[%s].Filter: %w", e.Name, name, err)
+		}
+		subset := object{"name": name}
+		if len(labels) > 0 {
+			subset["labels"] = labels
+		}
+		subsets = append(subsets, subset)
+	}
+	if len(subsets) > 0 {
+		spec["subsets"] = subsets
+	}
+	if len(spec) == 1 {
+		return nil, nil
+	}
+	return spec, nil
+}
+
+func (l *loadBalancer) settings() object {
+	if l == nil {
+		return nil
+	}
+	switch l.Policy {
+	case "":
+		return nil
+	case "random", "round_robin", "least_request":
+		return object{"simple": strings.ToUpper(l.Policy)}
+	}
+	p := l.HashPolicies[0]
+	hash := object{}
+	switch {
+	case p.SourceIP:
+		hash["useSourceIp"] = true
+	case p.Field == "header":
+		hash["httpHeaderName"] = p.FieldValue
+	case p.Field == "query_parameter":
+		hash["httpQueryParameterName"] = p.FieldValue
+	default:
+		cookie := object{"name": p.FieldValue}
+		if c := p.CookieConfig; c != nil {
+			if c.TTL != 0 || c.Session {
+				cookie["ttl"] = c.TTL.String()
+			}
+			if c.Path != "" {
+				cookie["path"] = c.Path
+			}
+		}
+		hash["httpCookie"] = cookie
+	}
+	switch {
+	case l.Policy == "maglev":
+		hash["maglev"] = object{}
+	case l.RingHashConfig != nil && l.RingHashConfig.MinimumRingSize > 0:
+		hash["ringHash"] = object{"minimumRingSize": l.RingHashConfig.MinimumRingSize}
+	default:
+		hash["ringHash"] = object{}
+	}
+	return object{"consistentHash": hash}
+}
+
+// metaEquals is one condition of a subset's filter.
+var metaEquals = regexp.MustCompile(`^Service\.Meta(?:\.([A-Za-z0-9_-]+)|\["([^"]+)"\])\s*==\s*(?:"([^"]*)"|([^\s"()]+))$`)
+
+// subsetLabels are the labels that a filter asks for. The mesh knows instances by
+// their labels only.
+func subsetLabels(filter string) (map[string]string, error) {
+	if strings.TrimSpace(filter) == "" {
+		return nil, nil
+	}
+	labels := make(map[string]string)
+	for condition := range strings.SplitSeq(filter, " and ") {
+		m := metaEquals.FindStringSubmatch(strings.TrimSpace(condition))
+		if m == nil {
+			return nil, fmt.Errorf("weft carries out Service.Meta.KEY == VALUE, and those joined by \"and\", not %q", condition)
+		}
+		key, value := m[1]+m[2], m[3]+m[4]
+		if was, twice := labels[key]; twice && was != value {
+			return nil, fmt.Errorf("%s cannot be %q and %q", key, was, value)
+		}
+		labels[key] = value
+	}
+	return labels, nil
+}
