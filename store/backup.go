@@ -45,13 +45,17 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if !s.stay() {
+		return s.error("write", "backup", errClosed)
+	}
+	defer s.work.Done()
 	snap := s.server.Backend().Snapshot()
 	header, err := json.Marshal(backupHeader{
 		Weft: weft.Version, Format: format, Revision: rev, Time: time.Now().UTC(), Size: snap.Size(),
 	})
 	sum := sha256.New()
 	if err == nil {
-		out := io.MultiWriter(ctxWriter{ctx, w}, sum)
+		out := io.MultiWriter(ctxWriter{ctx, s.done, w}, sum)
 		if _, err = fmt.Fprintf(out, "%s%s\n", backupMagic, header); err == nil {
 			_, err = snap.WriteTo(out)
 		}
@@ -65,13 +69,19 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 	return nil
 }
 
-// ctxWriter ends a long copy with its context.
+// ctxWriter ends a long copy.
 type ctxWriter struct {
-	ctx context.Context
-	w   io.Writer
+	ctx  context.Context
+	done <-chan struct{} // ends it too
+	w    io.Writer
 }
 
 func (c ctxWriter) Write(b []byte) (int, error) {
+	select {
+	case <-c.done:
+		return 0, errClosed
+	default:
+	}
 	if err := c.ctx.Err(); err != nil {
 		return 0, err
 	}

@@ -215,6 +215,12 @@ func (s *Store) RemoveMember(ctx context.Context, id uint64) error {
 	_, err := s.change(ctx, func(ctx context.Context) ([]*membership.Member, error) {
 		return s.server.RemoveMember(ctx, id)
 	})
+	if err != nil && id == s.ID() && errors.Is(err, etcderrors.ErrStopped) {
+		<-s.done // its own end was faster than the answer
+		if errors.Is(s.Err(), errRemoved) {
+			return nil
+		}
+	}
 	if err != nil {
 		return s.memberError("remove", thing, err)
 	}
@@ -250,10 +256,13 @@ func (s *Store) mayRemove(ctx context.Context, id uint64, thing string) error {
 	return nil
 }
 
-// change runs a change of the membership, one of which can be under way at a time.
+// change bounds a change of the membership.
 func (s *Store) change(ctx context.Context, do func(context.Context) ([]*membership.Member, error)) ([]*membership.Member, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, callTimeout, errSlow)
-	defer cancel()
+	ctx, leave, err := s.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	list, err := do(ctx)
 	return list, withCause(ctx, err)
 }

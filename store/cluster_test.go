@@ -520,7 +520,8 @@ func TestLossOfOneMember(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	eventually(t, "the last member knows of no leader", func() bool { return first.Leader() == 0 })
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	_, err := first.Commit(ctx, Txn{Put: []KV{{Key: "k"}}})
 	wantKind(t, err, weft.Unavailable, "no leader: 1 of 3 members can be reached, and 2 are needed")

@@ -64,12 +64,14 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
+// writePID writes first and cuts then: on a full disk the file's block is not to be
+// given back.
 func writePID(f *os.File) error {
-	if err := f.Truncate(0); err != nil {
+	pid := strconv.Itoa(os.Getpid()) + "\n"
+	if _, err := f.WriteAt([]byte(pid), 0); err != nil {
 		return err
 	}
-	_, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
-	return err
+	return f.Truncate(int64(len(pid)))
 }
 
 // checkFormat reads dir/FORMAT, or writes it into a new directory. It is on disk
@@ -146,8 +148,8 @@ func dirError(dir string, err error) error {
 // it there. It refuses settings that do not fit: without its peers a member of a
 // cluster cannot do anything.
 func (s *Store) memberOf(c *Cluster) (name string, err error) {
-	if err := checkDatabase(s.dir); err != nil {
-		return "", err
+	if err := checkFiles(s.dir); err != nil {
+		return "", dirError(s.dir, err)
 	}
 	thing := "store " + s.dir
 	path := filepath.Join(s.dir, "NAME")

@@ -23,6 +23,9 @@ const (
 )
 
 var (
+	errClosed     = errors.New("the store is closed")
+	errNobody     = errors.New("no other member can be reached")
+	errRemoved    = errors.New("this member was removed from its cluster")
 	errSlow       = fmt.Errorf("no answer within %v", callTimeout)
 	errLeaderLost = errors.New("the leader went away meanwhile; whether it happened is not known")
 )
@@ -41,7 +44,7 @@ func (s *Store) error(op, thing string, err error) error {
 	switch {
 	case s.isClosed():
 		kind = weft.Unavailable
-		err = errors.New("the store is closed")
+		err = errClosed
 	case s.Err() != nil || errors.Is(err, etcderrors.ErrStopped):
 		kind = weft.Unavailable
 		if failure := s.Err(); failure != nil {
@@ -72,7 +75,7 @@ func (s *Store) error(op, thing string, err error) error {
 
 func mayWorkLater(err error) bool {
 	for _, target := range []error{
-		errSlow, errLeaderLost, context.DeadlineExceeded,
+		errSlow, errLeaderLost, errNobody, context.DeadlineExceeded,
 		raft.ErrProposalDropped, raft.ErrStopped,
 		etcderrors.ErrTimeout, etcderrors.ErrTimeoutDueToLeaderFail, etcderrors.ErrTimeoutDueToConnectionLost,
 		etcderrors.ErrTimeoutLeaderTransfer, etcderrors.ErrTimeoutWaitAppliedIndex, etcderrors.ErrCanceled,

@@ -64,7 +64,7 @@ func (s *Store) History(ctx context.Context, prefix string, from, to int64) ([]B
 		if err := ctx.Err(); err != nil {
 			return nil, s.error("read", thing, err)
 		}
-		page, err := s.changes(next, min(next+historyPage-1, to))
+		page, err := s.changes(ctx, next, min(next+historyPage-1, to))
 		if err != nil {
 			return nil, s.error("read", thing, err)
 		}
@@ -89,7 +89,12 @@ func (s *Store) History(ctx context.Context, prefix string, from, to int64) ([]B
 }
 
 // changes reads etcd's records as they lie in the database: by revision.
-func (s *Store) changes(from, to int64) ([]Event, error) {
+func (s *Store) changes(ctx context.Context, from, to int64) ([]Event, error) {
+	_, leave, err := s.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	key := mvcc.RevToBytes(mvcc.Revision{Main: from}, mvcc.NewRevBytes())
 	end := mvcc.RevToBytes(mvcc.Revision{Main: to + 1}, mvcc.NewRevBytes())
 	tx := s.server.Backend().ConcurrentReadTx()

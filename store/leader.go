@@ -7,8 +7,6 @@ import (
 	"time"
 
 	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
-
-	"github.com/weftmesh/weft"
 )
 
 const (
@@ -35,8 +33,13 @@ func newReign(leader, term uint64) *reign {
 	return r
 }
 
-// followLeader ends reigns, until the store closes.
+// followLeader ends reigns, the last one with the store.
 func (s *Store) followLeader() {
+	defer func() {
+		r := s.reign.Load()
+		r.end()
+		close(r.over)
+	}()
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
@@ -60,17 +63,15 @@ func (s *Store) followLeader() {
 // underLeader bounds a write, which can be lost together with the leader that it
 // was sent to.
 func (s *Store) underLeader(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithTimeoutCause(ctx, callTimeout, errSlow)
 	r := s.reign.Load()
 	if s.peers == nil || r.leader == 0 {
-		return ctx, cancel
+		return ctx, func() {}
 	}
 	ctx, lose := context.WithCancelCause(ctx)
 	stop := context.AfterFunc(r.ctx, func() { lose(errLeaderLost) })
 	return ctx, func() {
 		stop()
 		lose(nil)
-		cancel()
 	}
 }
 
@@ -86,22 +87,27 @@ func (s *Store) Leader() uint64 { return s.server.Lead() }
 func (s *Store) IsLeader() bool { return s.Leader() == s.ID() }
 
 // LeaderChanged returns a channel that is closed when Leader next changes, to none
-// too, or when the store is Done. Ask for it before looking at Leader.
+// too; when the store is Done it is closed for good. Ask for it before looking at
+// Leader.
 func (s *Store) LeaderChanged() <-chan struct{} { return s.reign.Load().over }
 
 // Barrier returns a revision that is at least that of every commit which any
 // member acknowledged before the call, and which this member has applied. Without
 // a quorum it is Unavailable.
 func (s *Store) Barrier(ctx context.Context) (rev int64, err error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, callTimeout, errSlow)
-	defer cancel()
+	const op, thing = "read", "newest revision"
+	ctx, leave, err := s.enter(ctx)
+	if err != nil {
+		return 0, s.error(op, thing, err)
+	}
+	defer leave()
 	for {
 		err := s.server.LinearizableReadNotify(ctx)
 		if err == nil {
 			return s.server.KV().Rev(), nil
 		}
 		if !errors.Is(err, etcderrors.ErrLeaderChanged) || ctx.Err() != nil {
-			return 0, s.error("read", "newest revision", withCause(ctx, err))
+			return 0, s.error(op, thing, withCause(ctx, err))
 		}
 	}
 }
@@ -109,13 +115,23 @@ func (s *Store) Barrier(ctx context.Context) (rev int64, err error) {
 // MoveLeader hands the leadership to another member, when this one has it and there
 // is a voting member that can be reached.
 func (s *Store) MoveLeader(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, callTimeout, errSlow)
-	defer cancel()
-	if s.peers == nil || !s.IsLeader() {
+	ctx, leave, err := s.enter(ctx)
+	if err == nil {
+		defer leave()
+		err = s.moveLeader(ctx)
+	}
+	if err != nil {
+		return s.error("move", "leadership", err)
+	}
+	return nil
+}
+
+func (s *Store) moveLeader(ctx context.Context) error {
+	if s.peers == nil || !s.IsLeader() || len(s.Members()) == 1 {
 		return nil
 	}
 	reached := s.peers.reach(ctx, s.Members())
-	err := errors.New("no other member can be reached")
+	err := errNobody
 	for _, m := range s.Members() {
 		if m.ID == s.ID() || m.Learner || !reached[m.ID] {
 			continue
@@ -124,7 +140,7 @@ func (s *Store) MoveLeader(ctx context.Context) error {
 			return nil
 		}
 	}
-	return &weft.Error{Kind: weft.Unavailable, Op: "move", Thing: "leadership", Err: err}
+	return err
 }
 
 // noLeader says why there is none, as well as can be known from here.

@@ -5,16 +5,13 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/url"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	"go.etcd.io/bbolt"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/pkg/v3/featuregate"
 	"go.etcd.io/etcd/server/v3/embed"
@@ -78,9 +75,11 @@ func open(ctx context.Context, c Config, quota int64) (*Store, error) {
 	}
 	s := &Store{
 		log: c.Logger, dir: dir, lock: lock, etcdLog: newEtcdLog(c.Logger),
-		closed: make(chan struct{}), done: make(chan struct{}),
+		space: &space{dir: dir}, closed: make(chan struct{}), done: make(chan struct{}),
 	}
+	s.life, s.die = context.WithCancel(context.Background())
 	if err := s.open(ctx, c.Cluster, quota); err != nil {
+		s.die()
 		if weft.KindOf(err) == weft.Internal {
 			err = &weft.Error{Op: "open", Thing: "store " + dir, Err: err}
 		}
@@ -91,6 +90,9 @@ func open(ctx context.Context, c Config, quota int64) (*Store, error) {
 
 func (s *Store) open(ctx context.Context, c *Cluster, quota int64) error {
 	smallSegments()
+	if err := s.space.prepare(); err != nil {
+		return err
+	}
 	name, err := s.memberOf(c)
 	if err != nil {
 		return err
@@ -104,7 +106,7 @@ func (s *Store) open(ctx context.Context, c *Cluster, quota int64) error {
 			return err
 		}
 	}
-	if s.etcd, err = startEtcd(cfg); err != nil {
+	if s.etcd, err = s.startEtcd(cfg); err != nil {
 		return err
 	}
 	s.server = s.etcd.Server
@@ -120,6 +122,7 @@ func (s *Store) open(ctx context.Context, c *Cluster, quota int64) error {
 	s.start(s.compactByCount)
 	s.start(s.followLeader)
 	s.start(s.awaitEnd)
+	s.start(s.watchSpace)
 	if c != nil {
 		s.start(s.becomeVoter)
 	}
@@ -160,6 +163,8 @@ func (s *Store) takePart(ctx context.Context) error {
 		case <-ready:
 			return nil
 		case <-s.server.StopNotify():
+			return s.endedBy("etcd stopped while it was starting")
+		case <-s.etcdLog.ended:
 			return s.endedBy("etcd stopped while it was starting")
 		case <-ctx.Done():
 			if s.peers != nil && s.Leader() == 0 {
@@ -218,6 +223,7 @@ func (s *Store) becomeVoter() {
 func (s *Store) awaitEnd() {
 	select {
 	case <-s.server.StopNotify():
+	case <-s.etcdLog.ended:
 	case <-s.closed:
 		return
 	}
@@ -228,7 +234,7 @@ func (s *Store) awaitEnd() {
 func (s *Store) endedBy(otherwise string) error {
 	if why := s.etcdLog.reason(); why != "" {
 		if strings.Contains(why, "permanently removed") {
-			return fmt.Errorf("this member was removed from its cluster; to join again, empty %s", s.dir)
+			return fmt.Errorf("%w; to join again, empty %s", errRemoved, s.dir)
 		}
 		return errors.New(why)
 	}
@@ -249,29 +255,28 @@ func (s *Store) fail(err error) {
 	}
 }
 
-// checkDatabase opens the database once to see whether it can be opened: etcd
-// does it in a goroutine of its own, whose panic would end the process.
-func checkDatabase(dir string) error {
-	path := filepath.Join(dir, "member", "snap", "db")
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
-	if err != nil {
-		return fmt.Errorf("its database cannot be read: %w; restore it from a backup", err)
-	}
-	return db.Close()
-}
-
-// startEtcd turns the panics that etcd means to be fatal into errors: a directory
-// that it cannot read must not end the process without a word.
-func startEtcd(cfg *embed.Config) (e *embed.Etcd, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("its log cannot be read: %v; restore it from a backup", p)
-		}
+// startEtcd runs in a goroutine of its own what may end in it (see etcdLog): a
+// directory that etcd cannot read must not end the process without a word.
+func (s *Store) startEtcd(cfg *embed.Config) (e *embed.Etcd, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer func() {
+			if p := recover(); p != nil {
+				err = fmt.Errorf("%v", p)
+			}
+		}()
+		err = errors.New("etcd ended while it started")
+		e, err = embed.StartEtcd(cfg)
 	}()
-	return embed.StartEtcd(cfg)
+	<-done
+	if why := s.etcdLog.reason(); err != nil && why != "" {
+		err = errors.New(why)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s cannot be read: %w; restore it from a backup", filepath.Join(s.dir, "member"), err)
+	}
+	return e, nil
 }
 
 func etcdConfig(dir string, quota int64, log *etcdLog) (*embed.Config, error) {

@@ -85,10 +85,13 @@ type Store struct {
 	etcdLog *etcdLog
 	lock    *os.File
 	peers   *peerClient // nil when alone
+	space   *space
 
+	life   context.Context // ends with Close
+	die    context.CancelFunc
 	closed chan struct{}  // closed by Close
 	done   chan struct{}  // closed by Close, or when etcd has ended by itself
-	work   sync.WaitGroup // watches, the compactor, and who watches etcd
+	work   sync.WaitGroup // calls, watches, the compactor, and who looks after etcd
 
 	reign atomic.Pointer[reign] // who leads, as the last look found
 
@@ -98,7 +101,8 @@ type Store struct {
 	closing sync.Once
 }
 
-// Close hands the leadership over if it can, stops the store, and waits for its watches, whose channels are closed.
+// Close ends the calls that are under way and the watches, whose channels are closed,
+// hands the leadership over if it can, and stops the store.
 func (s *Store) Close() error {
 	s.closing.Do(func() {
 		s.mu.Lock()
@@ -108,12 +112,12 @@ func (s *Store) Close() error {
 		}
 		s.mu.Unlock()
 		close(s.closed)
+		s.die()
 		s.work.Wait()
 		s.etcdLog.closing()
 		s.handOver()
 		s.server.HardStop() // etcd's own hand-over may wait for seconds for a member that is gone
 		s.etcd.Close()
-		s.reign.Load().end()
 		if s.peers != nil {
 			s.peers.close()
 		}
@@ -131,7 +135,7 @@ func (s *Store) handOver() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
-	if err := s.MoveLeader(ctx); err != nil {
+	if err := s.moveLeader(ctx); err != nil {
 		s.log.Debug("store: the leadership stays", "error", err)
 	}
 }
@@ -157,6 +161,32 @@ func (s *Store) start(fn func()) bool {
 	}
 	s.work.Go(fn)
 	return true
+}
+
+// stay makes Close wait until work.Done, and reports whether the store is there.
+func (s *Store) stay() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended || s.failure != nil {
+		return false
+	}
+	s.work.Add(1)
+	return true
+}
+
+// enter begins a call: it is bounded, Close cuts it short, and waits until it has
+// left.
+func (s *Store) enter(ctx context.Context) (_ context.Context, leave func(), err error) {
+	if !s.stay() {
+		return nil, nil, etcderrors.ErrStopped // s.error says why
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, callTimeout, errSlow)
+	stop := context.AfterFunc(s.life, cancel)
+	return ctx, func() {
+		stop()
+		cancel()
+		s.work.Done()
+	}, nil
 }
 
 func (s *Store) isClosed() bool {
@@ -204,8 +234,11 @@ func listRequest(prefix string) *pb.RangeRequest {
 
 // read repeats what a change of the leader interrupted.
 func (s *Store) read(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, callTimeout, errSlow)
-	defer cancel()
+	ctx, leave, err := s.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	for {
 		resp, err := s.server.Range(ctx, r)
 		if !errors.Is(err, etcderrors.ErrLeaderChanged) || ctx.Err() != nil {
@@ -224,9 +257,12 @@ func (s *Store) Commit(ctx context.Context, t Txn) (rev int64, err error) {
 	if err != nil {
 		return 0, err
 	}
+	if err := s.space.check(); err != nil {
+		return 0, &weft.Error{Kind: weft.Unavailable, Op: "commit", Thing: t.String(), Err: err}
+	}
 	resp, err := s.propose(ctx, req)
 	if err != nil {
-		return 0, s.error("commit", fmt.Sprintf("%d puts, %d deletes", len(t.Put), len(t.Delete)), err)
+		return 0, s.error("commit", t.String(), err)
 	}
 	if !resp.Succeeded {
 		return 0, t.conflict(resp)
@@ -237,6 +273,11 @@ func (s *Store) Commit(ctx context.Context, t Txn) (rev int64, err error) {
 // propose repeats what was dropped before it left this member, as everything is
 // while the leadership is handed over.
 func (s *Store) propose(ctx context.Context, req *pb.TxnRequest) (*pb.TxnResponse, error) {
+	ctx, leave, err := s.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	ctx, cancel := s.underLeader(ctx)
 	defer cancel()
 	for {
@@ -298,6 +339,11 @@ func (t *Txn) request() (*pb.TxnRequest, error) {
 		}})
 	}
 	return req, nil
+}
+
+// String says how large t is.
+func (t *Txn) String() string {
+	return fmt.Sprintf("%d puts, %d deletes", len(t.Put), len(t.Delete))
 }
 
 // conflict names the first condition that does not hold.

@@ -317,8 +317,8 @@ func TestBadGround(t *testing.T) {
 		{"newer format", withFile("FORMAT", "2\n"), weft.Invalid, []string{"format 2", "up to format 1"}},
 		{"format is no number", withFile("FORMAT", "two"), weft.Invalid, []string{`"two"`}},
 		{"somebody else's etcd", withFile("member", ""), weft.Invalid, []string{"not weft's"}},
-		{"damaged database", damaged("snap/db"), weft.Internal, []string{"database cannot be read"}},
-		{"damaged log", damaged("wal/*.wal"), weft.Internal, []string{"log cannot be read"}},
+		{"damaged database", damageFile("snap/db"), weft.Internal, []string{"database cannot be read"}},
+		{"damaged log", damageFile("wal/*.wal"), weft.Internal, []string{"log cannot be read"}},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
@@ -353,8 +353,8 @@ func readOnlyDir(t *testing.T) string {
 	return "/sys/kernel/weft"
 }
 
-// damaged is a store of which the files that fit pattern hold rubbish.
-func damaged(pattern string) func(*testing.T) string {
+// damageFile makes a store of which the files that fit pattern hold rubbish.
+func damageFile(pattern string) func(*testing.T) string {
 	return func(t *testing.T) string {
 		// Not TempDir: what etcd leaves running may still write while it is removed.
 		dir, err := os.MkdirTemp("", "weft-damaged-")
