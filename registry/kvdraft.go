@@ -121,8 +121,9 @@ func (d *draft) keyTxn(t *store.Txn) {
 	}
 }
 
-// collapse forgets the n oldest graves and floors of a tree in favour of the floors
-// of the directories above them.
+// collapse forgets n graves and floors of a tree in favour of the floors of the
+// directories above them: the deepest first, as those say most about what they
+// stand for, and of these the oldest.
 func (d *draft) collapse(name string, n int, t *store.Txn) {
 	before := d.view.keys.trees[name]
 	if before.top == nil {
@@ -135,7 +136,9 @@ func (d *draft) collapse(name string, n int, t *store.Txn) {
 		}
 		return d.keys.leaf(treeRef{name, g.at}) != g.leaf
 	})
-	slices.SortFunc(old, func(a, b grave) int { return cmp.Compare(a.index, b.index) })
+	slices.SortFunc(old, func(a, b grave) int {
+		return cmp.Or(cmp.Compare(depth(b.at), depth(a.at)), cmp.Compare(a.index, b.index))
+	})
 	old = old[:min(n, len(old))]
 	floors := make(map[string]uint64)
 	for _, g := range old {
@@ -164,6 +167,9 @@ func (d *draft) collapse(name string, n int, t *store.Txn) {
 func directory(key string) string {
 	return key[:strings.LastIndexByte(strings.TrimSuffix(key, "/"), '/')+1]
 }
+
+// depth is in how many directories a key or directory is.
+func depth(key string) int { return strings.Count(directory(key), "/") }
 
 // mark is a state of a draft to which it can go back.
 type mark struct {

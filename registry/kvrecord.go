@@ -20,10 +20,10 @@ import (
 //	registry/index/floor/<tree>/<dir>     an index, as text
 //
 // The revision of a record is the key's index, also when what is left of the key is
-// its grave below index/kv/, by which indexes do not go back. There are at most
-// maxGraves of them in a tree: then the oldest are collapsed into the floor of the
-// directory that they are in (up to the last "/"), or that of its parent. From then
-// on the index of what is absent below it, and of every prefix below it, is at
+// its grave below index/kv/, by which indexes do not go back. When a tree has more
+// than maxGraves of them, some are collapsed into the floor of the directory that
+// they are in (up to the last "/"), and floors into that of its parent. From then on
+// the index of what is absent below a floor, and of every prefix below it, is at
 // least the floor. So a reader that comes back with the older index is answered at
 // once, one time, with the same as before; nobody who waits is woken.
 const (
