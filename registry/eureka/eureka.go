@@ -32,10 +32,11 @@
 //
 // But when two or more, and more than 15 %, of the leases of one application have
 // lapsed, the network is the likelier culprit: Eureka's readers see those instances
-// as they were, Run leaves them alone, and only half an hour later they go. The
-// header X-Weft-Preserved and /eureka/status name the applications and say why. Other
+// as they were, Run leaves them alone, and only half an hour later they go. Other
 // applications are not concerned. Readers in other dialects see these instances as
-// what they are, critical.
+// what they are, critical; unless the registry guards the service (registry.Guard),
+// which is for everybody: Eureka's readers see what it keeps as it was, too. The
+// header X-Weft-Preserved and /eureka/status name such applications, and say why.
 //
 // # Reads
 //
@@ -50,12 +51,10 @@ package eureka
 import (
 	"context"
 	"fmt"
-	"hash/maphash"
 	"log/slog"
 	"net/http"
 	"net/url"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/weftmesh/weft"
@@ -79,8 +78,7 @@ type API struct {
 	patience time.Duration // how long Run leaves an instance whose lease has lapsed
 	pause    time.Duration // of Run, between two looks
 
-	view  view
-	edits editLocks
+	view view
 }
 
 // New returns the handler. Run must run beside it.
@@ -93,20 +91,8 @@ func New(r *registry.Registry, c Config) *API {
 		a.logger = slog.New(slog.DiscardHandler)
 	}
 	a.view = newView(r, func() time.Time { return a.now() })
-	a.edits.seed = maphash.MakeSeed()
 	a.routes = a.routeTable()
 	return a
-}
-
-// editLocks let one writer at a time read, change and write an instance. Writers of
-// different instances seldom wait for each other.
-type editLocks struct {
-	seed  maphash.Seed // constant
-	locks [64]sync.Mutex
-}
-
-func (l *editLocks) of(app, id string) *sync.Mutex {
-	return &l.locks[maphash.Comparable(l.seed, rowKey{app, id})%uint64(len(l.locks))]
 }
 
 // call is one request on its way through its handler.

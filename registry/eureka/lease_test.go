@@ -3,6 +3,7 @@ package eureka
 import (
 	"fmt"
 	"maps"
+	"strings"
 	"testing"
 	"time"
 
@@ -77,7 +78,6 @@ func TestSelfPreservation(t *testing.T) {
 		}
 		w.registerHere("BIG", fmt.Sprint("b-", i), more...)
 	}
-	w.registerHere("BIG", "b-3", `"status":"DOWN"`)
 	w.registerHere("SMALL", "s-1", oneSecond)
 	w.run()
 	w.eventually("three leases of BIG lapse", func() bool {
@@ -85,12 +85,12 @@ func TestSelfPreservation(t *testing.T) {
 		return a != nil && a.lapsed == 3
 	})
 	w.eventually("SMALL, which is no part of it, goes", func() bool { return w.apps().statuses()["SMALL/s-1"] == "" })
-	want := map[string]status{"BIG/b-0": up, "BIG/b-1": up, "BIG/b-2": up, "BIG/b-3": down}
+	want := map[string]status{"BIG/b-0": up, "BIG/b-1": up, "BIG/b-2": up, "BIG/b-3": up}
 	if got := w.apps().statuses(); !maps.Equal(got, want) {
 		t.Errorf("readers see %v, want %v", got, want)
 	}
 	for _, path := range []string{"/eureka/apps", "/eureka/apps/BIG"} {
-		if got := w.send("GET", path, "").header.Get("X-Weft-Preserved"); got != "BIG; lapsed=3; leases=4" {
+		if got := w.send("GET", path, "").header.Get("X-Weft-Preserved"); !strings.HasPrefix(got, "BIG: 3 of 4 leases have lapsed") {
 			t.Errorf("%s: header %q", path, got)
 		}
 	}
@@ -101,8 +101,8 @@ func TestSelfPreservation(t *testing.T) {
 	}
 	w.send("GET", "/eureka/status", "").want(200)
 	endpoints, _ := w.registry.Endpoints(serviceOf("big"))
-	if len(endpoints) != 0 {
-		t.Errorf("endpoints of what has lapsed: %v", endpoints)
+	if len(endpoints) != 1 {
+		t.Errorf("endpoints: %v, want only the one that has not lapsed", endpoints)
 	}
 
 	// One comes back, and so on: when few enough are left, they go.
@@ -116,5 +116,62 @@ func TestSelfPreservation(t *testing.T) {
 	})
 	if got := w.send("GET", "/eureka/apps", "").header.Get("X-Weft-Preserved"); got != "" {
 		t.Errorf("header %q", got)
+	}
+}
+
+// What the registry guards, Eureka's readers see as it was, with the reason.
+func TestGuard(t *testing.T) {
+	w := newWorld(t)
+	for i := range 3 {
+		w.registerElsewhere(weft.Instance{ID: fmt.Sprint("w-", i), Service: weft.ServiceName{Name: "web"}, Port: 80,
+			Checks: []weft.Check{{Kind: weft.TTLCheck, TTL: weft.Duration(time.Hour), Status: weft.Passing}}})
+	}
+	for i := range 3 {
+		if err := w.registry.Report(t.Context(), "", fmt.Sprint("service:w-", i), weft.Critical, "no route"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	service := weft.NewServiceName("", "web")
+	if _, guarded := w.registry.Guard(service); !guarded {
+		t.Fatal("the registry does not guard it")
+	}
+	if l := w.apps(); l.Applications.Hash != "UP_3_" {
+		t.Errorf("guarded: %s", l.Applications.Hash)
+	}
+	if got := w.send("GET", "/eureka/apps", "").header.Get("X-Weft-Preserved"); !strings.HasPrefix(got, "WEB: 3 of 3 instances failed") {
+		t.Errorf("header %q", got)
+	}
+	var s statusAnswer
+	w.getJSON("/eureka/status", &s)
+	if len(s.Preserved) != 1 || len(s.Preserved[0].Instances) != 3 {
+		t.Errorf("status: %+v", s)
+	}
+	if _, err := w.registry.ReleaseGuard(t.Context(), service); err != nil {
+		t.Fatal(err)
+	}
+	if l := w.apps(); l.Applications.Hash != "DOWN_3_" {
+		t.Errorf("released: %s", l.Applications.Hash)
+	}
+	if d := w.delta(); d.Applications.Hash != "DOWN_3_" || len(d.Applications.List) != 1 || d.Applications.List[0].Instances[0].Action != modified {
+		t.Errorf("delta: %+v", d)
+	}
+}
+
+// Instances that take themselves out of service did not fail: nobody keeps traffic
+// going to them.
+func TestOutOfServiceIsNoFailure(t *testing.T) {
+	w := newWorld(t)
+	for i := range 4 {
+		w.registerHere("A", fmt.Sprint("a-", i))
+	}
+	for i := range 4 {
+		w.registerHere("A", fmt.Sprint("a-", i), `"status":"OUT_OF_SERVICE"`)
+	}
+	if endpoints, _ := w.registry.Endpoints(serviceOf("a")); len(endpoints) != 0 {
+		t.Errorf("endpoints: %v", endpoints)
+	}
+	w.registerHere("A", "a-0")
+	if endpoints, _ := w.registry.Endpoints(serviceOf("a")); len(endpoints) != 1 {
+		t.Errorf("endpoints after one is UP again: %v", endpoints)
 	}
 }

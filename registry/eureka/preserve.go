@@ -87,6 +87,9 @@ func (a *API) evict(ctx context.Context, instances []*weft.Instance, since map[w
 		if !isLapsed || preserves(t.lapsed, t.leases) {
 			continue
 		}
+		if guard, guarded := a.registry.Guard(in.Service); guarded && guard.Keeps(in.Key()) {
+			continue
+		}
 		if due := first.Add(a.patience); due.After(now) {
 			if due.Before(next) {
 				next = due
@@ -101,14 +104,12 @@ func (a *API) evict(ctx context.Context, instances []*weft.Instance, since map[w
 	return next
 }
 
-// remove deregisters an instance, unless it was renewed or changed meanwhile.
+// remove deregisters an instance, unless it changed meanwhile: each server of a
+// cluster runs Run, and each must decide by what is true.
 func (a *API) remove(ctx context.Context, in *weft.Instance) error {
-	if newest, _ := a.registry.Instance(in.Key()); newest != in {
-		return nil
-	}
-	_, err := a.registry.Deregister(ctx, in.Key())
+	err := a.transact(ctx, "deregister", registry.InstanceOp{Verb: "delete-cas", Instance: *in})
 	switch {
-	case weft.KindOf(err) == weft.NotFound || ctx.Err() != nil:
+	case weft.KindOf(err) == weft.Conflict || ctx.Err() != nil:
 		return nil
 	case err == nil:
 		a.logger.WarnContext(ctx, "eureka: instance deregistered", "instance", in.ID, "service", in.Service, "reason", "its lease has lapsed")

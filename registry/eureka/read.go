@@ -141,7 +141,7 @@ func (a *API) getApp(c *call) error {
 		return weft.Errorf(weft.NotFound, "find", "application "+name, "it has no instances")
 	}
 	f := c.form()
-	if found.preserved() {
+	if found.preserved() || len(found.guards) > 0 {
 		tellPreserved(c.w, []*app{found})
 	}
 	b := f.appendApp(nil, found.name, found.rows, alwaysAdded)
@@ -211,8 +211,8 @@ func (a *API) giveVIP(c *call, secure bool) error {
 	return c.give(f, newAnswer([]byte(f.listHead(n.hash())+string(b)+f.listTail())))
 }
 
-// tellPreserved names applications that keep lapsed leases, in a header that a
-// person finds who looks at an answer.
+// tellPreserved names applications that show instances as healthy that are not, in a
+// header that a person finds who looks at an answer.
 func tellPreserved(w http.ResponseWriter, apps []*app) {
 	const most = 8
 	for i, a := range apps {
@@ -220,7 +220,7 @@ func tellPreserved(w http.ResponseWriter, apps []*app) {
 			w.Header().Add("X-Weft-Preserved", fmt.Sprintf("%d more; see /eureka/status", len(apps)-most))
 			return
 		}
-		w.Header().Add("X-Weft-Preserved", fmt.Sprintf("%s; lapsed=%d; leases=%d", headerSafe(a.name), a.lapsed, a.leases))
+		w.Header().Add("X-Weft-Preserved", headerSafe(a.name+": "+strings.Join(a.reasons(), "; ")))
 	}
 }
 

@@ -36,8 +36,8 @@ type rowKey struct{ app, id string }
 func (w *row) key() rowKey { return rowKey{w.app, w.id} }
 
 // newRow looks at an instance, what a registration left with it, and its node; the
-// last two may be nil.
-func newRow(app string, in *weft.Instance, kept *record, node *weft.Node) *row {
+// last two may be nil. guarded says that traffic still goes to it although it failed.
+func newRow(app string, in *weft.Instance, kept *record, node *weft.Node, guarded bool) *row {
 	w := &row{app: app, in: in, kept: kept, address: in.Address, overridden: unknown}
 	if w.address == "" && node != nil {
 		w.address = node.Address
@@ -55,7 +55,7 @@ func newRow(app string, in *weft.Instance, kept *record, node *weft.Node) *row {
 	switch {
 	case maintained:
 		w.status, w.overridden = outOfService, outOfService
-	case health >= weft.Critical && w.status == up:
+	case health >= weft.Critical && w.status == up && !guarded:
 		w.status = down
 	}
 	return w
@@ -227,15 +227,19 @@ func (r *record) instance(service weft.ServiceName, key weft.InstanceKey, keep [
 		return in, &weft.Error{Kind: weft.Invalid, Op: "register", Thing: "instance " + r.InstanceID, Err: err}
 	}
 	in.Extra = map[string]json.RawMessage{dialect: extra}
-	health := weft.Critical
-	if r.shown() == up {
+	kind, health := weft.StaticCheck, weft.Critical
+	switch r.shown() {
+	case up:
 		health = weft.Passing
+	case down:
+	default: // it did not fail, but wants no traffic, or not yet
+		kind = weft.MaintenanceCheck
 	}
 	in.Checks = append([]weft.Check{{
 		ID: leaseCheck + in.ID, Name: "Eureka lease", Kind: weft.LeaseCheck, Status: weft.Passing,
 		TTL: weft.Duration(time.Duration(r.Lease.Duration) * time.Second), DeregisterAfter: weft.Duration(keptFor),
 	}, {
-		ID: statusCheck + in.ID, Name: "Eureka status", Kind: weft.StaticCheck, Status: health, Output: string(r.shown()),
+		ID: statusCheck + in.ID, Name: "Eureka status", Kind: kind, Status: health, Output: string(r.shown()),
 	}}, keep...)
 	return in, nil
 }

@@ -7,7 +7,7 @@ import (
 )
 
 // statusAnswer is GET /status: of what Eureka's server tells there what has a meaning
-// here, and which applications keep lapsed leases, and why.
+// here, and which applications show instances as healthy that are not, and why.
 type statusAnswer struct {
 	XMLName xml.Name `json:"-" xml:"status"`
 	General struct {
@@ -28,7 +28,7 @@ type preservedApp struct {
 	Name      string   `json:"name" xml:"name"`
 	Leases    int      `json:"leases" xml:"leases"`
 	Lapsed    int      `json:"lapsed" xml:"lapsed"`
-	Reason    string   `json:"reason" xml:"reason"`
+	Reasons   []string `json:"reasons" xml:"reasons>reason"`
 	Instances []string `json:"instances" xml:"instances>instanceId"`
 }
 
@@ -46,12 +46,13 @@ func (a *API) getStatus(c *call) error {
 		if len(app.rows) > 0 {
 			s.Applications.Number++
 		}
-		if !app.preserved() {
+		reasons := app.reasons()
+		if len(reasons) == 0 {
 			continue
 		}
-		kept := preservedApp{Name: app.name, Leases: app.leases, Lapsed: app.lapsed, Reason: preserveReason(app.lapsed, app.leases)}
+		kept := preservedApp{Name: app.name, Leases: app.leases, Lapsed: app.lapsed, Reasons: reasons, Instances: []string{}}
 		for _, w := range app.rows {
-			if w.lapsed {
+			if w.lapsed || app.keeps(w.in.Key()) {
 				kept.Instances = append(kept.Instances, w.id)
 			}
 		}

@@ -24,6 +24,7 @@ type view struct {
 	picture   *picture
 	instances uint64 // indexes of the registry at which the picture was taken
 	nodes     uint64
+	guarded   []weft.ServiceName // then, too: a guard may end by itself
 	log       deltaLog
 }
 
@@ -45,6 +46,7 @@ type app struct {
 	counts  counts
 	leases  int
 	lapsed  int
+	guards  []registry.Guard // of its services
 
 	mu       sync.Mutex
 	segments [forms]*segment // made when first asked for
@@ -81,10 +83,11 @@ func (v *view) current() *picture {
 func (v *view) refresh() *picture {
 	instances := v.registry.Wait(context.Background(), registry.InstancesTopic(), 0)
 	nodes := v.registry.Wait(context.Background(), registry.NodesTopic(), 0)
-	if instances == v.instances && nodes == v.nodes {
+	guarded := v.registry.Guarded()
+	if instances == v.instances && nodes == v.nodes && slices.Equal(guarded, v.guarded) {
 		return v.picture
 	}
-	v.instances, v.nodes = instances, nodes
+	v.instances, v.nodes, v.guarded = instances, nodes, guarded
 	before := v.picture
 	after := &picture{counts: before.counts}
 	lookup := nodesOf{registry: v.registry, seen: make(map[string]*weft.Node)}
@@ -107,6 +110,7 @@ type group struct {
 	name      string
 	sources   []source
 	instances []*weft.Instance
+	guards    []registry.Guard
 }
 
 // groups returns the services by their applications, sorted by name.
@@ -115,7 +119,13 @@ func (v *view) groups() []group {
 	all := make([]group, 0, len(names))
 	for _, n := range names {
 		instances, index := v.registry.Instances(n)
-		all = append(all, group{appOf(n), []source{{n, index}}, instances})
+		g := group{name: appOf(n), sources: []source{{n, index}}, instances: instances}
+		if slices.Contains(v.guarded, n) {
+			if guard, ok := v.registry.Guard(n); ok {
+				g.guards = append(g.guards, guard)
+			}
+		}
+		all = append(all, g)
 	}
 	slices.SortStableFunc(all, func(a, b group) int { return strings.Compare(a.name, b.name) })
 	merged := all[:0]
@@ -124,6 +134,7 @@ func (v *view) groups() []group {
 			last := &merged[n-1]
 			last.sources = append(last.sources, g.sources...)
 			last.instances = slices.Concat(last.instances, g.instances)
+			last.guards = append(last.guards, g.guards...)
 			continue
 		}
 		merged = append(merged, g)
@@ -149,7 +160,7 @@ func (l *nodesOf) node(name string) *weft.Node {
 // newApp makes an application. old is what it was before, or nil: what was read then
 // of an instance that is the same need not be read again.
 func newApp(g group, old *app, nodes *nodesOf) *app {
-	a := &app{name: g.name, sources: g.sources}
+	a := &app{name: g.name, sources: g.sources, guards: g.guards}
 	known := make(map[*weft.Instance]*record)
 	if old != nil {
 		for _, w := range old.rows {
@@ -162,7 +173,7 @@ func newApp(g group, old *app, nodes *nodesOf) *app {
 		if !ok {
 			kept = keptOf(in)
 		}
-		w := newRow(g.name, in, kept, nodes.node(in.Node))
+		w := newRow(g.name, in, kept, nodes.node(in.Node), a.keeps(in.Key()))
 		if w.kept != nil {
 			a.leases++
 		}
@@ -173,7 +184,7 @@ func newApp(g group, old *app, nodes *nodesOf) *app {
 	}
 	slices.SortStableFunc(rows, func(a, b *row) int { return strings.Compare(a.id, b.id) })
 	for _, w := range rows {
-		if w.lapsed && !a.preserved() {
+		if w.lapsed && !a.preserved() && !a.keeps(w.in.Key()) {
 			continue
 		}
 		// Clients keep one instance of an id: of two they would count another number.
@@ -188,6 +199,23 @@ func newApp(g group, old *app, nodes *nodesOf) *app {
 }
 
 func (a *app) preserved() bool { return preserves(a.lapsed, a.leases) }
+
+// keeps reports whether a guard of the registry does.
+func (a *app) keeps(key weft.InstanceKey) bool {
+	return slices.ContainsFunc(a.guards, func(g registry.Guard) bool { return g.Keeps(key) })
+}
+
+// reasons say why instances are shown as healthy that are not; none, when there is
+// no such instance.
+func (a *app) reasons() (reasons []string) {
+	if a.preserved() {
+		reasons = append(reasons, preserveReason(a.lapsed, a.leases))
+	}
+	for _, g := range a.guards {
+		reasons = append(reasons, g.Reason)
+	}
+	return reasons
+}
 
 // compare notes the differences of two pictures in the log, and counts.
 func (v *view) compare(before, after *picture) {
@@ -249,10 +277,10 @@ func (a *app) row(id string) *row {
 	return a.rows[i]
 }
 
-// preserved returns the applications that keep lapsed leases.
+// preserved returns the applications that show instances as healthy that are not.
 func (p *picture) preserved() (apps []*app) {
 	for _, a := range p.apps {
-		if a.preserved() {
+		if a.preserved() || len(a.guards) > 0 {
 			apps = append(apps, a)
 		}
 	}

@@ -6,8 +6,10 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/registry"
 )
 
 // serviceOf is the service of an application, for registrations.
@@ -64,20 +66,111 @@ func (a *API) register(ctx context.Context, r *record) error {
 	if r.InstanceID == "" {
 		r.InstanceID = r.HostName
 	}
-	lock := a.edits.of(r.App, r.InstanceID)
-	lock.Lock()
-	defer lock.Unlock()
-	in, before := a.registered(r.App, r.InstanceID)
-	if before == nil {
-		service := serviceOf(r.App)
-		return a.put(ctx, service, a.freeKey(service, r.InstanceID), r, nil, nil)
+	found, err := a.edit(ctx, r.App, r.InstanceID, func(before *record) *record {
+		if r.LastDirty != 0 && before.LastDirty > r.LastDirty {
+			return before
+		}
+		next := *r
+		if before.Overridden != unknown {
+			next.Overridden = before.Overridden
+		}
+		return &next
+	})
+	if found || err != nil {
+		return err
 	}
-	if r.LastDirty != 0 && before.LastDirty > r.LastDirty {
-		r = complete(in, before)
-	} else if before.Overridden != unknown {
-		r.Overridden = before.Overridden
+	service := serviceOf(r.App)
+	in, err := a.prepare(service, a.freeKey(service, r.InstanceID), r, nil, nil)
+	if err != nil {
+		return err
 	}
-	return a.put(ctx, in.Service, in.Key(), r, in, before)
+	if a.registry.NodeAddress(nodeName) == "" {
+		if err := a.registerNode(ctx); err != nil {
+			return err
+		}
+	}
+	_, err = a.registry.Register(ctx, in)
+	return err
+}
+
+// maxTries bounds how often an edit is tried again because somebody else was faster.
+const maxTries = 32
+
+// edit changes the record of an instance that was registered here, and renews its
+// lease; it says whether there is one. change is called again with what there is then
+// when somebody else, perhaps on another server, changes it meanwhile.
+func (a *API) edit(ctx context.Context, app, id string, change func(before *record) *record) (found bool, err error) {
+	for range maxTries {
+		index := a.index()
+		in, kept := a.registered(app, id)
+		if in == nil {
+			return false, nil
+		}
+		before := complete(in, kept)
+		next, err := a.prepare(in.Service, in.Key(), change(before), in, before)
+		if err != nil {
+			return true, err
+		}
+		err = a.replace(ctx, in, next, index)
+		if err == nil {
+			return true, a.registry.Report(ctx, in.Node, leaseCheck+in.ID, weft.Passing, "")
+		}
+		if weft.KindOf(err) != weft.Conflict || ctx.Err() != nil {
+			return true, err
+		}
+	}
+	return true, restless(id)
+}
+
+// editElsewhere changes an instance that was registered in another dialect.
+func (a *API) editElsewhere(ctx context.Context, app, id string, change func(*weft.Instance)) error {
+	for range maxTries {
+		index := a.index()
+		w := a.view.current().app(strings.ToUpper(app)).row(id)
+		if w == nil {
+			return noInstance(app, id)
+		}
+		next := *w.in
+		next.Checks = nil // stay as they are
+		change(&next)
+		err := a.replace(ctx, w.in, next, index)
+		if weft.KindOf(err) != weft.Conflict || ctx.Err() != nil {
+			return err
+		}
+	}
+	return restless(id)
+}
+
+func restless(id string) error {
+	return weft.Errorf(weft.Unavailable, "change", "instance "+id, "others change it all the time")
+}
+
+// index of all instances.
+func (a *API) index() uint64 {
+	return a.registry.Wait(context.Background(), registry.InstancesTopic(), 0)
+}
+
+// replace writes next in place of before, which was read at index or later. When it
+// is another one by now, the error is of Kind Conflict, and this server most likely
+// knows the other one.
+func (a *API) replace(ctx context.Context, before *weft.Instance, next weft.Instance, index uint64) error {
+	next.CreateIndex, next.ModifyIndex = 0, before.ModifyIndex
+	err := a.transact(ctx, "change", registry.InstanceOp{Verb: "cas", Instance: next})
+	if weft.KindOf(err) == weft.Conflict {
+		soon, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		a.registry.Wait(soon, registry.InstancesTopic(), index)
+	}
+	return err
+}
+
+// transact does one operation.
+func (a *API) transact(ctx context.Context, what string, op registry.InstanceOp) error {
+	result, err := a.registry.Transact(ctx, registry.TxnRequest{Ops: []registry.Op{{Service: &op}}})
+	if err != nil || len(result.Errors) == 0 {
+		return err
+	}
+	return weft.Errorf(result.Errors[0].Kind, what, "instance "+op.Instance.ID, "%s", result.Errors[0].What)
 }
 
 // complete returns what is kept of an instance with what is kept elsewhere.
@@ -87,8 +180,10 @@ func complete(in *weft.Instance, kept *record) *record {
 	return &r
 }
 
-// put writes a record. in and before are what is there already, or nil.
-func (a *API) put(ctx context.Context, service weft.ServiceName, key weft.InstanceKey, r *record, in *weft.Instance, before *record) error {
+// prepare returns the instance that stands for a record, with its times. in and
+// before are what is there already, or nil.
+func (a *API) prepare(service weft.ServiceName, key weft.InstanceKey, given *record, in *weft.Instance, before *record) (weft.Instance, error) {
+	r := *given
 	now := number(a.now().UnixMilli())
 	dated := r.LastDirty != 0
 	r.Lease.LastRenewal = 0
@@ -104,20 +199,10 @@ func (a *API) put(ctx context.Context, service weft.ServiceName, key weft.Instan
 	if !dated {
 		r.LastDirty = now
 	}
-	if before != nil && sameRecord(r, complete(in, before), dated) {
+	if before != nil && sameRecord(&r, before, dated) {
 		r.LastUpdated, r.LastDirty = before.LastUpdated, before.LastDirty
 	}
-	next, err := r.instance(service, key, keep)
-	if err != nil {
-		return err
-	}
-	if a.registry.NodeAddress(nodeName) == "" {
-		if err := a.registerNode(ctx); err != nil {
-			return err
-		}
-	}
-	_, err = a.registry.Register(ctx, next)
-	return err
+	return r.instance(service, key, keep)
 }
 
 // sameRecord reports whether two records are the same but for when they were sent.
@@ -209,7 +294,7 @@ func (a *API) renew(ctx context.Context, app, id string, dirty number) (newer *r
 	case dirty > kept.LastDirty:
 		return nil, weft.Errorf(weft.NotFound, "renew", "instance "+id, "it has changed since it was registered; register it again")
 	case dirty < kept.LastDirty:
-		r := newRow(appOf(in.Service), in, kept, nil).record()
+		r := newRow(appOf(in.Service), in, kept, nil, false).record()
 		return &r, nil
 	}
 	return nil, nil
@@ -266,8 +351,10 @@ func (a *API) deleteStatus(c *call) error {
 
 // override sets a status that stands above what the instance says of itself.
 func (a *API) override(ctx context.Context, app, id string, st status, dirty number) error {
-	edited, err := a.edit(ctx, app, id, func(r *record) {
+	edited, err := a.edit(ctx, app, id, func(before *record) *record {
+		r := *before
 		r.Overridden, r.LastDirty = st, max(r.LastDirty, dirty)
+		return &r
 	})
 	if edited || err != nil {
 		return err
@@ -278,32 +365,18 @@ func (a *API) override(ctx context.Context, app, id string, st status, dirty num
 // endOverride takes an override away. st, when it is not empty, is the instance's own
 // status from now on.
 func (a *API) endOverride(ctx context.Context, app, id string, st status, dirty number) error {
-	edited, err := a.edit(ctx, app, id, func(r *record) {
+	edited, err := a.edit(ctx, app, id, func(before *record) *record {
+		r := *before
 		r.Overridden, r.LastDirty = unknown, max(r.LastDirty, dirty)
 		if st != "" {
 			r.Status = st
 		}
+		return &r
 	})
 	if edited || err != nil {
 		return err
 	}
 	return a.maintain(ctx, app, id, up)
-}
-
-// edit changes the record of an instance that was registered here, and renews its
-// lease; it says whether there is one. Maintenance, which may have been what the
-// status stood for, is not touched.
-func (a *API) edit(ctx context.Context, app, id string, change func(*record)) (found bool, err error) {
-	lock := a.edits.of(strings.ToUpper(app), id)
-	lock.Lock()
-	defer lock.Unlock()
-	in, kept := a.registered(app, id)
-	if in == nil {
-		return false, nil
-	}
-	r := complete(in, kept)
-	change(r)
-	return true, a.put(ctx, in.Service, in.Key(), r, in, kept)
 }
 
 // maintain is an override for an instance that was registered elsewhere.
@@ -322,22 +395,15 @@ func (a *API) maintain(ctx context.Context, app, id string, st status) error {
 // putMetadata: PUT /apps/{app}/{id}/metadata?k=v
 func (a *API) putMetadata(c *call) error {
 	app, id := c.args[0], c.args[1]
-	edited, err := a.edit(c.context(), app, id, func(r *record) { r.Metadata = c.merge(r.Metadata) })
+	edited, err := a.edit(c.context(), app, id, func(before *record) *record {
+		r := *before
+		r.Metadata = c.merge(r.Metadata)
+		return &r
+	})
 	if edited || err != nil {
 		return err
 	}
-	lock := a.edits.of(strings.ToUpper(app), id)
-	lock.Lock()
-	defer lock.Unlock()
-	w := a.view.current().app(strings.ToUpper(app)).row(id)
-	if w == nil {
-		return noInstance(app, id)
-	}
-	in := *w.in
-	in.Labels = c.merge(in.Labels)
-	in.Checks = othersChecks(&in)
-	_, err = a.registry.Register(c.context(), in)
-	return err
+	return a.editElsewhere(c.context(), app, id, func(in *weft.Instance) { in.Labels = c.merge(in.Labels) })
 }
 
 // merge adds the query's names and values.
