@@ -53,7 +53,7 @@ type weftServer struct {
 func (r *rig) startWeftServer(ctx context.Context) (*weftServer, error) {
 	data := filepath.Join(r.dir, "data")
 	args := []string{"server", "--data", data}
-	for _, door := range []string{"api", "consul", "dns", "control", "otlp-http", "otlp-grpc"} {
+	for _, door := range []string{"api", "consul", "eureka", "dns", "control", "otlp-http", "otlp-grpc"} {
 		args = append(args, "--"+door, "127.0.0.1:0")
 	}
 	p, err := r.start(r.cores.load, "weft-server", r.weft, args...)

@@ -90,7 +90,7 @@ func (a *app) restore() *cobra.Command {
 server begins alone; others join it with new data directories.`,
 		Example: `  weft restore --data /var/lib/weft weft-2026-11-21.backup
   weft server --data /var/lib/weft`,
-		Args:    wantArgs(1, 1, "a FILE"),
+		Args: wantArgs(1, 1, "a FILE"),
 	}
 	cmd.Flags().StringVar(&dir, "data", dir, "`directory` to make; it must be empty or not exist")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

@@ -81,7 +81,7 @@ func (a *app) shopDemo(server node.ServerConfig, http string) (node.DemoConfig, 
 	}
 	c := node.DemoConfig{
 		Weft: exe, DataDir: server.DataDir, Resources: files, Out: a.out, Try: shopCommands,
-		Server: []string{"--data", server.DataDir, "--api", server.API, "--consul", server.Consul, "--dns", server.DNS,
+		Server: []string{"--data", server.DataDir, "--api", server.API, "--consul", server.Consul, "--eureka", server.Eureka, "--dns", server.DNS,
 			"--control", server.Control, "--otlp-http", server.OTLPHTTP, "--otlp-grpc", server.OTLPGRPC},
 		Gateway: []string{"--name", "shop", "--http", http, "--sample", "1"},
 	}

@@ -33,6 +33,7 @@ SIGHUP does nothing.`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	serverFlags(cmd, &c)
+	registryFlags(cmd, &c)
 	token := clusterFlags(cmd, &c)
 	keepPID := keepPIDFlag(cmd)
 	level := levelFlag(cmd)
@@ -60,10 +61,21 @@ func serverFlags(cmd *cobra.Command, c *node.ServerConfig) {
 	f.StringVar(&c.DataDir, "data", c.DataDir, "`directory` of all state; made when it does not exist")
 	f.StringVar(&c.API, "api", c.API, "`address` of weft's own API, /metrics and /healthz")
 	f.StringVar(&c.Consul, "consul", c.Consul, "`address` of the Consul API")
+	f.StringVar(&c.Eureka, "eureka", c.Eureka, "`address` of the Eureka API")
 	f.StringVar(&c.DNS, "dns", c.DNS, "`address` of DNS, UDP and TCP")
 	f.StringVar(&c.Control, "control", c.Control, "`address` where gateways and sidecars join")
 	f.StringVar(&c.OTLPHTTP, "otlp-http", c.OTLPHTTP, "`address` that takes OTLP traces over HTTP")
 	f.StringVar(&c.OTLPGRPC, "otlp-grpc", c.OTLPGRPC, "`address` that takes OTLP traces over gRPC")
+}
+
+// registryFlags gives cmd the flags of what fills the registry.
+func registryFlags(cmd *cobra.Command, c *node.ServerConfig) {
+	f := cmd.Flags()
+	f.StringSliceVar(&c.Directories, "services", nil, "`directory` of YAML and JSON files that name services and their instances; repeatable")
+	f.StringArrayVar(&c.Etcd, "import-etcd", nil, "`URL` of an etcd and a prefix whose registrations are taken over, as http://10.0.0.1:2379/services; repeatable")
+	f.StringArrayVar(&c.ZooKeeper, "import-zookeeper", nil, "`URL` of a ZooKeeper and a path, as zk://10.0.0.1:2181/services; repeatable")
+	f.BoolVar(&c.EnableScripts, "enable-script-checks", false, "let checks run programs on this server: whoever may register may then run anything")
+	f.StringSliceVar(&c.Recursors, "dns-recursor", nil, "`address` of a resolver that DNS asks for names that are not of the catalogue; repeatable")
 }
 
 // clusterFlags gives cmd the flags of a server among others, and returns the file

@@ -25,6 +25,7 @@ import (
 	"github.com/weftmesh/weft/registry"
 	"github.com/weftmesh/weft/registry/consul"
 	"github.com/weftmesh/weft/registry/dns"
+	"github.com/weftmesh/weft/registry/eureka"
 	"github.com/weftmesh/weft/store"
 	"github.com/weftmesh/weft/telemetry/collect"
 	"github.com/weftmesh/weft/telemetry/metric"
@@ -35,6 +36,7 @@ type ServerConfig struct {
 	DataDir  string // created when it does not exist
 	API      string // host:port, port 0 picks a free one; so for all doors
 	Consul   string
+	Eureka   string
 	DNS      string // UDP and TCP
 	Control  string
 	OTLPHTTP string
@@ -42,6 +44,10 @@ type ServerConfig struct {
 	Node     string // name of this machine in the catalogue; the host's name when empty
 
 	Datacenter string // "dc1" when empty
+
+	EnableScripts bool     // checks may run programs on this server
+	Recursors     []string // resolvers, host:port, that DNS asks for names that are not ours
+	Sources                // what else fills the registry
 
 	// of a cluster; see package node/cluster
 	Peer        string // host:port where the other servers' stores reach this one; empty: as at the last start, or alone
@@ -54,7 +60,7 @@ type ServerConfig struct {
 
 // DefaultServer is a server on the documented loopback ports.
 var DefaultServer = ServerConfig{
-	DataDir: ".weft", API: "127.0.0.1:7400", Consul: "127.0.0.1:8500", DNS: "127.0.0.1:8600",
+	DataDir: ".weft", API: "127.0.0.1:7400", Consul: "127.0.0.1:8500", Eureka: "127.0.0.1:8761", DNS: "127.0.0.1:8600",
 	Control: "127.0.0.1:8502", OTLPHTTP: "127.0.0.1:4318", OTLPGRPC: "127.0.0.1:4317",
 }
 
@@ -69,6 +75,7 @@ type Server struct {
 	store     *store.Store
 	cluster   *cluster.Cluster // nil: this server is alone
 	registry  *registry.Registry
+	sources   []source
 	control   *control.Control
 	collector *collect.Collector
 	metrics   *metric.Registry
@@ -78,8 +85,8 @@ type Server struct {
 
 // doors are the bound sockets of a server.
 type doors struct {
-	api, consul, dns, control, otlpHTTP, otlpGRPC net.Listener
-	dnsPackets                                    net.PacketConn
+	api, consul, eureka, dns, control, otlpHTTP, otlpGRPC net.Listener
+	dnsPackets                                            net.PacketConn
 }
 
 // NewServer binds every port and opens the data directory, when the process before
@@ -97,7 +104,7 @@ func NewServer(ctx context.Context, c ServerConfig) (_ *Server, err error) {
 	if err := s.bind(c); err != nil {
 		return nil, err
 	}
-	if err := c.Process.onlyUses("api", "consul", "dns", dnsPackets, "control", "otlp-http", "otlp-grpc"); err != nil {
+	if err := c.Process.onlyUses("api", "consul", "eureka", "dns", dnsPackets, "control", "otlp-http", "otlp-grpc"); err != nil {
 		return nil, err
 	}
 	if err := c.Process.link().Ready(ctx); err != nil {
@@ -118,6 +125,7 @@ func (s *Server) bind(c ServerConfig) error {
 	}{
 		{&s.doors.api, "weft API", c.API, "--api", false},
 		{&s.doors.consul, "Consul API", c.Consul, "--consul", false},
+		{&s.doors.eureka, "Eureka", c.Eureka, "--eureka", false},
 		{&s.doors.dns, "DNS", c.DNS, "--dns", false},
 		{&s.doors.control, "control", c.Control, "--control", true},
 		{&s.doors.otlpHTTP, "OTLP/HTTP", c.OTLPHTTP, "--otlp-http", false},
@@ -232,7 +240,7 @@ func (s *Server) meetOthers(ctx context.Context, authority *ca.Authority) error 
 }
 
 func (s *Server) openRegistry(ctx context.Context, c ServerConfig) (err error) {
-	config := registry.Config{Store: s.store, Node: weft.Node{Name: c.Node, Address: "127.0.0.1"}, Datacenter: c.Datacenter, Logger: s.logger}
+	config := registry.Config{Store: s.store, Node: weft.Node{Name: c.Node, Address: "127.0.0.1"}, Datacenter: c.Datacenter, EnableScripts: c.EnableScripts, Logger: s.logger}
 	if s.cluster != nil {
 		config.Peers = s.cluster
 	}
@@ -240,7 +248,8 @@ func (s *Server) openRegistry(ctx context.Context, c ServerConfig) (err error) {
 		return err
 	}
 	s.undo.add(s.registry.Close)
-	return nil
+	s.sources, err = c.Sources.open(s.registry, s.logger)
+	return err
 }
 
 // openCA opens the certificate authority and the join token that belongs to it.
@@ -306,6 +315,7 @@ func (s *Server) Listeners() []client.Listener {
 	d := &s.doors
 	return []client.Listener{
 		{Name: "api", Address: d.api.Addr().String()}, {Name: "consul", Address: d.consul.Addr().String()},
+		{Name: "eureka", Address: d.eureka.Addr().String()},
 		{Name: "dns", Address: d.dns.Addr().String()}, {Name: "control", Address: d.control.Addr().String()},
 		{Name: "otlp-http", Address: d.otlpHTTP.Addr().String()}, {Name: "otlp-grpc", Address: d.otlpGRPC.Addr().String()},
 	}
@@ -396,6 +406,12 @@ func (s *Server) parts() *parts {
 	s.figures()
 	p.add("weft API", serveHTTP(s.doors.api, faces, s.logger))
 	p.add("Consul API", serveHTTP(s.doors.consul, consul.New(s.registry, consul.Config{Logger: s.logger, Address: s.doors.consul.Addr().String()}), s.logger))
+	e := eureka.New(s.registry, eureka.Config{Logger: s.logger})
+	p.add("Eureka", serveHTTP(s.doors.eureka, e, s.logger))
+	p.add("leases of Eureka", e.Run)
+	for _, source := range s.sources {
+		p.add(source.what, source.run)
+	}
 	p.add("OTLP/HTTP", serveHTTP(s.doors.otlpHTTP, s.collector.Handler(), s.logger))
 	p.add("OTLP/gRPC", s.serveOTLP())
 	p.add("control", s.serveControl())
@@ -451,7 +467,7 @@ func serveGRPC(g *grpc.Server, ln net.Listener) func(context.Context) error {
 }
 
 func (s *Server) serveDNS() func(context.Context) error {
-	d := dns.New(s.registry, dns.Config{Logger: s.logger})
+	d := dns.New(s.registry, dns.Config{Recursors: s.config.Recursors, Logger: s.logger})
 	return func(ctx context.Context) error {
 		unhook := context.AfterFunc(ctx, func() { _ = d.Close() })
 		defer unhook()

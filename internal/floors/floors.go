@@ -92,12 +92,13 @@ var plan = []room{
 	{at: "proxy/relay", floor: trust, what: "byte lanes, and who speaks first on them"},
 	{at: "proxy/overload", floor: trust, what: "whether new work may begin"},
 
-	{at: "registry", floor: planes, what: "catalogue, checks, indexes"},
+	{at: "registry", floor: planes, what: "catalogue, checks, keys, sessions, indexes"},
+	{at: "registry/mirror", floor: planes, what: "what another place says, kept true in a catalogue"},
 	{at: "proxy", floor: planes, what: "data plane"},
 	{at: "telemetry/collect", floor: planes, what: "OTLP in, span store, query"},
 	{at: "client/...", floor: planes, what: "Go SDK", family: true},
 
-	{at: "registry/...", floor: faces, what: "dialects over the registry"},
+	{at: "registry/...", floor: faces, what: "dialects over the registry, and what else fills it"},
 	{at: "proxy/filter/...", floor: faces, what: "steps of the chain that a request passes"},
 	{at: "control/...", floor: faces, what: "control plane, its protocol and its two sides", family: true},
 	{at: "api", floor: faces, what: "weft's own HTTP API"},
@@ -105,6 +106,7 @@ var plan = []room{
 
 	{at: "node/handover", floor: faces, what: "sockets from one process to the next"},
 	{at: "node", floor: compositions, what: "config → build → run → drain"},
+	{at: "node/cluster", floor: compositions, what: "how servers join each other, and carry writes"},
 
 	{at: "cli", floor: outside, what: "one file a subcommand",
 		only:    []string{".", "client", "node"},
@@ -126,6 +128,7 @@ type door struct{ from, to, why string }
 
 var doors = []door{
 	{"api", "control/...", "api shows control over HTTP, as registry/consul shows the registry"},
+	{"node", "node/cluster", "servers meet as whole processes: it is a part of what node composes, with files and a service of its own"},
 	{"cmd/weft", "cli", "main is the last step of the command line"},
 	{"cli", "examples/shop/shop", "the demo's services are processes of the one binary (a hidden subcommand), so that a newcomer needs no second build"},
 	{"cli", "examples/shop/resources", "the demo applies the files that its reader sees, wherever the binary runs"},
@@ -152,6 +155,10 @@ type keeper struct {
 var keepers = []keeper{
 	{"golang.org/x/net/http2/hpack", []string{"wire/..."}, "HTTP/2 heads are decoded in wire; everybody else sees fields"},
 	{"go.etcd.io", []string{"store"}, "what state is kept in is store's secret"},
+	{"go.etcd.io/etcd/client/v3", []string{"registry/etcd"}, "it is for others' etcd, which is imported from; ours is called in the process"},
+	{"go.etcd.io/etcd/api/v3/v3rpc", []string{"registry/etcd"}, "as the client that it belongs to"},
+	{"github.com/go-zookeeper/zk", []string{"registry/zookeeper"}, "ZooKeeper is one place to import from"},
+	{"github.com/fsnotify/fsnotify", []string{"registry/file"}, "only registrations in files are followed"},
 	{"github.com/cockroachdb/pebble", []string{"telemetry/collect"}, "spans are the only thing kept outside the store"},
 	{"github.com/miekg/dns", []string{"registry/dns"}, "DNS is one dialect; a successor of this library must change one package"},
 	{"istio.io/api", []string{"control/..."}, "a user's kinds end in control; behind it there are only nouns"},
@@ -159,7 +166,7 @@ var keepers = []keeper{
 	{"github.com/spiffe/go-spiffe", []string{"ca"}, "who verifies certificates is one package"},
 	{"github.com/spf13/cobra", []string{"cli"}, "only the command line knows flags"},
 	{"github.com/prometheus", []string{"node"}, "rooms count with telemetry/metric; node decides how a process shows it"},
-	{"google.golang.org/grpc", []string{"control/...", "telemetry/collect", "node", "client/weftgrpc"}, "gRPC is for the control stream, OTLP and applications that speak it; a request through the proxy must not pay for it"},
+	{"google.golang.org/grpc", []string{"control/...", "telemetry/collect", "node/...", "client/weftgrpc", "registry"}, "gRPC is for the control stream, OTLP, health checks and applications that speak it; a request through the proxy must not pay for it"},
 	{"go.opentelemetry.io/otel", []string{"examples/..."}, "the SDK is for applications; the proxy records spans without it"},
 	{"go.opentelemetry.io/contrib", []string{"examples/..."}, "the SDK is for applications; the proxy records spans without it"},
 	{"github.com/google/go-cmp", nil, "it serves tests, and panics"},

@@ -190,7 +190,7 @@ func TestJudge(t *testing.T) {
 		{from: ".", to: "golang.org/x/sync/errgroup", want: "standard library alone"},
 		{from: "telemetry/trace", to: "go.opentelemetry.io/proto/otlp/trace/v1", want: "standard library alone"},
 		{from: "telemetry/trace", to: "go.opentelemetry.io/proto/otlp/trace/v1", test: true, want: yes},
-		{from: "registry", to: "go.etcd.io/etcd/client/v3", want: "store's secret"},
+		{from: "registry", to: "go.etcd.io/bbolt", want: "store's secret"},
 		{from: "store", to: "go.etcd.io/etcd/server/v3/embed", want: yes},
 		{from: "registry/dns", to: "github.com/miekg/dns", want: yes},
 		{from: "node", to: "github.com/miekg/dns", want: "one dialect"},

@@ -440,7 +440,7 @@ func TestSecondDemoFailsNamingThePort(t *testing.T) {
 	}
 	defer taken.Close()
 	free := "127.0.0.1:0"
-	out, err := exec.Command(binary, "demo", "--data", t.TempDir(), "--http", free, "--api", taken.Addr().String(), "--consul", free,
+	out, err := exec.Command(binary, "demo", "--data", t.TempDir(), "--http", free, "--api", taken.Addr().String(), "--consul", free, "--eureka", free,
 		"--dns", free, "--control", free, "--otlp-http", free, "--otlp-grpc", free).CombinedOutput()
 	port := fmt.Sprint(taken.Addr().(*net.TCPAddr).Port)
 	if err == nil || !strings.Contains(string(out), port) || !strings.Contains(string(out), "taken") {

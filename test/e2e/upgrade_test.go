@@ -94,7 +94,7 @@ func newChain(t *testing.T) *chain {
 	c.weft = filepath.Join(c.dir, "weft")
 	c.install(binary)
 	free := "127.0.0.1:0"
-	c.server = c.start("server", nil, "server", "--data", c.data(), "--api", free, "--consul", free, "--dns", free,
+	c.server = c.start("server", nil, "server", "--data", c.data(), "--api", free, "--consul", free, "--eureka", free, "--dns", free,
 		"--control", free, "--otlp-http", free, "--otlp-grpc", free)
 	facts := c.server.ready(t, 1)
 	token, err := os.ReadFile(filepath.Join(c.data(), "join-token"))

@@ -71,7 +71,7 @@ func startDemo(t *testing.T) *demo {
 	t.Helper()
 	d := &demo{t: t, data: filepath.Join(t.TempDir(), "data"), out: &lines{}}
 	free := "127.0.0.1:0"
-	d.cmd = exec.Command(binary, "demo", "--data", d.data, "--http", free, "--api", free, "--consul", free,
+	d.cmd = exec.Command(binary, "demo", "--data", d.data, "--http", free, "--api", free, "--consul", free, "--eureka", free,
 		"--dns", free, "--control", free, "--otlp-http", free, "--otlp-grpc", free)
 	d.cmd.Stdout, d.cmd.Stderr = d.out, d.out
 	if err := d.cmd.Start(); err != nil {

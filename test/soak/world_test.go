@@ -94,7 +94,7 @@ func newWorld(t testing.TB, led *ledger, dir string, race bool) *world {
 	data := filepath.Join(dir, "data")
 	w.token = filepath.Join(data, "join-token")
 	w.server = w.process("server", "server", "--data", data, "--api", w.api, "--control", control,
-		"--consul", p[9], "--dns", p[10], "--otlp-http", p[11], "--otlp-grpc", p[12])
+		"--consul", p[9], "--eureka", "127.0.0.1:0", "--dns", p[10], "--otlp-http", p[11], "--otlp-grpc", p[12])
 	w.common = []string{"--control", control, "--token-file", w.token, "--access-log", "off", "--drain", "30s"}
 	w.mustStart(w.server)
 	w.mustStart(w.storeSidecars(storeApp)...)

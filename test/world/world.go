@@ -82,7 +82,7 @@ func New(t testing.TB) *World {
 	w := &World{t: t, dir: t.TempDir()}
 	data := filepath.Join(w.dir, "data")
 	args := []string{"server", "--data", data}
-	for _, door := range []string{"api", "consul", "dns", "control", "otlp-http", "otlp-grpc"} {
+	for _, door := range []string{"api", "consul", "eureka", "dns", "control", "otlp-http", "otlp-grpc"} {
 		args = append(args, "--"+door, "127.0.0.1:0")
 	}
 	w.Server = w.Start("server", Binary, args...)
