@@ -233,6 +233,7 @@ func (r *Registry) transactHere(ctx context.Context, t TxnRequest) (TxnResult, e
 			if err != nil {
 				return TxnResult{Errors: []OpError{newOpError(i, err)}}, nil
 			}
+			own.ModifyIndex = s.Instance.ModifyIndex // cas goes by it
 			t.Ops[i].Service = &InstanceOp{Verb: s.Verb, Instance: *own}
 		}
 	}
