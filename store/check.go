@@ -265,7 +265,7 @@ func (c *logCheck) record(rec *walpb.Record) error {
 		if c.lastIndex != 0 && e.GetIndex() > c.lastIndex+1 {
 			return fmt.Errorf("entry %d follows entry %d", e.GetIndex(), c.lastIndex)
 		}
-		if e.GetIndex() == 0 || e.Type == nil || e.GetType() > raftpb.EntryConfChangeV2 {
+		if e.GetIndex() == 0 || e.GetTerm() == 0 || e.GetType() > raftpb.EntryConfChangeV2 {
 			return errors.New("an entry that cannot be")
 		}
 		c.lastIndex = e.GetIndex()

@@ -121,6 +121,11 @@ func (s *Store) Close() error {
 		if s.peers != nil {
 			s.peers.close()
 		}
+		if s.Err() == nil {
+			if err := writeSums(s.dir); err != nil { // without them the next start looks deeper
+				s.log.Warn("store: no checksums are kept", "error", err)
+			}
+		}
 	})
 	if err := s.lock.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
 		return &weft.Error{Op: "close", Thing: "store", Err: err}
