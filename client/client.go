@@ -2,7 +2,7 @@
 // one, without a proxy or beside one; and for whoever wants to read the catalogue or
 // apply resources, as the command line does.
 //
-//	c, err := client.New(ctx) // $WEFT_ADDR, else 127.0.0.1:7400
+//	c, err := client.New(ctx) // $WEFT_ADDR ("10.0.0.1:7400,10.0.0.2:7400" for a cluster), else 127.0.0.1:7400
 //	defer c.Close()
 //
 //	web := c.HTTPClient() // the names of services are hosts for it
@@ -89,7 +89,6 @@ import (
 	"net/url"
 	"os"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -119,10 +118,12 @@ const (
 	maxAnswer = 64 << 20
 )
 
-// Client speaks with one weft server.
+// Client speaks with a weft server, and with another one of its cluster when that
+// fails.
 type Client struct {
 	// constant
-	addr      string // host:port, or a URL's base without a trailing slash
+	at        string // what At said
+	servers   *addresses
 	namespace string // whose names are meant without one
 	http      *http.Client
 	self      string // the service that a sidecar stands beside; empty without one
@@ -143,9 +144,10 @@ type Client struct {
 // Option of New.
 type Option func(*Client)
 
-// At says where the server is: "host:port" or "http://host:port". Empty means
-// $WEFT_ADDR, and DefaultAddr when that is empty too; so does New without At.
-func At(addr string) Option { return func(c *Client) { c.addr = addr } }
+// At says where the server is: "host:port" or "http://host:port", or several servers of
+// one cluster with commas between. Empty means $WEFT_ADDR, and DefaultAddr when that is
+// empty too; so does New without At.
+func At(addr string) Option { return func(c *Client) { c.at = addr } }
 
 // In says in which namespace a name without one is looked up. New without In takes
 // that of the sidecar (WEFT_NAMESPACE), else weft.DefaultNamespace.
@@ -167,14 +169,9 @@ func New(ctx context.Context, options ...Option) (*Client, error) {
 	for _, o := range options {
 		o(c)
 	}
-	for _, addr := range []string{os.Getenv(AddrEnv), DefaultAddr} {
-		if c.addr == "" {
-			c.addr = addr
-		}
-	}
-	c.addr = strings.TrimSuffix(c.addr, "/")
-	if _, err := http.NewRequest(http.MethodGet, c.base(), nil); err != nil {
-		return nil, weft.Errorf(weft.Invalid, "find", "weft server", "address %q: want host:port", c.addr)
+	var err error
+	if c.servers, err = parseAddresses(cmp.Or(c.at, os.Getenv(AddrEnv), DefaultAddr)); err != nil {
+		return nil, err
 	}
 	if err := c.findSidecar(); err != nil {
 		return nil, err
@@ -235,16 +232,8 @@ func (c *Client) Close() error {
 	return err
 }
 
-// base is the server's address as a URL.
-func (c *Client) base() string {
-	if strings.Contains(c.addr, "://") {
-		return c.addr
-	}
-	return "http://" + c.addr
-}
-
-// Addr is the server's address as it is called: "127.0.0.1:7400".
-func (c *Client) Addr() string { return strings.TrimPrefix(c.addr, "http://") }
+// Addr is the address of the server that is called: "127.0.0.1:7400".
+func (c *Client) Addr() string { return shown(c.servers.current()) }
 
 // Services lists the services of a namespace, or of all when that is empty,
 // sorted by namespace and name.
@@ -359,28 +348,27 @@ func (c *Client) call(ctx context.Context, r request, out any) error {
 	fail := func(kind weft.Kind, err error) error {
 		return &weft.Error{Kind: kind, Op: r.op, Thing: r.thing, Err: err}
 	}
-	hr, err := c.newRequest(ctx, r)
-	if err != nil {
-		return fail(weft.Invalid, err)
-	}
-	resp, err := c.http.Do(hr)
-	if err != nil {
-		return fail(weft.Unavailable, fmt.Errorf("call %s: %w", c.Addr(), innermost(err)))
+	resp, from, err := c.send(ctx, r)
+	switch {
+	case weft.KindOf(err) == weft.Invalid:
+		return err
+	case err != nil:
+		return fail(weft.Unavailable, fmt.Errorf("call %s: %w", from, innermost(err)))
 	}
 	defer resp.Body.Close()
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	switch {
 	case err != nil:
-		return fail(weft.Unavailable, fmt.Errorf("read the answer of %s: %w", c.Addr(), err))
+		return fail(weft.Unavailable, fmt.Errorf("read the answer of %s: %w", from, err))
 	case len(data) > maxAnswer:
-		return fail(weft.TooLarge, fmt.Errorf("the answer of %s is over %d MiB", c.Addr(), maxAnswer>>20))
+		return fail(weft.TooLarge, fmt.Errorf("the answer of %s is over %d MiB", from, maxAnswer>>20))
 	case resp.StatusCode >= 300:
 		return refusal(data, resp, r)
 	case out == nil:
 		return nil
 	}
 	if err := json.Unmarshal(data, out); err != nil {
-		return fail(weft.Internal, fmt.Errorf("%s does not answer as a weft server does: %w", c.Addr(), err))
+		return fail(weft.Internal, fmt.Errorf("%s does not answer as a weft server does: %w", from, err))
 	}
 	return nil
 }
@@ -403,7 +391,7 @@ func refusal(data []byte, resp *http.Response, r request) error {
 	return f.err(r.op, r.thing)
 }
 
-func (c *Client) newRequest(ctx context.Context, r request) (*http.Request, error) {
+func (c *Client) newRequest(ctx context.Context, addr string, r request) (*http.Request, error) {
 	method := r.method
 	if method == "" {
 		method = http.MethodGet
@@ -416,7 +404,7 @@ func (c *Client) newRequest(ctx context.Context, r request) (*http.Request, erro
 		}
 		body = bytes.NewReader(data)
 	}
-	hr, err := http.NewRequestWithContext(ctx, method, c.base()+r.path, body)
+	hr, err := http.NewRequestWithContext(ctx, method, base(addr)+r.path, body)
 	if err != nil {
 		return nil, err
 	}

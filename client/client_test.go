@@ -209,13 +209,14 @@ func TestWhereTheServerIs(t *testing.T) {
 		{"10.0.0.1:1", "[::1]:2", "[::1]:2"},
 		{"", "http://weft.example:7400/", "weft.example:7400"},
 		{"", "https://weft.example", "https://weft.example"},
+		{"10.0.0.1:1, 10.0.0.2:1", "", "10.0.0.1:1"},
 	} {
 		t.Setenv(AddrEnv, tt.env)
 		if got := at(t, tt.addr).Addr(); got != tt.want {
 			t.Errorf("env %q, addr %q: %q, want %q", tt.env, tt.addr, got, tt.want)
 		}
 	}
-	for _, bad := range []string{"no such\naddress", "http://[::1", "::1:%"} {
+	for _, bad := range []string{"no such\naddress", "http://[::1", "::1:%", "127.0.0.1:1,,127.0.0.1:2"} {
 		if _, err := New(t.Context(), At(bad)); weft.KindOf(err) != weft.Invalid {
 			t.Errorf("address %q: %v, want weft.Invalid", bad, err)
 		}

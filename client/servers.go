@@ -42,7 +42,7 @@ func (c *Client) RemoveServer(ctx context.Context, name string) error {
 // it. What was cut short is refused when it is restored.
 func (c *Client) Backup(ctx context.Context, joinToken string, w io.Writer) error {
 	r := request{op: "back up", thing: "server " + c.Addr(), path: "/api/backup"}
-	hr, err := c.newRequest(ctx, r)
+	hr, err := c.newRequest(ctx, c.servers.current(), r)
 	if err != nil {
 		return &weft.Error{Kind: weft.Invalid, Op: r.op, Thing: r.thing, Err: err}
 	}
