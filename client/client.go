@@ -2,7 +2,7 @@
 // one, without a proxy or beside one; and for whoever wants to read the catalogue or
 // apply resources, as the command line does.
 //
-//	c, err := client.New(ctx) // $WEFT_ADDR ("10.0.0.1:7400,10.0.0.2:7400" for a cluster), else 127.0.0.1:7400
+//	c, err := client.New(ctx) // $WEFT_ADDR, else 127.0.0.1:7400; for a cluster "a:7400,b:7400,c:7400"
 //	defer c.Close()
 //
 //	web := c.HTTPClient() // the names of services are hosts for it
