@@ -61,6 +61,7 @@ func TestRegisterWithHTTPCheck(t *testing.T) {
 	}
 	check += `"` + output + `"}`
 	agentService := `{` + service + `,"Datacenter":"dc1"}`
+	service += `,"Proxy":{"MeshGateway":{},"Expose":{}},"Connect":{}` // of the catalogue, always
 	w.get("/v1/health/service/web").wantJSON(`[{"Node":` + ownNode + `,"Service":{` + service + `},"Checks":[` + aliveCheck + `,` + check + `]}]`)
 	w.get("/v1/health/checks/web").wantJSON(`[` + check + `]`)
 	w.get("/v1/health/node/server-1").wantJSON(`[` + aliveCheck + `,` + check + `]`)
@@ -283,7 +284,7 @@ func TestChecksOnTheirOwn(t *testing.T) {
 	}
 	w.put("/v1/agent/check/deregister/disk", "")
 	w.put("/v1/agent/check/deregister/m", "")
-	w.get("/v1/agent/checks").wantJSON(`{"serfHealth":` + aliveCheck + `}`)
+	w.get("/v1/agent/checks").wantJSON(`{}`)
 }
 
 func TestTCPCheck(t *testing.T) {

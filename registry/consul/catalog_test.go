@@ -32,7 +32,7 @@ func TestReadParameters(t *testing.T) {
 		{"/v1/health/service/web?node-meta=os:linux", "web-3"},
 		{"/v1/health/service/web?node-meta=os:linux&node-meta=rack:r2", "web-3"},
 		{"/v1/health/service/web?node-meta=os:linux&node-meta=rack:r1", ""},
-		{"/v1/health/service/web?near=_agent&cached&stale&dc=dc1&merge-central-config&local-only", "web-3 web-1 web-2"},
+		{"/v1/health/service/web?near=_agent&cached&stale&dc=dc1&merge-central-config&local-only", "web-1 web-2 web-3"},
 		{"/v1/health/service/web?ns=other", ""},
 		{"/v1/health/service/web?ns=default", "web-3 web-1 web-2"},
 		{"/v1/health/service/web?filter=" + url.QueryEscape(`Service.Meta.version == 2`), "web-3 web-2"},
