@@ -24,7 +24,6 @@ import (
 	"github.com/weftmesh/weft/node/handover"
 	"github.com/weftmesh/weft/registry"
 	"github.com/weftmesh/weft/registry/consul"
-	"github.com/weftmesh/weft/registry/dns"
 	"github.com/weftmesh/weft/registry/eureka"
 	"github.com/weftmesh/weft/store"
 	"github.com/weftmesh/weft/telemetry/collect"
@@ -415,7 +414,7 @@ func (s *Server) parts() *parts {
 	p.add("OTLP/HTTP", serveHTTP(s.doors.otlpHTTP, s.collector.Handler(), s.logger))
 	p.add("OTLP/gRPC", s.serveOTLP())
 	p.add("control", s.serveControl())
-	p.add("DNS", s.serveDNS())
+	s.addDNS(&p)
 	p.add("clock", watchClock(s.logger))
 	p.add("idempotency keys", keys.Run)
 	if s.cluster != nil {
@@ -463,14 +462,5 @@ func serveGRPC(g *grpc.Server, ln net.Listener) func(context.Context) error {
 		unhook := context.AfterFunc(ctx, g.Stop)
 		defer unhook()
 		return g.Serve(ln)
-	}
-}
-
-func (s *Server) serveDNS() func(context.Context) error {
-	d := dns.New(s.registry, dns.Config{Recursors: s.config.Recursors, Logger: s.logger})
-	return func(ctx context.Context) error {
-		unhook := context.AfterFunc(ctx, func() { _ = d.Close() })
-		defer unhook()
-		return d.Serve(s.doors.dnsPackets, s.doors.dns)
 	}
 }
