@@ -60,6 +60,7 @@ func New(r *registry.Registry, c Config) http.Handler {
 		a.version = weft.Version
 	}
 	a.acl, a.ca, a.mesh = newAccessControl(c.ACL), c.CA, c.Mesh
+	a.queries = NewQueries(r)
 	a.install(a.tables())
 	return a
 }
@@ -81,6 +82,7 @@ type api struct {
 	ca       CA             // nil: Connect is off
 	mesh     Resources      // nil: there is no mesh to carry out what is written
 
+	queries     *Queries
 	configuring sync.Mutex // so that the mesh gets changes in the order of their writes
 	leaves      leaves
 }
@@ -121,6 +123,8 @@ func (a *api) tables() []endpoints {
 		a.configEndpoints(),
 		a.connectEndpoints(),
 		a.intentionEndpoints(),
+		a.chainEndpoints(),
+		a.queryEndpoints(),
 	}
 }
 
@@ -140,10 +144,8 @@ func (a *api) install(tables []endpoints) {
 
 // later are the parts of Consul's API that this release does not have.
 var later = []struct{ path, what string }{
-	{"query", "prepared queries"},
-	{"discovery-chain/", "discovery chains"},
-	{"health/ingress/", "Connect"},
-	{"catalog/gateway-services/", "Connect"},
+	{"health/ingress/", "ingress gateways"},
+	{"catalog/gateway-services/", "gateways as config entries"},
 	{"internal/", "the interface of Consul's own dashboard"},
 	{"operator/", "operating a Consul cluster"},
 	{"peering", "cluster peering"},

@@ -145,11 +145,15 @@ func (a *api) coordinates(q *query, prefix string) ([]coordinateRecord, uint64) 
 	return out, index
 }
 
-// near orders a list by how far the nodes of its elements are from the node that
-// "near" names, "_agent" being the own one: by coordinates where both have them,
-// else those in its zone first. Equals keep their order.
+// near orders a list as the request's parameter "near" asks for.
 func near[T any](a *api, q *query, list []T, node func(*T) string) {
-	from := q.params.Get("near")
+	nearTo(a, q.params.Get("near"), list, node)
+}
+
+// nearTo orders a list by how far the nodes of its elements are from a node,
+// "_agent" being the own one: by coordinates where both have them, else those in its
+// zone first. Equals keep their order.
+func nearTo[T any](a *api, from string, list []T, node func(*T) string) {
 	if from == "_agent" {
 		from = a.registry.LocalNode().Name
 	}

@@ -1,0 +1,687 @@
+package consul
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/registry"
+)
+
+// preparedQuery says which instances of which service to give to whoever executes it
+// by its id or its name. It is kept with its session's id, and is gone when the
+// session is.
+type preparedQuery struct {
+	ID       string
+	Name     string
+	Session  string
+	Token    string // with whose rights it is executed; "": the sender's
+	Service  serviceQuery
+	DNS      queryDNS
+	Template queryTemplate
+
+	CreateIndex uint64
+	ModifyIndex uint64
+}
+
+type serviceQuery struct {
+	Service        string
+	Namespace      string `json:",omitempty"`
+	Partition      string `json:",omitempty"`
+	Near           string
+	Failover       queryFailover
+	IgnoreCheckIDs []string
+	OnlyPassing    bool
+	Tags           []string // "!tag": without it
+	NodeMeta       map[string]string
+	ServiceMeta    map[string]string
+	Connect        bool
+}
+
+// queryFailover is where to look when nothing was found. There are no other
+// datacenters, so that they count as empty; other namespaces are looked at.
+type queryFailover struct {
+	NearestN    int
+	Datacenters []string
+	Targets     []failoverTarget
+}
+
+type failoverTarget struct {
+	Peer       string
+	Datacenter string
+	Partition  string `json:",omitempty"`
+	Namespace  string `json:",omitempty"`
+}
+
+type queryDNS struct{ TTL string }
+
+// queryTemplate makes a query one for all names that begin with its own; the texts of
+// the query then may have ${name.full} and the like in them.
+type queryTemplate struct {
+	Type            string // "name_prefix_match", or "" for none
+	Regexp          string
+	RemoveEmptyTags bool
+}
+
+const prefixTemplate = "name_prefix_match"
+
+// executed is the answer of an execution.
+type executed struct {
+	Service    string
+	Namespace  string `json:",omitempty"`
+	Nodes      []entryRecord
+	DNS        queryDNS
+	Datacenter string
+	Failovers  int
+}
+
+// Queries executes prepared queries by name, for package dns.
+type Queries struct {
+	api     *api // of which only the registry is looked at
+	current atomic.Pointer[querySet]
+}
+
+// NewQueries returns the prepared queries that are kept in a registry.
+func NewQueries(r *registry.Registry) *Queries { return &Queries{api: &api{registry: r}} }
+
+// querySet is every query, as it was at an index. It is immutable.
+type querySet struct {
+	index     uint64
+	list      []*preparedQuery // by id
+	byID      map[string]*preparedQuery
+	byName    map[string]*preparedQuery // lower case; no templates
+	templates []*preparedQuery          // longest name first
+}
+
+var queriesTopic = registry.KeysTopic(queryTree, "")
+
+// all returns the queries that there are. One whose session has ended is not in
+// it: alive is asked whenever one is used.
+func (s *Queries) all() *querySet {
+	r := s.api.registry
+	index := r.Wait(context.Background(), queriesTopic, 0)
+	if now := s.current.Load(); now != nil && now.index == index {
+		return now
+	}
+	kept, index := r.Keys(queryTree, "")
+	set := &querySet{index: index, byID: make(map[string]*preparedQuery), byName: make(map[string]*preparedQuery)}
+	for _, e := range kept {
+		p := new(preparedQuery)
+		if json.Unmarshal(e.Value, p) != nil {
+			continue // this server wrote it: an older or newer one that means something else by it
+		}
+		p.CreateIndex, p.ModifyIndex = e.CreateIndex, e.ModifyIndex
+		set.list = append(set.list, p)
+		set.byID[p.ID] = p
+		switch {
+		case p.Template.Type != "":
+			set.templates = append(set.templates, p)
+		case p.Name != "" && s.alive(p):
+			set.byName[strings.ToLower(p.Name)] = p
+		}
+	}
+	slices.SortStableFunc(set.templates, func(x, y *preparedQuery) int { return len(y.Name) - len(x.Name) })
+	s.current.Store(set)
+	return set
+}
+
+// alive says whether a query's session stands, if it has one.
+func (s *Queries) alive(p *preparedQuery) bool {
+	if p.Session == "" {
+		return true
+	}
+	session, _ := s.api.registry.Session(p.Session)
+	return session != nil
+}
+
+// find returns the query that an id or a name means, with its template filled in;
+// nil when there is none.
+func (s *Queries) find(idOrName string) *preparedQuery {
+	all := s.all()
+	p := all.byID[idOrName]
+	if p == nil {
+		p = all.byName[strings.ToLower(idOrName)]
+	}
+	if p != nil && s.alive(p) {
+		if p.Template.Type == "" {
+			return p
+		}
+		return p.fill(idOrName)
+	}
+	for _, t := range all.templates {
+		if len(idOrName) >= len(t.Name) && strings.EqualFold(idOrName[:len(t.Name)], t.Name) && s.alive(t) {
+			return t.fill(idOrName)
+		}
+	}
+	return nil
+}
+
+// interpolation is what stands for something else in the texts of a template.
+var interpolation = regexp.MustCompile(`\$\{\s*([^{}]*?)\s*\}`)
+
+var matchCall = regexp.MustCompile(`^match\(\s*([0-9]{1,4})\s*\)$`)
+
+// interpolate replaces ${name.full}, ${name.prefix}, ${name.suffix}, ${match(N)} and
+// ${agent.segment}, and returns the first that is none of these.
+func interpolate(text, full, prefix string, matched []string) (_, unknown string) {
+	out := interpolation.ReplaceAllStringFunc(text, func(found string) string {
+		word := interpolation.FindStringSubmatch(found)[1]
+		call := matchCall.FindStringSubmatch(word)
+		switch {
+		case word == "name.full":
+			return full
+		case word == "name.prefix":
+			return prefix
+		case word == "name.suffix":
+			return full[len(prefix):]
+		case word == "agent.segment":
+			return ""
+		case call != nil:
+			if i, _ := strconv.Atoi(call[1]); i < len(matched) {
+				return matched[i]
+			}
+			return ""
+		}
+		unknown = found
+		return ""
+	})
+	return out, unknown
+}
+
+// fill is a template as the query that a name makes of it.
+func (p *preparedQuery) fill(name string) *preparedQuery {
+	out := *p
+	var matched []string
+	if re, err := regexp.Compile(p.Template.Regexp); err == nil && p.Template.Regexp != "" {
+		matched = re.FindStringSubmatch(name)
+	}
+	prefix := p.Name
+	if len(prefix) > len(name) || !strings.EqualFold(name[:len(prefix)], prefix) { // it was asked for by its id
+		prefix = ""
+	} else {
+		prefix = name[:len(prefix)]
+	}
+	out.Service.each(&out.DNS, func(s string) string {
+		s, _ = interpolate(s, name, prefix, matched)
+		return s
+	})
+	if p.Template.RemoveEmptyTags {
+		out.Service.Tags = slices.DeleteFunc(out.Service.Tags, func(tag string) bool { return tag == "" })
+	}
+	return &out
+}
+
+// each replaces every text that a template may have something to fill in. Lists and
+// maps are made anew.
+func (s *serviceQuery) each(d *queryDNS, replace func(string) string) {
+	for _, text := range []*string{&s.Service, &s.Namespace, &s.Near, &d.TTL} {
+		*text = replace(*text)
+	}
+	for _, list := range []*[]string{&s.Tags, &s.IgnoreCheckIDs, &s.Failover.Datacenters} {
+		*list = slices.Clone(*list)
+		for i := range *list {
+			(*list)[i] = replace((*list)[i])
+		}
+	}
+	for _, labels := range []*map[string]string{&s.NodeMeta, &s.ServiceMeta} {
+		*labels = maps.Clone(*labels)
+		for k, v := range *labels {
+			(*labels)[k] = replace(v)
+		}
+	}
+}
+
+// found is an instance that fits a query, with its node.
+type found struct {
+	in   *weft.Instance
+	node *weft.Node
+}
+
+// run returns what fits a query: the nearest to a node first, or, without one, in
+// random order. failovers counts the other places that were asked.
+func (s *Queries) run(p *preparedQuery, from string, connect bool) (list []found, failovers int) {
+	name := weft.NewServiceName(p.Service.Namespace, p.Service.Service)
+	list = s.fitting(p, name, connect)
+	f := &p.Service.Failover
+	places := len(f.Datacenters)
+	for _, t := range f.Targets {
+		places++
+		here := t.Peer == "" && (t.Datacenter == "" || t.Datacenter == s.api.registry.Datacenter())
+		if len(list) > 0 || !here || t.Namespace == "" {
+			continue
+		}
+		list, failovers = s.fitting(p, weft.NewServiceName(t.Namespace, name.Name), connect), places
+	}
+	if len(list) == 0 {
+		failovers = places
+	}
+	rand.Shuffle(len(list), func(i, k int) { list[i], list[k] = list[k], list[i] })
+	if from == "" {
+		from = p.Service.Near
+	}
+	nearTo(s.api, from, list, func(f *found) string { return f.in.Node })
+	return list, failovers
+}
+
+// fitting returns the instances of a service that are well and as a query wants them.
+func (s *Queries) fitting(p *preparedQuery, name weft.ServiceName, connect bool) (out []found) {
+	want := &p.Service
+	instances, _ := s.api.registry.Instances(name)
+	if connect || want.Connect {
+		instances, _ = s.api.connectable(name)
+	}
+	worst := weft.Warning
+	if want.OnlyPassing {
+		worst = weft.Passing
+	}
+	nodes := s.api.newNodeCache()
+	for _, in := range instances {
+		n := nodes.get(in.Node)
+		if n == nil || !carries(n.Labels, want.NodeMeta) || !carries(in.Labels, want.ServiceMeta) || !hasTags(in.Tags, want.Tags) {
+			continue
+		}
+		if max(want.health(in.Checks), want.health(n.Checks)) <= worst {
+			out = append(out, found{in, n})
+		}
+	}
+	return out
+}
+
+// health is the worst of checks that are not to be ignored.
+func (s *serviceQuery) health(checks []weft.Check) weft.Health {
+	h := weft.Passing
+	for i := range checks {
+		if !slices.Contains(s.IgnoreCheckIDs, checks[i].ID) {
+			h = max(h, checks[i].Status)
+		}
+	}
+	return h
+}
+
+// hasTags says whether tags are as wanted: there, or with "!" before, not there.
+func hasTags(tags, want []string) bool {
+	for _, w := range want {
+		bare, without := strings.CutPrefix(w, "!")
+		if containsFold(tags, bare) == without {
+			return false
+		}
+	}
+	return true
+}
+
+// Execute returns the instances that a query gives, best first.
+func (s *Queries) Execute(name string, limit int) (instances []*weft.Instance, ttl time.Duration, ok bool) {
+	p := s.find(name)
+	if p == nil {
+		return nil, 0, false
+	}
+	list, _ := s.run(p, "", false)
+	for _, f := range list[:min(limit, len(list))] {
+		instances = append(instances, f.in)
+	}
+	ttl, _ = time.ParseDuration(p.DNS.TTL) // 0 without one, or when a template made none
+	return instances, max(ttl, 0), true
+}
+
+func (a *api) queryEndpoints() endpoints {
+	return endpoints{
+		"query":  {get: a.queryList, post: a.queryCreate},
+		"query/": {get: a.queryGet, put: a.queryUpdate, delete: a.queryDelete},
+	}
+}
+
+// hiddenToken stands for a token in the sight of those who may not manage tokens.
+const hiddenToken = "<hidden>"
+
+// shown is a query as the sender of a request may see it.
+func (q *query) shownQuery(p *preparedQuery) *preparedQuery {
+	if p.Token == "" || q.acl == nil || q.acl.management {
+		return p
+	}
+	hidden := *p
+	hidden.Token = hiddenToken
+	return &hidden
+}
+
+// mayQuery says whether the sender may have access to a query. One without a name is
+// known to those who know its id, who may do everything with it.
+func (q *query) mayQuery(p *preparedQuery, want access) bool {
+	return p.Name == "" && p.Template.Type == "" || q.may(queryResource, p.Name, want)
+}
+
+// GET /v1/query
+func (a *api) queryList(w http.ResponseWriter, q *query) error {
+	return a.answer(w, q, view{topic: queriesTopic, part: true, build: func() (any, uint64) {
+		all := a.queries.all()
+		out := make([]*preparedQuery, 0, len(all.list))
+		for _, p := range all.list {
+			switch {
+			case !a.queries.alive(p):
+			case p.Name == "" && p.Template.Type == "" && q.acl != nil && !q.acl.management, !q.mayQuery(p, readable):
+				q.filtered = true
+			default:
+				out = append(out, q.shownQuery(p))
+			}
+		}
+		return out, all.index
+	}})
+}
+
+var errNoQuery = refuse(http.StatusNotFound, "Query not found")
+
+// GET /v1/query/{id}, /v1/query/{id or name}/execute, /v1/query/{id or name}/explain
+func (a *api) queryGet(w http.ResponseWriter, q *query) error {
+	if name, ok := strings.CutSuffix(q.argument, "/execute"); ok {
+		return a.queryExecute(w, q, name, false)
+	}
+	if name, ok := strings.CutSuffix(q.argument, "/execute/connect"); ok {
+		return a.queryExecute(w, q, name, true)
+	}
+	if name, ok := strings.CutSuffix(q.argument, "/explain"); ok {
+		return a.queryExplain(w, q, name)
+	}
+	id := q.argument
+	var got *preparedQuery
+	body, index, err := a.settle(q, view{topic: registry.KeyTopic(queryTree, id), build: func() (any, uint64) {
+		all := a.queries.all()
+		if got = all.byID[id]; got == nil || !a.queries.alive(got) {
+			got = nil
+			return nil, a.registry.Wait(q.request.Context(), registry.KeyTopic(queryTree, id), 0)
+		}
+		return []*preparedQuery{q.shownQuery(got)}, got.ModifyIndex
+	}})
+	switch {
+	case err != nil:
+		return err
+	case got == nil:
+		q.setHeaders(w, index)
+		return errNoQuery
+	case !q.mayQuery(got, readable):
+		return q.lacks(queryResource, got.Name, readable)
+	}
+	q.setHeaders(w, index)
+	writeJSON(w, http.StatusOK, body)
+	return nil
+}
+
+// queryExplain answers the query that a name means, with its template filled in.
+func (a *api) queryExplain(w http.ResponseWriter, q *query, name string) error {
+	p := a.queries.find(name)
+	switch {
+	case p == nil:
+		return errNoQuery
+	case !q.mayQuery(p, readable):
+		return q.lacks(queryResource, p.Name, readable)
+	}
+	return a.fixed(w, q, map[string]any{"Query": q.shownQuery(p)})
+}
+
+// queryExecute needs no right to the query: what it shows is what its token, or else
+// the sender's, may see.
+func (a *api) queryExecute(w http.ResponseWriter, q *query, name string, connect bool) error {
+	limit, err := q.number("limit")
+	if err != nil {
+		return err
+	}
+	if q.params.Has("connect") {
+		if connect, err = q.flag("connect"); err != nil {
+			return err
+		}
+	}
+	p := a.queries.find(name)
+	if p == nil {
+		return errNoQuery
+	}
+	reader := *q
+	if p.Token != "" && a.acl != nil {
+		if reader.acl, err = a.resolve(q.request.Context(), p.Token); err != nil {
+			return err
+		}
+	}
+	list, failovers := a.queries.run(p, a.nearOf(q), connect)
+	out := executed{Service: p.Service.Service, DNS: p.DNS, Datacenter: a.registry.Datacenter(), Failovers: failovers, Namespace: noDefault(p.Service.Namespace)}
+	out.Nodes = make([]entryRecord, 0, len(list))
+	for _, f := range list {
+		out.Nodes = append(out.Nodes, entryRecord{Node: a.nodeRecord(f.node), Service: newServiceRecord(f.in), Checks: append(nodeChecks(f.node), instanceChecks(f.in)...)})
+	}
+	out.Nodes = reader.visible(out.Nodes).([]entryRecord)
+	q.filtered = reader.filtered
+	if limit > 0 && uint64(len(out.Nodes)) > limit {
+		out.Nodes = out.Nodes[:limit]
+	}
+	return a.fixed(w, q, out)
+}
+
+// nearOf is the node that a request wants to be near; "_ip" is the one that it came
+// from, if that is a node.
+func (a *api) nearOf(q *query) string {
+	from := q.params.Get("near")
+	if from != "_ip" {
+		return from
+	}
+	host, _, _ := net.SplitHostPort(q.request.RemoteAddr)
+	nodes, _ := a.registry.Nodes()
+	for _, n := range nodes {
+		if n.Address == host {
+			return n.Name
+		}
+	}
+	return ""
+}
+
+// readQuery reads a definition strictly, and checks what it says by itself.
+func (a *api) readQuery(w http.ResponseWriter, q *query) (*preparedQuery, error) {
+	raw, err := readBody(w, q, maxBody)
+	if err != nil {
+		return nil, err
+	}
+	return a.parseQueryBody(raw)
+}
+
+func (a *api) parseQueryBody(raw []byte) (*preparedQuery, error) {
+	parsed, err := parseJSON(raw)
+	if err != nil {
+		return nil, err
+	}
+	p := &preparedQuery{}
+	if err := decodeFields(parsed, reflect.ValueOf(p).Elem(), ""); err != nil {
+		return nil, err
+	}
+	p.CreateIndex, p.ModifyIndex = 0, 0
+	return p, p.check(a.registry.Datacenter())
+}
+
+func (p *preparedQuery) check(dc string) error {
+	bad := func(field, format string, args ...any) error { return fieldError(field, format, args...) }
+	f := &p.Service.Failover
+	switch {
+	case p.Service.Service == "":
+		return bad("Service.Service", "Must provide a Service name to query")
+	case len(p.Name) > 512 || strings.ContainsAny(p.Name, "/\x00"):
+		return bad("Name", "want at most 512 bytes without \"/\"")
+	case isUUID(p.Name):
+		return bad("Name", "looks like an ID")
+	case f.NearestN < 0:
+		return bad("Service.Failover.NearestN", "must not be negative")
+	case len(f.Targets) > 0 && (f.NearestN > 0 || len(f.Datacenters) > 0):
+		return bad("Service.Failover.Targets", "cannot stand beside NearestN or Datacenters")
+	case p.Template.Type == "" && p.Template.Regexp != "":
+		return bad("Template.Regexp", "needs a Template.Type")
+	case p.Template.Type != "" && p.Template.Type != prefixTemplate:
+		return bad("Template.Type", "unknown %q, want %s", p.Template.Type, prefixTemplate)
+	}
+	if err := onePartition("Service.Partition", p.Service.Partition); err != nil {
+		return refuse(http.StatusBadRequest, "%v", err)
+	}
+	if _, err := regexp.Compile(p.Template.Regexp); err != nil {
+		return bad("Template.Regexp", "%v", err)
+	}
+	if p.Template.Type == "" {
+		return p.checkTTL()
+	}
+	var unknown string
+	trial := *p
+	trial.Service.each(&trial.DNS, func(s string) string {
+		out, u := interpolate(s, "", "", nil)
+		if u != "" {
+			unknown = u
+		}
+		return out
+	})
+	if unknown != "" {
+		return bad("Template", "%s is not name.full, name.prefix, name.suffix, match(N) or agent.segment", unknown)
+	}
+	if strings.Contains(p.DNS.TTL, "${") {
+		return nil
+	}
+	return p.checkTTL()
+}
+
+func (p *preparedQuery) checkTTL() error {
+	if p.DNS.TTL == "" {
+		return nil
+	}
+	if d, err := time.ParseDuration(p.DNS.TTL); err != nil || d < 0 {
+		return fieldError("DNS.TTL", "want a duration such as \"10s\", not %q", p.DNS.TTL)
+	}
+	return nil
+}
+
+// POST /v1/query
+func (a *api) queryCreate(w http.ResponseWriter, q *query) error {
+	p, err := a.readQuery(w, q)
+	if err != nil {
+		return err
+	}
+	if p.ID != "" {
+		return refuse(http.StatusBadRequest, "ID must be empty when creating a new prepared query")
+	}
+	p.ID = newUUID()
+	if err := a.writeQuery(q, p.ID, p); err != nil {
+		return err
+	}
+	b, err := q.marshal(map[string]string{"ID": p.ID})
+	if err == nil {
+		writeJSON(w, http.StatusOK, b)
+	}
+	return err
+}
+
+// PUT /v1/query/{id}
+func (a *api) queryUpdate(w http.ResponseWriter, q *query) error {
+	id, err := q.need("query ID")
+	if err != nil {
+		return err
+	}
+	p, err := a.readQuery(w, q)
+	if err != nil {
+		return err
+	}
+	if p.ID != "" && p.ID != id {
+		return refuse(http.StatusBadRequest, "ID: the path says %q", id)
+	}
+	p.ID = id
+	return a.writeQuery(q, id, p)
+}
+
+// DELETE /v1/query/{id}
+func (a *api) queryDelete(w http.ResponseWriter, q *query) error {
+	id, err := q.need("query ID")
+	if err != nil {
+		return err
+	}
+	return a.writeQuery(q, id, nil)
+}
+
+// writeQuery writes a query, or deletes it when p is nil. A new one has a new id. On
+// the way it removes those whose sessions have ended.
+func (a *api) writeQuery(q *query, id string, p *preparedQuery) error {
+	creates := q.request.Method == http.MethodPost
+	if p != nil && !q.mayQuery(p, writable) {
+		return q.lacks(queryResource, p.Name, writable)
+	}
+	if p != nil && !a.queries.alive(p) {
+		return refuse(http.StatusBadRequest, "invalid session %q", p.Session)
+	}
+	_, err := a.update(q.request.Context(), "write prepared query", id, func(c *change) error {
+		all := a.queries.all()
+		old := all.byID[id]
+		switch {
+		case creates:
+		case old == nil || !a.queries.alive(old):
+			return errNoQuery
+		case !q.mayQuery(old, writable):
+			return q.lacks(queryResource, old.Name, writable)
+		}
+		if err := a.claim(c, all, id, old, p); err != nil {
+			return err
+		}
+		for _, other := range all.list {
+			if other.ID != id && !a.queries.alive(other) {
+				c.remove(queryTree, other.ID, other.ModifyIndex)
+			}
+		}
+		c.replaceQuery(id, old, p)
+		return nil
+	})
+	return err
+}
+
+func (c *change) replaceQuery(id string, old, p *preparedQuery) {
+	index := uint64(0)
+	if old != nil {
+		index = old.ModifyIndex
+	}
+	if p == nil {
+		c.remove(queryTree, id, index)
+		return
+	}
+	next := *p
+	if old != nil && next.Token == hiddenToken { // somebody sends back what they were shown
+		next.Token = old.Token
+	}
+	c.put(queryTree, id, index, &next)
+}
+
+// claim moves a query's name, so that no two answer for the same. The name of a query
+// whose session has ended is free.
+func (a *api) claim(c *change, all *querySet, id string, old, p *preparedQuery) error {
+	was, is := old.claims(), p.claims()
+	if was == is {
+		return nil
+	}
+	if was != "" {
+		c.removeAnyway(nameTree, was)
+	}
+	if is == "" {
+		return nil
+	}
+	index := uint64(0)
+	if d, _ := find[string](a, nameTree, is); d != nil {
+		if other := all.byID[d.Value]; other != nil && a.queries.alive(other) {
+			return refuse(http.StatusBadRequest, "a prepared query of the name %q is there already: %s", p.Name, other.ID)
+		}
+		index = d.ModifyIndex
+	}
+	c.put(nameTree, is, index, id)
+	return nil
+}
+
+// claims is the key of a query's name; "" for none.
+func (p *preparedQuery) claims() string {
+	if p == nil || p.Name == "" && p.Template.Type == "" {
+		return ""
+	}
+	return "query/" + p.Template.Type + "/" + strings.ToLower(p.Name)
+}
