@@ -1,4 +1,89 @@
-// DOC
+// Package dns answers DNS questions from weft's registry, over UDP and TCP: by
+// Consul's names, by Kubernetes', and backwards by address; other names are asked for
+// elsewhere, if Config says where.
+//
+//	s := dns.New(registry, dns.Config{})
+//	err := s.Serve(packets, listener) // until s.Close()
+//
+// # Names of Consul
+//
+// They are below "consul.", or Config.Domain and AltDomain. "dc" is the registry's
+// datacenter, and may be left out, or be written "dc.dc"; there are no others.
+//
+//	[tag.]name.service[.dc].consul       A, AAAA, SRV, SVCB, HTTPS
+//	_name._tcp[.service][.dc].consul     the same (RFC 2782); another second label is a tag
+//	name.connect[.dc].consul             likewise: where the mesh takes connections for it
+//	name.ingress[.dc].consul             likewise: the ingress gateways
+//	name.query[.dc].consul               likewise: a prepared query, by Config.Queries
+//	name.virtual[.dc].consul             A: an address that only stands for the service (VirtualIP)
+//	node.node[.dc].consul                A, AAAA; TXT: the node's labels (RFC 1464)
+//	c0a80101.addr[.dc].consul            A, AAAA: the address itself, in hexadecimal
+//	consul                               SOA, NS
+//
+// The target of a SRV record is the instance's node, or its address (….addr.…) when
+// the instance has one of its own. Only instances that pass or warn, on nodes that
+// pass or warn, are given (Config.OnlyPassing leaves out who warns); a node is given
+// whatever its health.
+//
+// # Names of Kubernetes
+//
+// They follow the DNS specification 1.1.0 for the zone cluster.local. SetServices says
+// which Services there are; their endpoints are the instances of the registry's
+// service of that name and namespace.
+//
+//	name.ns.svc.cluster.local            A, AAAA: its cluster addresses; SRV: its named ports
+//	_port._tcp.name.ns.svc.cluster.local SRV of one port
+//	10-0-0-1.name.ns.svc.cluster.local   A, AAAA of one instance; so hostname.name.…
+//	10-0-0-1.ns.pod.cluster.local        A, AAAA, if an instance of the namespace is there
+//	dns-version.cluster.local            TXT
+//
+// A headless Service (without addresses) has those of its ready instances, and a SRV
+// record for each of them and each port; one with PublishNotReady, those of all of
+// them. One with an ExternalName is a CNAME. A service without a Service is as a
+// headless one; each instance then has the one port that it registered, whose name is
+// its number, or any tag of the instance. An instance's label "hostname" names it
+// within its service.
+//
+// A name that a resolver made of another one and the first suffix of its search path
+// (www.example.com.shop.svc.cluster.local) is answered at once with a CNAME to what
+// the rest of the path leads to, if that exists: so ndots:5 costs one question.
+//
+// # Backwards
+//
+// 1.1.168.192.in-addr.arpa and ….ip6.arpa have PTR records: the node at this address,
+// else the services that have an instance there; the Service whose cluster address it
+// is; and the names that Kubernetes has for its instances.
+//
+// # Answers
+//
+// Addresses and ports are those that instances registered, not their sidecars'. They
+// are in random order, by weight, each once; so what is left of an answer that was cut
+// is a fair sample. An instance whose address is a host name is a CNAME, when its
+// service has no instance with an address, and its answer goes on with what that name
+// has. Service bindings (RFC 9460) have port and ALPN of the instances' protocol.
+//
+// A name that nothing has, or whose instances are all ill, is NXDOMAIN; one that has
+// no record of the type, or only leads to others (service.consul), is an empty answer
+// (RFC 2308), for Config.NegativeTTL. Other names are REFUSED without recursors, and
+// so are zone transfers. ANY gets one HINFO record (RFC 8482).
+//
+// What does not fit is cut, and TC is set; additional records are left out without.
+// An answer has at most 512 bytes over UDP, 1232 with EDNS, and as many as the client
+// says (65467 at most) when it proved its address by a cookie (RFC 7873), or is on
+// this machine; over TCP 65535. Questions may follow each other on a connection
+// without waiting. The letters of the question come back in their case ("0x20").
+//
+// Answers are kept packed (64 MiB at most) with the indexes of what they were made of,
+// and given until one of those moves: so every answer is of the registry as it is now,
+// and most are a copy.
+//
+// # Recursion
+//
+// With Config.Recursors, questions that want recursion and are not for these zones are
+// asked there, once for all who ask the same meanwhile: from a new port, with a new
+// id and mixed letters, over UDP, then TCP when the answer is cut. Answers are
+// remembered (32 MiB at most) for as long as they say, a failure for a second; when no
+// resolver answers, one that is too old by an hour at most is given (RFC 8767).
 package dns
 
 import (

@@ -481,13 +481,19 @@ func TestAdditionalRecordsDoNotTruncate(t *testing.T) {
 	}
 }
 
-// A service of thousands: over TCP as many as 64 KiB hold, each once, and TC.
+// A service of thousands: over TCP as many as 64 KiB hold, each once and as it was
+// registered, and TC.
 func TestMoreThanAMessageHolds(t *testing.T) {
 	w := crowd(t, 5000)
 	a := w.exchange("tcp", question("web.service.consul", "SRV"))
 	seen := make(map[string]bool)
 	for _, r := range a.Answer {
-		seen[r.(*dns.SRV).Target] = true
+		r := r.(*dns.SRV)
+		seen[r.Target] = true
+		var net, host int
+		if _, err := fmt.Sscanf(r.Target, "0a01%02x%02x.addr.dc1.consul.", &net, &host); err != nil || int(r.Port) != 1000+net*250+host-1 {
+			t.Errorf("nobody registered %v", r)
+		}
 	}
 	if !a.Truncated || len(a.Answer) < 1400 || len(seen) != len(a.Answer) {
 		t.Errorf("%d answers, %d different, TC %v", len(a.Answer), len(seen), a.Truncated)
