@@ -100,7 +100,7 @@ func (c *Cluster) keep(r *weftpb.ServerJoinResponse) error {
 func dial(address string, token ca.JoinToken) (*grpc.ClientConn, error) {
 	conn, err := grpc.NewClient("passthrough:///"+address,
 		grpc.WithTransportCredentials(credentials.NewTLS(ca.JoinTLS(token.Pin()))), grpc.WithNoProxy(),
-		grpc.WithConnectParams(reconnect))
+		grpc.WithConnectParams(reconnect), grpc.WithKeepaliveParams(alive))
 	if err != nil {
 		return nil, &weft.Error{Kind: weft.Invalid, Op: "connect", Thing: "server " + address, Err: err}
 	}

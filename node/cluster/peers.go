@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/weftmesh/weft"
@@ -32,7 +34,14 @@ const (
 	// forwardTimeout bounds a forwarded write: a commit, and an election in between.
 	forwardTimeout = 5 * time.Second
 	again          = 500 * time.Millisecond
+	// maxForwarded bounds an answer: a transaction may read much. It is JSON of what
+	// the store takes in one transaction (8 MB), with room for base64.
+	maxForwarded = 32 << 20
 )
+
+// alive finds out that a server cannot be reached any more, though no connection
+// broke: within the timeout when something was sent, else 10 s later.
+var alive = keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 2 * time.Second, PermitWithoutStream: true}
 
 // Run keeps the cluster's addresses until ctx ends: it tells the others this
 // server's.
@@ -140,24 +149,20 @@ func (c *Cluster) Forward(ctx context.Context, command []byte) (answer []byte, s
 		case <-ctx.Done():
 		}
 	}()
-	r, err := weftpb.NewServersClient(conn).Forward(ctx, &weftpb.ForwardRequest{Token: c.raw, Command: command})
+	var served peer.Peer // known once there was a connection to send on
+	r, err := weftpb.NewServersClient(conn).Forward(ctx, &weftpb.ForwardRequest{Token: c.raw, Command: command},
+		grpc.Peer(&served), grpc.MaxCallRecvMsgSize(maxForwarded))
 	if err != nil {
-		return nil, arrived(err), rpcFailure("forward", "write", err)
+		return nil, served.Addr != nil && !refused(err), rpcFailure("forward", "write", err)
 	}
 	return r.GetAnswer(), true, nil
 }
 
-// arrived reports whether a call that failed may have been served. A connection that
-// could not be made, and a refusal, are the only ones that say it was not.
-func arrived(err error) bool {
-	s := status.Convert(err)
-	switch s.Code() {
-	case codes.Unimplemented, codes.PermissionDenied, codes.ResourceExhausted:
-		return false
-	case codes.Unavailable:
-		return !strings.Contains(s.Message(), "connection error") && !strings.Contains(s.Message(), "error while dialing")
-	}
-	return true
+// refused reports whether the other server said that it did nothing. What a broken
+// connection is reported as tells nothing: it may have broken before or after.
+func refused(err error) bool {
+	c := status.Code(err)
+	return c == codes.Unimplemented || c == codes.PermissionDenied
 }
 
 // connection returns the connection to a server, which is made once.
