@@ -6,6 +6,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,6 +23,7 @@ import (
 	"time"
 
 	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/ca"
 	"github.com/weftmesh/weft/registry"
 	"github.com/weftmesh/weft/registry/consul"
 	"github.com/weftmesh/weft/store"
@@ -98,6 +100,16 @@ type config struct {
 
 	EnableScriptChecks bool `json:"enable_script_checks"`
 
+	Connect struct{ Enabled bool }
+	ACL     struct {
+		Enabled       bool
+		DefaultPolicy string `json:"default_policy"`
+		Tokens        struct {
+			InitialManagement string `json:"initial_management"`
+			Master            string // its older name
+		}
+	}
+
 	files []string // of services; read when the agent is told to reload
 }
 
@@ -124,11 +136,52 @@ func serve(ctx context.Context, stop func(), c config) (err error) {
 		return err
 	}
 	var api http.Handler
+	authority, err := c.authority(ctx)
+	if err != nil {
+		return err
+	}
 	api = consul.New(r, consul.Config{
-		Logger: log, Version: version, Address: c.address(), Scripts: c.EnableScriptChecks,
+		Logger: log, Version: version, Address: c.address(), Scripts: c.EnableScriptChecks, ACL: c.access(), CA: authority,
 		Process: consul.Process{Log: tap, Leave: stop, Reload: func(ctx context.Context) error { return c.reload(ctx, api) }},
 	})
 	return c.listenAndServe(ctx, api)
+}
+
+// access is how the configuration wants access controlled.
+func (c *config) access() *consul.ACL {
+	if !c.ACL.Enabled {
+		return nil
+	}
+	return &consul.ACL{
+		DefaultPolicy:     c.ACL.DefaultPolicy,
+		InitialManagement: cmp.Or(c.ACL.Tokens.InitialManagement, c.ACL.Tokens.Master),
+	}
+}
+
+// authority signs for Connect, which the harness turns on. Its root lives as long as
+// this process.
+func (c *config) authority(ctx context.Context) (consul.CA, error) {
+	if !c.Connect.Enabled {
+		return nil, nil
+	}
+	seal, err := ca.LoadOrCreateSealKey(filepath.Join(c.DataDir, "seal.key"))
+	if err != nil {
+		return nil, err
+	}
+	return ca.Open(ctx, memory{}, ca.Config{SealKey: seal})
+}
+
+// memory keeps what an authority stores. One goroutine uses it.
+type memory map[string][]byte
+
+func (m memory) Load(_ context.Context, name string) ([]byte, bool, error) {
+	value, found := m[name]
+	return value, found, nil
+}
+
+func (m memory) Create(_ context.Context, name string, value []byte) error {
+	m[name] = value
+	return nil
 }
 
 // reload registers the services of the other files, as an agent would.
