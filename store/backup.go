@@ -139,6 +139,9 @@ func Restore(ctx context.Context, dir string, r io.Reader) (err error) {
 	if err != nil {
 		return &weft.Error{Kind: weft.Invalid, Op: "restore", Thing: "store " + dir, Err: err}
 	}
+	if _, err := checkDatabase(path); err != nil {
+		return &weft.Error{Kind: weft.Invalid, Op: "restore", Thing: "store " + dir, Err: fmt.Errorf("the backup was taken of a damaged store: %w", err)}
+	}
 	if err := rebuild(path, filepath.Join(stage, "new"), header); err != nil {
 		return &weft.Error{Op: "restore", Thing: "store " + dir, Err: err}
 	}
@@ -181,8 +184,8 @@ func unpackBackup(r io.Reader, path string) (h backupHeader, err error) {
 	if err := json.Unmarshal([]byte(text), &h); err != nil || h.Size <= 0 {
 		return h, errors.New("the backup is damaged: its second line cannot be read")
 	}
-	if h.Format > format {
-		return h, fmt.Errorf("the backup has format %d, and this weft (%s) reads up to %d; use weft %s",
+	if h.Format != format {
+		return h, fmt.Errorf("the backup has format %d, and this weft (%s) reads format %d; use weft %s",
 			h.Format, weft.Version, format, h.Weft)
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)

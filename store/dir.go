@@ -15,9 +15,9 @@ import (
 )
 
 // format is the number of the layout that this program reads and writes: etcd's
-// member directory, and the keys of the rooms above. A change that an older
-// program would misread makes it greater.
-const format = 1
+// member directory, the checksum behind each value, and the keys of the rooms above.
+// A change that another program would misread makes it greater.
+const format = 2
 
 // claimDir makes the directory ready and takes it for this process. Closing the
 // returned file gives it free again.
@@ -94,9 +94,9 @@ func checkFormat(dir string) error {
 		return weft.Errorf(weft.Invalid, "open", "store "+dir,
 			"its FORMAT file holds %.20q, not a number; restore it from a backup", b)
 	}
-	if have > format {
+	if have != format {
 		return weft.Errorf(weft.Invalid, "open", "store "+dir,
-			"it has format %d, and this weft (%s) reads up to format %d; use the newer weft that wrote it, or another data directory",
+			"it has format %d, and this weft (%s) reads format %d; use the weft that wrote it, or another data directory",
 			have, weft.Version, format)
 	}
 	return nil
@@ -148,9 +148,6 @@ func dirError(dir string, err error) error {
 // it there. It refuses settings that do not fit: without its peers a member of a
 // cluster cannot do anything.
 func (s *Store) memberOf(c *Cluster) (name string, err error) {
-	if err := checkFiles(s.dir); err != nil {
-		return "", dirError(s.dir, err)
-	}
 	thing := "store " + s.dir
 	path := filepath.Join(s.dir, "NAME")
 	b, err := os.ReadFile(path)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
 	"go.etcd.io/etcd/server/v3/storage/schema"
@@ -40,7 +41,21 @@ func (s *Store) ListAt(ctx context.Context, prefix string, rev int64) ([]KV, err
 	if resp.More {
 		return nil, weft.Errorf(weft.TooLarge, "list", thing, "over %d keys; ask for a longer prefix", maxHistory)
 	}
-	return allFromEtcd(resp.Kvs), nil
+	kvs, err := allFromEtcd(resp.Kvs)
+	if err != nil {
+		return nil, s.error("list", thing, err)
+	}
+	return kvs, nil
+}
+
+// GetAt returns the value of a key as it was at revision rev, and whether it was
+// there. It is NotFound as ListAt.
+func (s *Store) GetAt(ctx context.Context, key string, rev int64) (KV, bool, error) {
+	thing := fmt.Sprintf("%s at revision %d", key, rev)
+	if key == "" || rev < 1 {
+		return KV{}, false, weft.Errorf(weft.Invalid, "get", thing, "the key is empty, or the revision is less than 1")
+	}
+	return s.get(ctx, thing, &pb.RangeRequest{Key: []byte(key), Revision: rev, Serializable: rev <= s.server.KV().Rev()})
 }
 
 // History returns the changes of the keys that start with prefix from revision
@@ -112,9 +127,11 @@ func (s *Store) changes(ctx context.Context, from, to int64) ([]Event, error) {
 		if err := proto.Unmarshal(values[i], &kv); err != nil {
 			return nil, err
 		}
-		ev := Event{KV: fromEtcd(&kv), Deleted: mvcc.IsTombstone(key)}
-		ev.ModRev = mvcc.BytesToRev(key).Main // a deletion's record has only the key
-		events[i] = ev
+		if mvcc.IsTombstone(key) { // its record has only the key
+			events[i] = Event{KV: KV{Key: string(kv.Key), ModRev: mvcc.BytesToRev(key).Main}, Deleted: true}
+		} else if events[i].KV, err = fromEtcd(&kv); err != nil {
+			return nil, err
+		}
 	}
 	return events, nil
 }

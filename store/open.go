@@ -93,6 +93,9 @@ func (s *Store) open(ctx context.Context, c *Cluster, quota int64) error {
 	if err := s.space.prepare(); err != nil {
 		return err
 	}
+	if err := checkFiles(s.dir); err != nil {
+		return err
+	}
 	name, err := s.memberOf(c)
 	if err != nil {
 		return err
@@ -116,6 +119,9 @@ func (s *Store) open(ctx context.Context, c *Cluster, quota int64) error {
 			s.peers.close()
 		}
 		return &weft.Error{Kind: weft.Unavailable, Op: "open", Thing: "store " + s.dir, Err: err}
+	}
+	if err := markOpen(s.dir); err != nil { // on a full disk; then the next start looks no less
+		s.log.Warn("store: cannot note that it is open", "error", err)
 	}
 	s.etcdLog.opened()
 	s.reign.Store(newReign(s.Leader(), s.server.Term()))

@@ -123,7 +123,7 @@ func (sp *space) look() error {
 
 // goAhead allocates what the database will grow by, holes included.
 func (sp *space) goAhead() error {
-	path := filepath.Join(sp.dir, "member", "snap", "db")
+	path := databasePath(sp.dir)
 	info, err := os.Stat(path)
 	if err != nil {
 		return err

@@ -209,14 +209,22 @@ func (s *Store) Get(ctx context.Context, key string) (KV, bool, error) {
 	if key == "" {
 		return KV{}, false, weft.Errorf(weft.Invalid, "get", "key", "the key is empty")
 	}
-	resp, err := s.read(ctx, &pb.RangeRequest{Key: []byte(key)})
-	if err != nil {
-		return KV{}, false, s.error("get", key, err)
-	}
-	if len(resp.Kvs) == 0 {
+	return s.get(ctx, key, &pb.RangeRequest{Key: []byte(key)})
+}
+
+func (s *Store) get(ctx context.Context, thing string, r *pb.RangeRequest) (KV, bool, error) {
+	resp, err := s.read(ctx, r)
+	if err == nil && len(resp.Kvs) == 0 {
 		return KV{}, false, nil
 	}
-	return fromEtcd(resp.Kvs[0]), true, nil
+	var kv KV
+	if err == nil {
+		kv, err = fromEtcd(resp.Kvs[0])
+	}
+	if err != nil {
+		return KV{}, false, s.error("get", thing, err)
+	}
+	return kv, true, nil
 }
 
 // List returns the keys that start with prefix, sorted, all as they were at
@@ -226,7 +234,10 @@ func (s *Store) List(ctx context.Context, prefix string) (kvs []KV, rev int64, e
 	if err != nil {
 		return nil, 0, s.error("list", prefix, err)
 	}
-	return allFromEtcd(resp.Kvs), resp.Header.Revision, nil
+	if kvs, err = allFromEtcd(resp.Kvs); err != nil {
+		return nil, 0, s.error("list", prefix, err)
+	}
+	return kvs, resp.Header.Revision, nil
 }
 
 func listRequest(prefix string) *pb.RangeRequest {
@@ -332,7 +343,7 @@ func (t *Txn) request() (*pb.TxnRequest, error) {
 			return nil, err
 		}
 		req.Success = append(req.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestPut{
-			RequestPut: &pb.PutRequest{Key: []byte(kv.Key), Value: kv.Value},
+			RequestPut: &pb.PutRequest{Key: []byte(kv.Key), Value: seal(kv.Key, kv.Value)},
 		}})
 	}
 	for _, key := range t.Delete {

@@ -14,7 +14,7 @@ import (
 type Batch struct {
 	Rev    int64 // of the last event
 	Events []Event
-	Err    error // the watched revisions are compacted: List again, and watch from there
+	Err    error // Unavailable: the watched revisions are compacted; List again, and watch from there
 }
 
 // maxPending bounds the events that a watch holds for a reader that is slower
@@ -69,7 +69,10 @@ func (s *Store) forward(ctx context.Context, prefix string, in <-chan mvcc.Watch
 					"revisions before %d are compacted", resp.CompactRevision)})
 				return
 			}
-			pending.add(resp.Events)
+			if err := pending.add(resp.Events); err != nil {
+				send(ctx, s.done, out, Batch{Err: s.error("watch", prefix, err)})
+				return
+			}
 		case sink <- pending:
 			pending = Batch{}
 		case <-ctx.Done():
@@ -91,23 +94,34 @@ func send(ctx context.Context, closed <-chan struct{}, out chan<- Batch, b Batch
 }
 
 // add appends events, which etcd never splits within a revision.
-func (b *Batch) add(events []*mvccpb.Event) {
-	for _, ev := range events {
-		b.Events = append(b.Events, Event{KV: fromEtcd(ev.Kv), Deleted: ev.Type == mvccpb.Event_DELETE})
-		b.Rev = ev.Kv.ModRevision
+func (b *Batch) add(events []*mvccpb.Event) error {
+	for _, in := range events {
+		ev := Event{Deleted: in.Type == mvccpb.Event_DELETE}
+		var err error
+		if ev.Deleted {
+			ev.KV = KV{Key: string(in.Kv.Key), ModRev: in.Kv.ModRevision}
+		} else if ev.KV, err = fromEtcd(in.Kv); err != nil {
+			return err
+		}
+		b.Events = append(b.Events, ev)
+		b.Rev = ev.ModRev
 	}
+	return nil
 }
 
-func allFromEtcd(kvs []*mvccpb.KeyValue) []KV {
-	all := make([]KV, len(kvs))
+func allFromEtcd(kvs []*mvccpb.KeyValue) (all []KV, err error) {
+	all = make([]KV, len(kvs))
 	for i, kv := range kvs {
-		all[i] = fromEtcd(kv)
+		if all[i], err = fromEtcd(kv); err != nil {
+			return nil, err
+		}
 	}
-	return all
+	return all, nil
 }
 
-func fromEtcd(kv *mvccpb.KeyValue) KV {
-	return KV{Key: string(kv.Key), Value: kv.Value, ModRev: kv.ModRevision, CreateRev: kv.CreateRevision}
+func fromEtcd(kv *mvccpb.KeyValue) (KV, error) {
+	value, err := unseal(kv)
+	return KV{Key: string(kv.Key), Value: value, ModRev: kv.ModRevision, CreateRev: kv.CreateRevision}, err
 }
 
 // prefixRange returns the range [key, end) of the keys that start with prefix. An
