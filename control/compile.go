@@ -242,6 +242,18 @@ type WorkloadAuthorization struct {
 	Paths         weft.PathMode       // how the paths that it sees are normalised
 }
 
+// ServiceLabel is a label that every instance carries for selectors of policies,
+// without being registered with it: the name of its service.
+const ServiceLabel = "weft.dev/service"
+
+// policiesOf returns the policies of the instances of a service that carry labels.
+func policiesOf(set *resource.Set, service weft.ServiceName, labels map[string]string) *weft.Authorization {
+	all := make(map[string]string, len(labels)+1)
+	maps.Copy(all, labels)
+	all[ServiceLabel] = service.Name
+	return set.Authorization(service.Namespace, all)
+}
+
 // AuthorizationFor returns the policies of a service's instances, one entry for
 // each distinct set of labels. A service without instances gets one entry without
 // labels.
@@ -250,7 +262,7 @@ func (c *Control) AuthorizationFor(service weft.ServiceName) []WorkloadAuthoriza
 	instances, _ := c.registry.Instances(service)
 	paths := set.Paths(service)
 	if len(instances) == 0 {
-		return []WorkloadAuthorization{{Authorization: set.Authorization(service.Namespace, nil), Paths: paths}}
+		return []WorkloadAuthorization{{Authorization: policiesOf(set, service, nil), Paths: paths}}
 	}
 	var out []WorkloadAuthorization
 	at := make(map[string]int)
@@ -260,7 +272,7 @@ func (c *Control) AuthorizationFor(service weft.ServiceName) []WorkloadAuthoriza
 		if !seen {
 			i = len(out)
 			at[key] = i
-			out = append(out, WorkloadAuthorization{Labels: in.Labels, Authorization: set.Authorization(service.Namespace, in.Labels), Paths: paths})
+			out = append(out, WorkloadAuthorization{Labels: in.Labels, Authorization: policiesOf(set, service, in.Labels), Paths: paths})
 		}
 		out[i].Instances = append(out[i].Instances, in.Key())
 	}

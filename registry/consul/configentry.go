@@ -224,8 +224,8 @@ var errChanged = weft.Errorf(weft.Conflict, "write config entry", "", "it has ch
 func (a *api) writeEntry(q *query, key string, plan func(old configEntry, index uint64) (configEntry, error)) (done bool, err error) {
 	a.configuring.Lock()
 	defer a.configuring.Unlock()
-	before := a.entries()
-	_, err = a.update(q.request.Context(), "write config entry", key, func(c *change) error {
+	ctx := q.request.Context()
+	_, err = a.update(ctx, "write config entry", key, func(c *change) error {
 		now := a.entries()
 		old := now.byKey[key]
 		index := uint64(0)
@@ -236,7 +236,7 @@ func (a *api) writeEntry(q *query, key string, plan func(old configEntry, index 
 		if err != nil {
 			return err
 		}
-		if err := a.checkMesh(now, now.with(key, next)); err != nil {
+		if err := a.checkMesh(ctx, now, now.with(key, next)); err != nil {
 			return err
 		}
 		switch {
@@ -253,7 +253,13 @@ func (a *api) writeEntry(q *query, key string, plan func(old configEntry, index 
 	case err != nil:
 		return false, err
 	}
-	if err := a.configureMesh(q.request.Context(), before, a.entries()); err != nil {
+	err = a.carryOut(ctx)
+	switch weft.KindOf(err) {
+	case weft.Invalid, weft.Conflict: // of other entries: this one was checked
+		a.logger.ErrorContext(ctx, "consul: the mesh is not as config entries say", "error", err)
+		return true, nil
+	}
+	if err != nil {
 		return false, fmt.Errorf("the entry is kept, but the mesh does not have it yet: %w", err)
 	}
 	return true, nil

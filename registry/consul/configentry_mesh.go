@@ -6,36 +6,50 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/http"
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/registry"
 )
 
-// Resources is the mesh, as far as intentions and config entries need it: Istio's
-// resources, as JSON documents with "---" lines between.
+// Resources is the mesh, as far as intentions and config entries need it: who carries
+// out Istio's resources. What this dialect writes has the label WrittenBy. Nothing
+// else is changed.
 type Resources interface {
-	// Check says what is wrong with documents, and changes nothing.
-	Check(ctx context.Context, documents []byte) error
-	// Apply writes documents, all or none, and returns when they hold.
-	Apply(ctx context.Context, documents []byte) error
-	// Delete removes a resource. The error is weft.NotFound when it is not there.
-	Delete(ctx context.Context, kind, namespace, name string) error
+	// Check says what is wrong with documents, and changes nothing. A document that
+	// would take the place of a resource without the label, or that would not count
+	// beside one, is weft.Conflict; the error names both.
+	Check(ctx context.Context, documents []Document) error
+	// Replace makes the documents all that there is with the label, and returns when
+	// they hold. A bad one is left out, and is in the error.
+	Replace(ctx context.Context, documents []Document) error
 }
 
-// ServiceLabel selects the workloads of a service in the policies that intentions
-// become: its value is the service's name. Who gives the mesh to this dialect sees to
-// it that a policy's selector finds it on every instance.
-const ServiceLabel = "weft.dev/service"
+// Document is a resource as JSON.
+type Document struct {
+	From string // what it was made of, for messages and listings
+	JSON []byte
+}
+
+// WrittenBy is the label of the resources that this dialect writes; its value is
+// "consul".
+const WrittenBy = "weft.dev/written-by"
+
+// serviceLabel is in the selector of a policy for one service. Every instance carries
+// it (package control).
+const serviceLabel = "weft.dev/service"
 
 // meshRef names a resource of the mesh.
 type meshRef struct{ kind, namespace, name string }
 
 // meshResources are what config entries become: each resource as its document.
-type meshResources map[meshRef][]byte
+type meshResources map[meshRef]Document
 
 // compileMesh returns what the entries say in the mesh's own words. allow says what
 // holds where no intention does.
@@ -84,54 +98,73 @@ func (out meshResources) add(version, kind string, n weft.ServiceName, suffix st
 	}
 	b, err := json.Marshal(object{
 		"apiVersion": version, "kind": kind,
-		"metadata": object{"name": name, "namespace": n.Namespace, "labels": object{"weft.dev/written-by": "consul"}},
+		"metadata": object{"name": name, "namespace": n.Namespace, "labels": object{WrittenBy: "consul"}},
 		"spec":     spec,
 	})
 	if err != nil {
 		return err
 	}
-	out[meshRef{kind, n.Namespace, name}] = b
+	out[meshRef{kind, n.Namespace, name}] = Document{From: "consul/" + n.Namespace + "/" + n.Name, JSON: b}
 	return nil
 }
 
 // checkMesh refuses a change that the mesh cannot carry out.
-func (a *api) checkMesh(before, after *entrySet) error {
+func (a *api) checkMesh(ctx context.Context, before, after *entrySet) error {
 	was, _ := compileMesh(before, a.allowedByDefault())
 	will, err := compileMesh(after, a.allowedByDefault())
 	if err != nil {
 		return refuse(http.StatusBadRequest, "config entry: %v", err)
 	}
-	documents := will.changedFrom(was)
+	documents := will.differentFrom(was)
 	if a.mesh == nil || len(documents) == 0 {
 		return nil
 	}
-	if err := a.mesh.Check(context.Background(), documents); err != nil {
+	err = a.mesh.Check(ctx, documents)
+	switch weft.KindOf(err) {
+	case weft.Conflict:
+		return refuse(http.StatusConflict, "config entry: %v", err)
+	case weft.Invalid:
 		return refuse(http.StatusBadRequest, "config entry: the mesh cannot carry it out: %v", err)
 	}
-	return nil
+	return err
 }
 
-// configureMesh makes the mesh carry out the entries as they are now.
-func (a *api) configureMesh(ctx context.Context, before, now *entrySet) error {
+// carryOut makes the mesh be as the entries are now.
+func (a *api) carryOut(ctx context.Context) error {
 	if a.mesh == nil {
 		return nil
 	}
-	was, _ := compileMesh(before, a.allowedByDefault())
-	is, err := compileMesh(now, a.allowedByDefault())
+	is, err := compileMesh(a.entries(), a.allowedByDefault())
 	if err != nil {
 		return err
 	}
-	if documents := is.changedFrom(was); len(documents) > 0 {
-		if err := a.mesh.Apply(ctx, documents); err != nil {
-			return err
-		}
+	return a.mesh.Replace(ctx, is.differentFrom(nil))
+}
+
+// again is after how long the mesh is told again what it could not do.
+const again = 30 * time.Second
+
+// CarryOut keeps c.Mesh as config entries and intentions say until ctx ends, whoever
+// wrote them: through another server, before this one started, or by a restored
+// snapshot. Handlers do so by themselves for what they write. c is the handler's.
+func CarryOut(ctx context.Context, r *registry.Registry, c Config) error {
+	a := &api{registry: r, logger: c.Logger, acl: newAccessControl(c.ACL), mesh: c.Mesh}
+	if a.logger == nil {
+		a.logger = slog.New(slog.DiscardHandler)
 	}
-	for ref := range was {
-		if _, stays := is[ref]; stays {
-			continue
+	topic := registry.KeysTopic(configTree, "")
+	for ctx.Err() == nil {
+		index := r.Wait(ctx, topic, 0)
+		wait, cancel := context.WithCancel(ctx)
+		if err := a.carryOut(ctx); err != nil && ctx.Err() == nil {
+			a.logger.Error("consul: the mesh is not as config entries say", "error", err)
+			cancel()
+			wait, cancel = context.WithTimeout(ctx, again)
 		}
-		if err := a.mesh.Delete(ctx, ref.kind, ref.namespace, ref.name); err != nil && weft.KindOf(err) != weft.NotFound {
-			return err
+		closed := r.Wait(wait, topic, index) == index && wait.Err() == nil
+		cancel()
+		if closed {
+			return nil
 		}
 	}
 	return nil
@@ -141,17 +174,16 @@ func (a *api) configureMesh(ctx context.Context, before, now *entrySet) error {
 // says, and everything without it.
 func (a *api) allowedByDefault() bool { return a.acl == nil || a.acl.byDefault != denied }
 
-// changedFrom are the documents that are new or different.
-func (out meshResources) changedFrom(was meshResources) []byte {
-	var changed [][]byte
+// differentFrom are the documents that was does not have so, sorted.
+func (out meshResources) differentFrom(was meshResources) (documents []Document) {
 	for _, ref := range slices.SortedFunc(maps.Keys(out), func(x, y meshRef) int {
 		return strings.Compare(x.kind+"/"+x.namespace+"/"+x.name, y.kind+"/"+y.namespace+"/"+y.name)
 	}) {
-		if !bytes.Equal(out[ref], was[ref]) {
-			changed = append(changed, out[ref])
+		if !bytes.Equal(out[ref].JSON, was[ref].JSON) {
+			documents = append(documents, out[ref])
 		}
 	}
-	return bytes.Join(changed, []byte("\n---\n"))
+	return documents
 }
 
 // routed are the services whose requests go elsewhere than to all their instances,
@@ -280,7 +312,6 @@ func (s *entrySet) virtualService(n weft.ServiceName) (object, error) {
 	}
 	return object{"hosts": []string{n.Host()}, "http": append(rules, rest)}, nil
 }
-
 
 func (s *entrySet) httpRule(n weft.ServiceName, r *serviceRoute) (object, error) {
 	rule := object{}

@@ -24,7 +24,7 @@ type conjunction struct {
 	when                []object
 }
 
-// maxRules of one permission bound what "less those before" may grow to.
+// maxConjunctions bounds what "less those before" may grow to.
 const maxConjunctions = 256
 
 // asks is what a permission fits.
@@ -235,7 +235,7 @@ func (out meshResources) addIntentions(s *entrySet, e *serviceIntentions, byDefa
 	policy := func(suffix, action string, rules []object) error {
 		spec := object{"action": action}
 		if e.Name != "*" {
-			spec["selector"] = object{"matchLabels": object{ServiceLabel: e.Name}}
+			spec["selector"] = object{"matchLabels": object{serviceLabel: e.Name}}
 		}
 		if len(rules) > 0 {
 			spec["rules"] = rules

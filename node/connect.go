@@ -1,0 +1,106 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	networking "istio.io/api/networking/v1alpha3"
+
+	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/control"
+	"github.com/weftmesh/weft/control/resource"
+	"github.com/weftmesh/weft/registry/consul"
+)
+
+// consulMesh lets Consul's clients say by intentions and config entries what users
+// say by resources.
+type consulMesh struct{ control *control.Control }
+
+func (m consulMesh) Check(ctx context.Context, documents []consul.Document) error {
+	files := filesOf(documents)
+	if _, err := m.control.Apply(ctx, files, control.ApplyOptions{DryRun: true}); err != nil {
+		return err
+	}
+	parsed, _ := resource.Parse(files)
+	existing := m.control.Resources()
+	for _, r := range parsed {
+		for i := range existing {
+			if other := &existing[i]; !ofConsul(other) && (other.Ref() == r.Ref() || sameHost(r, other)) {
+				return weft.Errorf(weft.Conflict, "write", r.Source.String(), "%s is there already, and is not Consul's", other.Source)
+			}
+		}
+	}
+	return nil
+}
+
+// Replace leaves alone what a user has put in the place of a document.
+func (m consulMesh) Replace(ctx context.Context, documents []consul.Document) error {
+	parsed, problems := resource.Parse(filesOf(documents))
+	ours, theirs := make(map[resource.Ref]bool), make(map[resource.Ref]weft.SourceRef)
+	for _, r := range m.control.Resources() {
+		if ofConsul(&r) {
+			ours[r.Ref()] = true
+		} else {
+			theirs[r.Ref()] = r.Source
+		}
+	}
+	var failed []error
+	if bad := problems.Errors(); len(bad) > 0 {
+		failed = append(failed, &weft.Error{Kind: weft.Invalid, Op: "apply", Thing: "config entries", Err: bad})
+	}
+	var files []resource.File
+	for _, r := range parsed {
+		if at, taken := theirs[r.Ref()]; taken {
+			failed = append(failed, weft.Errorf(weft.Conflict, "write", r.Source.String(), "%s is there already, and is not Consul's", at))
+			continue
+		}
+		delete(ours, r.Ref())
+		files = append(files, resource.File{Name: r.Source.File, Data: r.JSON})
+	}
+	if len(files) > 0 {
+		_, err := m.control.Apply(ctx, files, control.ApplyOptions{Partial: true})
+		failed = append(failed, err)
+	}
+	for ref := range ours {
+		if _, err := m.control.Delete(ctx, ref.Kind, ref.Namespace, ref.Name); err != nil && weft.KindOf(err) != weft.NotFound {
+			failed = append(failed, err)
+		}
+	}
+	return errors.Join(failed...)
+}
+
+func filesOf(documents []consul.Document) []resource.File {
+	out := make([]resource.File, len(documents))
+	for i, d := range documents {
+		out[i] = resource.File{Name: d.From, Data: d.JSON}
+	}
+	return out
+}
+
+func ofConsul(r *resource.Resource) bool { return r.Labels[consul.WrittenBy] == "consul" }
+
+// sameHost says whether two resources want to say alone how a service is reached: of
+// VirtualServices of a host sidecars take one, of the policies of DestinationRules
+// the first.
+func sameHost(r, other *resource.Resource) bool {
+	if r.Kind != other.Kind || r.Namespace != other.Namespace {
+		return false
+	}
+	switch spec := other.Spec.(type) {
+	case *networking.VirtualService:
+		own := r.Spec.(*networking.VirtualService).Hosts
+		return resource.InMesh(spec) && slices.ContainsFunc(spec.Hosts, func(h string) bool {
+			return slices.ContainsFunc(own, func(o string) bool { return isHost(h, o, r.Namespace) })
+		})
+	case *networking.DestinationRule:
+		return isHost(spec.Host, r.Spec.(*networking.DestinationRule).Host, r.Namespace)
+	}
+	return false
+}
+
+func isHost(a, b, namespace string) bool {
+	one, ok := weft.ParseHost(a, namespace)
+	other, both := weft.ParseHost(b, namespace)
+	return ok && both && one == other
+}
