@@ -176,7 +176,7 @@ func (k *compiler) compile(key entryKey, trust *weftpb.Trust) proto.Message {
 		}
 	case weftpb.AuthorizationType:
 		service, labels := parseWorkload(key.scope)
-		return weftpb.EncodeAuthorization(k.set.Authorization(service.Namespace, labels), k.set.Paths(service))
+		return weftpb.EncodeAuthorization(policiesOf(k.set, service, labels), k.set.Paths(service))
 	case weftpb.TrustType:
 		return trust
 	}
