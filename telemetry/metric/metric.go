@@ -99,7 +99,7 @@ type Registry struct {
 	families     map[string]*family
 }
 
-// family is a metric that Counter, Gauge or one of their Funcs made.
+// family is a metric that Counter, Gauge, one of their Funcs or Durations made.
 type family struct {
 	name, help string
 	typ        Type
@@ -112,6 +112,7 @@ type series struct {
 	labels []Label
 	bits   atomic.Uint64 // a counter's integer, or a gauge's float64
 	fn     func() float64
+	took   atomic.Pointer[Durations] // of a histogram
 }
 
 // New returns a registry that holds at most maxSeries label sets of requests, as
@@ -236,6 +237,8 @@ func lint(name, help string, typ Type, labels []string) string {
 		return "the name must be of a-z, 0-9 and single _"
 	case (typ == TypeCounter) != strings.HasSuffix(name, "_total"):
 		return "the names of counters, and only those, end in _total"
+	case typ == TypeHistogram && !strings.HasSuffix(name, "_seconds"):
+		return "the names of histograms, which are of durations, end in _seconds"
 	case help == "" || !strings.HasSuffix(help, "."):
 		return "the help must be a sentence that ends with a full stop"
 	}
@@ -282,7 +285,11 @@ func (r *Registry) Gather() []Family {
 	for _, p := range rest {
 		out := Family{Name: p.f.name, Help: p.f.help, Type: p.f.typ}
 		for _, s := range p.ss {
-			out.Samples = append(out.Samples, Sample{Labels: s.labels, Value: s.value(p.f.typ)})
+			sample := Sample{Labels: s.labels, Value: s.value(p.f.typ)}
+			if p.f.typ == TypeHistogram {
+				sample.Histogram = s.took.Load().gather()
+			}
+			out.Samples = append(out.Samples, sample)
 		}
 		families = append(families, out)
 	}
