@@ -56,6 +56,7 @@ type endpoint struct {
 	// tries until the registry drops it.
 	downUntil atomic.Int64
 	downTimes atomic.Int32
+	seen      observed
 
 	pool  pool  // HTTP/1
 	muxes muxes // HTTP/2

@@ -146,6 +146,7 @@ func (g *group) at(i int) *endpoint {
 // succeeded and failed tell what an endpoint answered: the food of outlier
 // detection.
 func (g *group) succeeded(e *endpoint) {
+	e.answered()
 	if g.outlier != nil {
 		e.outlier.Success()
 	}
@@ -154,6 +155,9 @@ func (g *group) succeeded(e *endpoint) {
 // failed returns for how long the endpoint was ejected because of this failure,
 // or 0.
 func (g *group) failed(e *endpoint, kind resilience.Fault, now time.Time) time.Duration {
+	if kind != resilience.FaultLocal {
+		e.answered()
+	}
 	if g.outlier == nil || !e.outlier.Failure(g.outlier, kind) {
 		return 0
 	}

@@ -77,7 +77,7 @@ func (o *opening) failed(err error) *Answer {
 			return a // it was too late before anybody asked the endpoint
 		}
 	}
-	o.endpoint.connectFailed(now)
+	o.p.unreached(o.endpoint, now)
 	o.group.failed(o.endpoint, resilience.FaultLocal, now)
 	return a
 }

@@ -74,6 +74,9 @@ type Config struct {
 	// OnBreaker is told of each change of a circuit's state, from the exchange that
 	// caused it: it must not block. nil: nobody is.
 	OnBreaker func(BreakerEvent)
+	// OnUnreachable is called when an endpoint could not be connected to, from the
+	// exchange that met it: it must not block. Observed then says of which. nil: nobody is.
+	OnUnreachable func()
 	// Answers is the mesh's store of idempotency keys. nil: policies that ask for it
 	// are not in force.
 	Answers resilience.IdempotencyStore
@@ -82,27 +85,28 @@ type Config struct {
 // Proxy is one process's data plane. Create it by New and end it by Close.
 type Proxy struct {
 	// constant
-	self      weft.ServiceName
-	source    Source
-	clientTLS func(weft.Identity, ...string) *tls.Config
-	metrics   *metric.Registry
-	spans     *trace.Recorder
-	sample    trace.Sampler
-	accessLog *accesslog.Writer
-	logger    *slog.Logger
-	load      *overload.Monitor // nil: no limits
-	zone      string
-	onBreaker func(BreakerEvent)
-	cluster   resilience.IdempotencyStore
-	answers   func() *resilience.MemoryStore // made when a policy asks for it
-	refused   refusals
-	ejected   *metric.Counter
-	workers   mux.Workers
-	speaks    relay.Memory[string] // what hosts speak that do not declare it
-	stop      context.CancelFunc
-	life      context.Context // until Close: of all that waits to be connected or configured
-	hangUp    context.CancelFunc
-	sweeping  sync.WaitGroup
+	self          weft.ServiceName
+	source        Source
+	clientTLS     func(weft.Identity, ...string) *tls.Config
+	metrics       *metric.Registry
+	spans         *trace.Recorder
+	sample        trace.Sampler
+	accessLog     *accesslog.Writer
+	logger        *slog.Logger
+	load          *overload.Monitor // nil: no limits
+	zone          string
+	onBreaker     func(BreakerEvent)
+	onUnreachable func()
+	cluster       resilience.IdempotencyStore
+	answers       func() *resilience.MemoryStore // made when a policy asks for it
+	refused       refusals
+	ejected       *metric.Counter
+	workers       mux.Workers
+	speaks        relay.Memory[string] // what hosts speak that do not declare it
+	stop          context.CancelFunc
+	life          context.Context // until Close: of all that waits to be connected or configured
+	hangUp        context.CancelFunc
+	sweeping      sync.WaitGroup
 
 	// read by every exchange, swapped by Update
 	view atomic.Pointer[view]
@@ -110,7 +114,8 @@ type Proxy struct {
 	clock    atomic.Int64
 	draining atomic.Bool
 
-	update sync.Mutex // serialises Update
+	update    sync.Mutex // serialises Update
+	observing sync.Mutex // serialises Observed
 
 	mu        sync.Mutex // guards what follows; never held during I/O
 	listeners map[net.Listener]struct{}
@@ -133,7 +138,7 @@ type view struct {
 func New(c Config) *Proxy {
 	p := &Proxy{
 		self: c.Self, source: c.Source, clientTLS: c.ClientTLS, metrics: c.Metrics,
-		spans: c.Spans, sample: c.Sample, accessLog: c.AccessLog, logger: c.Logger, load: c.Load, zone: c.Zone, onBreaker: c.OnBreaker, cluster: c.Answers,
+		spans: c.Spans, sample: c.Sample, accessLog: c.AccessLog, logger: c.Logger, load: c.Load, zone: c.Zone, onBreaker: c.OnBreaker, onUnreachable: c.OnUnreachable, cluster: c.Answers,
 		answers:   sync.OnceValue(func() *resilience.MemoryStore { return resilience.NewMemoryStore(memoryAnswers) }),
 		listeners: map[net.Listener]struct{}{}, conns: map[*conn]struct{}{}, external: map[string]*cluster{},
 	}

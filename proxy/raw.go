@@ -432,7 +432,7 @@ func (conn *conn) dialEarly(ctx context.Context, d *weft.Decision) (dialled, err
 	}
 	sock, err := conn.dialRaw(e, g.policy, patience)
 	if err != nil {
-		e.connectFailed(time.Now())
+		conn.p.unreached(e, time.Now())
 		return dialled{}, err
 	}
 	return dialled{sock: sock, endpoint: e}, nil

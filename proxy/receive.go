@@ -298,7 +298,7 @@ func (x *Exchange) peerFailed(pl *plan, e *endpoint, o *outcome) (again, known b
 	switch {
 	case unsent > 0:
 		o.unsent, o.again = true, true
-		e.connectFailed(time.Now())
+		x.conn.p.unreached(e, time.Now())
 		x.judge(pl, 0)
 		return true, true
 	case string(reason) == "upstream_reset":
