@@ -211,6 +211,7 @@ func (c *Control) enter(ctx context.Context, id weft.Identity, node *core.Node) 
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	p := c.proxyOf(proxyKey{identity: id, id: node.GetId()})
+	delete(c.departed, p.key)
 	s := newStream(p, id.Namespace(), c.log.With("proxy", id, "proxy_id", node.GetId(), "address", n.address))
 	p.streams[s] = n
 	return s

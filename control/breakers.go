@@ -218,8 +218,8 @@ func decodeBreakerEvent(m *weftpb.BreakerEvent) BreakerEvent {
 
 type reportStream = grpc.ClientStreamingServer[weftpb.ProxyReport, weftpb.ReportResponse]
 
-// Report notes what a proxy tells of its circuits, until either side ends it. Whose
-// circuits they are says the certificate.
+// Report notes what a proxy tells of its circuits and of endpoints, until either side
+// ends it. Whose word it is says the certificate.
 func (w workloads) Report(rpc reportStream) error {
 	c := w.control
 	if err := c.begin(); err != nil {
@@ -238,12 +238,14 @@ func (w workloads) Report(rpc reportStream) error {
 	if m.GetProxy() == "" || len(m.GetProxy()) > maxNameLength {
 		return status.Error(codes.InvalidArgument, "the first message of a report says which proxy it is of")
 	}
-	r := c.breakers.enter(proxyKey{identity: id, id: m.GetProxy()})
+	key := proxyKey{identity: id, id: m.GetProxy()}
+	r := c.breakers.enter(key)
 	defer c.breakers.leave(r)
 	for err == nil {
 		if err := c.breakers.take(r, m); err != nil {
 			return err
 		}
+		c.sighted(key, m.GetEndpoints())
 		m, err = nextOf(c, rpc.Context(), requests)
 	}
 	if err := ended(err); err != nil {

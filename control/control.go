@@ -27,7 +27,8 @@
 // route tables that came to point to them.
 //
 // Lock order: Control.writing, Control.mu, the registry's own locks. The registry
-// never calls back under its locks. breakerBook.mu is held alone.
+// never calls back under its locks. breakerBook.mu is held alone, and
+// changeClock.mu is the last one.
 package control
 
 import (
@@ -46,6 +47,7 @@ import (
 	"github.com/weftmesh/weft/control/weftpb"
 	"github.com/weftmesh/weft/registry"
 	"github.com/weftmesh/weft/store"
+	"github.com/weftmesh/weft/telemetry/metric"
 )
 
 // Config of a Control. Store, Registry and CA stay the caller's to close.
@@ -54,6 +56,11 @@ type Config struct {
 	Registry  *registry.Registry
 	CA        *ca.Authority
 	JoinToken string // of ca.NewJoinToken; empty: nobody can join
+	// Followers is what Registry was opened with, so that it learns from this Control
+	// who has acknowledged what; nil: nothing waits for proxies.
+	Followers *Followers
+	Others    Others           // the other servers; nil: this one is alone
+	Metrics   *metric.Registry // nil: nobody looks
 	Logger    *slog.Logger
 }
 
@@ -71,8 +78,13 @@ type Control struct {
 	cancel      context.CancelFunc
 	unsubscribe func()
 	patience    patience
+	others      Others     // nil: none
+	followers   *Followers // nil: none
+	took        propagation
 
 	breakers breakerBook // has a lock of its own
+	clock    changeClock // the same
+	seen     sightings
 
 	work    sync.WaitGroup // everything that Close waits for
 	writing sync.Mutex     // one Apply or Delete at a time
@@ -87,7 +99,10 @@ type Control struct {
 	index     uint64                        // newest revision of resources or registry that is compiled
 	catalogue catalogue
 	proxies   map[proxyKey]*proxy
-	settled   chan struct{} // closed when a stream acknowledges or ends, if somebody waits; nil otherwise
+	settled   chan struct{}                      // closed when a stream acknowledges or ends, if somebody waits; nil otherwise
+	acks      map[weft.ServiceName]chan struct{} // of services that somebody waits for; see AckChanged
+	departed  map[proxyKey]*departure
+	inquiries map[inquiryKey]*inquiry
 }
 
 // patience is how long the control plane waits for others. Tests shorten it.
@@ -110,9 +125,11 @@ func open(ctx context.Context, cfg Config, p patience) (*Control, error) {
 		log: cfg.Logger, store: cfg.Store, registry: cfg.Registry, authority: cfg.CA, patience: p,
 		credentials: new(ca.Credentials),
 		trust:       weftpb.EncodeTrust(cfg.CA.TrustDomain(), cfg.CA.Roots()),
-		moved:       make(chan struct{}),
-		catalogue:   newCatalogue(),
-		proxies:     make(map[proxyKey]*proxy),
+		others:      cfg.Others, followers: cfg.Followers, took: newPropagation(cfg.Metrics), seen: newSightings(),
+		acks: make(map[weft.ServiceName]chan struct{}), departed: make(map[proxyKey]*departure), inquiries: make(map[inquiryKey]*inquiry),
+		moved:     make(chan struct{}),
+		catalogue: newCatalogue(),
+		proxies:   make(map[proxyKey]*proxy),
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -136,7 +153,10 @@ func open(ctx context.Context, cfg Config, p patience) (*Control, error) {
 	}
 	c.work.Go(func() { c.follow(rev) })
 	c.work.Go(func() { c.keepCertificate(renewAt) })
+	c.work.Go(c.keepClock)
+	c.work.Go(c.passOn)
 	c.unsubscribe = c.registry.Subscribe(c.serviceChanged)
+	c.followers.attach(c)
 	return c, nil
 }
 
@@ -146,6 +166,7 @@ func (c *Control) Close() error {
 	c.closed = true
 	c.mu.Unlock()
 	c.cancel()
+	c.followers.detach(c)
 	c.unsubscribe()
 	c.work.Wait()
 	return nil
@@ -186,24 +207,34 @@ func (c *Control) serviceChangedLocked(n weft.ServiceName, index uint64) {
 			affected = append(affected, e)
 		}
 	}
-	c.advance(index, affected)
+	c.advance(index, c.clock.when(index), affected)
 }
 
 // advance compiles entries again at an index, and hands what changed to the
-// streams that want it.
-func (c *Control) advance(index uint64, affected []*entry) {
+// streams that want it. at is when the change was made, as far as this server knows.
+func (c *Control) advance(index uint64, at time.Time, affected []*entry) {
 	before := c.index
 	c.index = max(c.index, index)
 	woken := make(map[*stream]struct{})
 	for _, e := range affected {
+		was := e.index
+		e.index = max(e.index, index)
+		c.ackMoved(e)
 		if !c.refresh(e) {
 			continue
 		}
-		e.seq++
 		for s := range e.streams {
+			in := s.types[e.key.typeURL].names[e.key.name]
+			if in.refused == "" && in.acked >= e.seq {
+				in.index = max(in.index, was)
+			}
+			if in.changed.IsZero() {
+				in.changed = at
+			}
 			s.mark(e.key.typeURL, e.key.name, before)
 			woken[s] = struct{}{}
 		}
+		e.seq++
 	}
 	for s := range woken {
 		s.wake()

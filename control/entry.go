@@ -31,6 +31,7 @@ type entry struct {
 	resource *discovery.Resource // nil: there is no such thing
 	version  string              // "" when resource is nil
 	seq      uint64              // grows with every change
+	index    uint64              // the newest change that it is compiled with; of Endpoints, of the service
 	saw      map[weft.ServiceName]bool
 	streams  map[*stream]struct{}
 }

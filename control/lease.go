@@ -230,33 +230,16 @@ func (c *Control) drain(ctx context.Context, in weft.Instance) (*weftpb.LeaseRes
 	if err != nil && weft.KindOf(err) != weft.NotFound { // gone is what it wants to be
 		return nil, err
 	}
-	type change struct {
-		entry *entry
-		seq   uint64
+	if index == 0 {
+		_, index = c.registry.Instances(in.Service)
 	}
-	var changes []change
-	c.mu.Lock()
-	c.serviceChangedLocked(in.Service, index)
-	for e := range c.catalogue.byService[in.Service] {
-		if e.key.typeURL == weftpb.EndpointsType {
-			changes = append(changes, change{e, e.seq})
-		}
+	patience, cancel := context.WithTimeout(ctx, c.patience.apply)
+	defer cancel()
+	_, waiting := c.registry.AwaitAcked(patience, in.Service, index)
+	if len(waiting) > 0 {
+		c.log.Warn("control: an instance is drained, but not everybody has acknowledged it", "instance", in.ID, "service", in.Service.String(), "waiting", waiting)
 	}
-	c.mu.Unlock()
-	left := c.await(ctx, func() (waiting int) {
-		for _, change := range changes {
-			for s := range change.entry.streams {
-				if !s.hasApplied(change.entry, change.seq) {
-					waiting++
-				}
-			}
-		}
-		return waiting
-	})
-	if left > 0 {
-		c.log.Warn("control: an instance is drained, but not every proxy has acknowledged it", "instance", in.ID, "service", in.Service.String(), "proxies", left)
-	}
-	return &weftpb.LeaseResponse{Index: index, Waiting: uint32(left), Drained: true}, nil
+	return &weftpb.LeaseResponse{Index: index, Waiting: uint32(len(waiting)), Drained: true}, nil
 }
 
 // await waits until waiting (called under mu) returns 0, and returns what it

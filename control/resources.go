@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	networking "istio.io/api/networking/v1alpha3"
 
@@ -399,7 +400,7 @@ func (c *Control) replace(next map[string]*resource.Resource, put []*resource.Re
 	for _, t := range tables {
 		c.gatewayChanged(t, affected)
 	}
-	c.advance(uint64(rev), slices.Collect(maps.Keys(affected)))
+	c.advance(uint64(rev), time.Now(), slices.Collect(maps.Keys(affected)))
 	c.compiled = rev
 	close(c.moved)
 	c.moved = make(chan struct{})

@@ -65,7 +65,8 @@ func (c *Control) ServerOptions() []grpc.ServerOption {
 // admit asks for a client certificate; it was verified in the handshake.
 func admit(ctx context.Context, method string) error {
 	switch method {
-	case weftpb.Workload_Join_FullMethodName, weftpb.Servers_Join_FullMethodName, weftpb.Servers_Forward_FullMethodName:
+	case weftpb.Workload_Join_FullMethodName, weftpb.Servers_Join_FullMethodName, weftpb.Servers_Forward_FullMethodName,
+		weftpb.Servers_Holding_FullMethodName:
 		return nil // they ask for a token
 	}
 	_, err := identityOf(ctx)

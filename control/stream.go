@@ -8,6 +8,7 @@ import (
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -64,13 +65,25 @@ type interest struct {
 	sent     string // version that it was told last; "" is that there is none
 	force    bool   // send even when it is the same: it was asked for again
 	acked    uint64 // entry.seq that the proxy has applied (or refused)
+
+	// for receipts
+	index   uint64    // entry.index of what it has applied; see has
+	at      time.Time // when it applied that
+	changed time.Time // of the oldest change that was not sent; zero: there is none
+	refused string    // why it goes on with what it had before; "": it does not
 }
 
 // flight is a response that is not acknowledged yet.
 type flight struct {
 	nonce string
 	since time.Time
-	seqs  map[string]uint64 // by name
+	sent  map[string]shipment // by name
+}
+
+// shipment is one name in a response.
+type shipment struct {
+	seq, index uint64    // of the entry
+	changed    time.Time // of the oldest change in it; zero: it was asked for
 }
 
 func newStream(p *proxy, namespace string, log *slog.Logger) *stream {
@@ -137,19 +150,23 @@ func (c *Control) acknowledge(s *stream, sub *subscription, r *discovery.DeltaDi
 		return
 	}
 	if detail := r.GetErrorDetail(); detail != nil {
-		reason := detail.GetMessage()
-		if len(reason) > maxNackLength {
-			reason = strings.ToValidUTF8(reason[:maxNackLength], "") + "…"
-		}
+		reason := clippedNack(detail.GetMessage())
 		s.lastNack = kindOf(r.GetTypeUrl()) + ": " + reason
 		s.log.Warn("control: a proxy refuses configuration; it goes on with the last good one", "type", kindOf(r.GetTypeUrl()), "reason", reason)
 	}
-	for name, seq := range sub.flight.seqs {
+	refused := refusals(sub.flight, r.GetErrorDetail())
+	now := time.Now()
+	for name, sent := range sub.flight.sent {
 		in := sub.names[name]
 		if in == nil {
 			continue
 		}
-		in.acked = max(in.acked, seq)
+		in.acked = max(in.acked, sent.seq)
+		if in.refused = refused[name]; in.refused == "" {
+			in.index, in.at = max(in.index, sent.index), now
+			c.propagated(r.GetTypeUrl(), sent.changed, now)
+		}
+		c.ackMoved(in.entry)
 		if in.member && in.entry.resource == nil && in.sent == "" {
 			c.unsubscribeName(s, sub, name)
 		}
@@ -169,7 +186,7 @@ func (c *Control) subscribe(s *stream, sub *subscription, typeURL, name, have st
 		}
 		return
 	}
-	in = &interest{answered: have != "", sent: have}
+	in = &interest{answered: have != "", sent: have, at: time.Now()}
 	sub.names[name] = in
 	key, ready := s.key(typeURL, name)
 	if !ready {
@@ -255,7 +272,7 @@ func (s *stream) key(typeURL, name string) (key entryKey, ready bool) {
 func (c *Control) attach(s *stream, in *interest, key entryKey) {
 	e := c.catalogue.entries[key]
 	if e == nil {
-		e = &entry{key: key, seq: 1, streams: make(map[*stream]struct{})}
+		e = &entry{key: key, seq: 1, index: c.indexOf(key), streams: make(map[*stream]struct{})}
 		c.catalogue.add(e)
 		c.refresh(e)
 	}
@@ -271,6 +288,7 @@ func (c *Control) detach(s *stream, e *entry) {
 		return
 	}
 	delete(e.streams, s)
+	c.ackMoved(e)
 	if len(e.streams) == 0 {
 		c.catalogue.drop(e)
 	}
@@ -297,6 +315,7 @@ func (c *Control) unsubscribeName(s *stream, sub *subscription, name string) {
 func (c *Control) leave(s *stream) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.depart(s)
 	for _, sub := range s.types {
 		for _, in := range sub.names {
 			c.detach(s, in.entry)
@@ -330,7 +349,7 @@ func (c *Control) next(s *stream) *discovery.DeltaDiscoveryResponse {
 		}
 		pointing := typeURL == weftpb.RouteTableType || typeURL == weftpb.GatewayTableType
 		if sub.flight == nil && !(pointing && held) && !(typeURL == weftpb.GatewayType && tables) {
-			if r := s.respond(typeURL, sub); r != nil {
+			if r := c.respond(s, typeURL, sub); r != nil {
 				r.SystemVersionInfo = strconv.FormatUint(c.index, 10)
 				return r
 			}
@@ -354,18 +373,19 @@ func (c *Control) next(s *stream) *discovery.DeltaDiscoveryResponse {
 
 // respond makes a response of one type of what is pending, or returns nil when
 // nothing of it has to be sent.
-func (s *stream) respond(typeURL string, sub *subscription) *discovery.DeltaDiscoveryResponse {
+func (c *Control) respond(s *stream, typeURL string, sub *subscription) *discovery.DeltaDiscoveryResponse {
 	r := &discovery.DeltaDiscoveryResponse{TypeUrl: typeURL}
-	seqs := make(map[string]uint64)
+	sent := make(map[string]shipment)
 	size := 0
 	for name := range sub.pending {
 		in := sub.names[name]
-		if len(seqs) >= maxResponseNames || size >= maxResponseBytes {
+		if len(sent) >= maxResponseNames || size >= maxResponseBytes {
 			break
 		}
 		delete(sub.pending, name)
 		if in.answered && !in.force && in.sent == in.entry.version {
-			in.acked = max(in.acked, in.entry.seq) // changed, and changed back
+			in.acked, in.changed = max(in.acked, in.entry.seq), time.Time{} // changed, and changed back
+			c.ackMoved(in.entry)
 			continue
 		}
 		if in.entry.resource != nil {
@@ -375,14 +395,15 @@ func (s *stream) respond(typeURL string, sub *subscription) *discovery.DeltaDisc
 			r.RemovedResources = append(r.RemovedResources, name)
 		}
 		in.answered, in.force, in.sent = true, false, in.entry.version
-		seqs[name] = in.entry.seq
+		sent[name] = shipment{in.entry.seq, in.entry.index, in.changed}
+		in.changed = time.Time{}
 	}
-	if len(seqs) == 0 {
+	if len(sent) == 0 {
 		return nil
 	}
 	s.nonce++
 	r.Nonce = strconv.FormatUint(s.nonce, 10)
-	sub.flight = &flight{nonce: r.Nonce, since: time.Now(), seqs: seqs}
+	sub.flight = &flight{nonce: r.Nonce, since: time.Now(), sent: sent}
 	return r
 }
 
@@ -408,15 +429,42 @@ func (s *stream) applied(current uint64) uint64 {
 	return s.behind
 }
 
-// hasApplied reports whether a stream that is subscribed to e has acknowledged the
-// change seq, or a later one.
-func (s *stream) hasApplied(e *entry, seq uint64) bool {
-	sub := s.types[e.key.typeURL]
-	if sub == nil {
-		return true
+// has is the index of the newest change that a proxy has of an entry.
+func (in *interest) has() uint64 {
+	if in.entry != nil && in.refused == "" && in.acked >= in.entry.seq {
+		return in.entry.index // nothing came since that changes anything for it
 	}
-	in := sub.names[e.key.name]
-	return in == nil || in.entry != e || in.acked >= seq
+	return in.index
+}
+
+// refusals says of the names of a response that were refused why. A reason that names
+// none of them is about all.
+func refusals(f *flight, detail *rpcstatus.Status) map[string]string {
+	if detail == nil {
+		return nil
+	}
+	reason := detail.GetMessage()
+	all, some := make(map[string]string, len(f.sent)), make(map[string]string)
+	for name := range f.sent {
+		all[name] = clippedNack(reason)
+		if strings.Contains(reason, name+": ") {
+			some[name] = all[name]
+		}
+	}
+	if len(some) > 0 {
+		return some
+	}
+	return all
+}
+
+func clippedNack(reason string) string {
+	if reason == "" {
+		return "it did not say why"
+	}
+	if len(reason) > maxNackLength {
+		return strings.ToValidUTF8(reason[:maxNackLength], "") + "…"
+	}
+	return reason
 }
 
 // rescope moves the Authorization of a proxy's streams to the workload that it

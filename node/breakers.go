@@ -26,3 +26,13 @@ func (d *dataPlane) breakers() []subscribe.Breaker {
 	}
 	return out
 }
+
+// observed is what the proxy saw of endpoints, as the server is told of it.
+func (d *dataPlane) observed() []subscribe.Observation {
+	seen := d.proxy.Observed()
+	out := make([]subscribe.Observation, len(seen))
+	for i, o := range seen {
+		out[i] = subscribe.Observation{Endpoint: o.Endpoint, Failures: o.Failures, Successes: o.Successes, Kind: "connect"}
+	}
+	return out
+}

@@ -100,7 +100,7 @@ func (d *dataPlane) join(ctx context.Context, c ProxyConfig, s subscribe.Config)
 			Attrs: []trace.Attr{{Key: "weft.role", Str: string(s.Role)}}}}
 	d.config = proxy.Config{Self: self, Source: need{d.mesh}, ClientTLS: d.mesh.Credentials().DialTLS,
 		Metrics: d.metrics, Spans: spans, Sample: trace.NewSampler(c.Sample), Logger: d.logger,
-		Zone: c.Zone, OnBreaker: d.breakerChanged}
+		Zone: c.Zone, OnBreaker: d.breakerChanged, OnUnreachable: d.mesh.EndpointUnreachable}
 	// Only policies with a cluster-wide store of idempotency keys ask the server's API.
 	api, err := client.New(ctx)
 	if err != nil {
@@ -117,6 +117,7 @@ func (d *dataPlane) join(ctx context.Context, c ProxyConfig, s subscribe.Config)
 	d.proxy = proxy.New(d.config)
 	d.undo.add(func() error { d.proxy.Close(); return nil })
 	d.mesh.OnChange(d.proxy.Update)
+	d.mesh.ReportEndpoints(d.observed)
 	d.mesh.ReportBreakers(d.breakers)
 	d.figures()
 	return nil

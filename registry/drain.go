@@ -45,7 +45,7 @@ const (
 // finish what is in flight, deregisters it, and stops it. A second Drain of the same
 // instance waits too, and changes nothing.
 //
-// Followers are asked on this server, so Drain is called on the one that they follow.
+// Followers tells of those who follow any server of the cluster.
 func (r *Registry) Drain(ctx context.Context, q DrainRequest) (DrainResult, error) {
 	key := r.onOwnNode(q.Key)
 	deadline := q.Deadline.Std()
@@ -63,7 +63,7 @@ func (r *Registry) Drain(ctx context.Context, q DrainRequest) (DrainResult, erro
 	wait, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
 	result := DrainResult{Index: marked.Index}
-	result.Acked, result.Waiting = r.awaitAcks(wait, marked.Service, marked.Index)
+	result.Acked, result.Waiting = r.AwaitAcked(wait, marked.Service, marked.Index)
 	if ctx.Err() != nil {
 		return result, &weft.Error{Kind: weft.Unavailable, Op: "drain", Thing: "instance " + key.ID,
 			Err: errors.Join(errors.New("the instance is out of all views, and not all have acknowledged it"), ctx.Err())}
@@ -77,8 +77,10 @@ func (r *Registry) EndDrain(ctx context.Context, key weft.InstanceKey) error {
 	return err
 }
 
-// awaitAcks returns when nobody is waited for, or ctx ends.
-func (r *Registry) awaitAcks(ctx context.Context, n weft.ServiceName, index uint64) (acked, waiting []string) {
+// AwaitAcked waits until everybody who follows a service has acknowledged its state at
+// an index of ServiceTopic, or a later one, or until ctx ends. It returns who has, and
+// who has not, both sorted.
+func (r *Registry) AwaitAcked(ctx context.Context, n weft.ServiceName, index uint64) (acked, waiting []string) {
 	if r.followers == nil {
 		return nil, nil
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/weftmesh/weft/control/resource"
 	"github.com/weftmesh/weft/registry"
 	"github.com/weftmesh/weft/store"
+	"github.com/weftmesh/weft/telemetry/metric"
 )
 
 // Server is a control plane with what it stands on.
@@ -43,6 +44,8 @@ type Config struct {
 	TrustDomain string
 	LeafTTL     time.Duration
 	Traces      collector.TraceServiceServer // served on the control port
+	Others      control.Others
+	Metrics     *metric.Registry
 }
 
 // Start starts a server, which ends with the test.
@@ -58,10 +61,11 @@ func (s *Server) start() {
 	s.tb.Helper()
 	ctx := context.Background()
 	var err error
+	followers := new(control.Followers)
 	if s.Store, err = store.Open(ctx, store.Config{Dir: filepath.Join(s.dir, "state")}); err != nil {
 		s.tb.Fatal(err)
 	}
-	s.Registry, err = registry.Open(ctx, registry.Config{Store: s.Store, Node: weft.Node{Name: "node-1", Address: "127.0.0.1"}})
+	s.Registry, err = registry.Open(ctx, registry.Config{Store: s.Store, Node: weft.Node{Name: "node-1", Address: "127.0.0.1"}, Followers: followers})
 	if err != nil {
 		s.tb.Fatal(err)
 	}
@@ -74,7 +78,7 @@ func (s *Server) start() {
 			s.tb.Fatal(err)
 		}
 	}
-	if s.Control, err = control.Open(ctx, control.Config{Store: s.Store, Registry: s.Registry, CA: s.CA, JoinToken: s.Token}); err != nil {
+	if s.Control, err = control.Open(ctx, control.Config{Store: s.Store, Registry: s.Registry, CA: s.CA, JoinToken: s.Token, Followers: followers, Others: s.config.Others, Metrics: s.config.Metrics}); err != nil {
 		s.tb.Fatal(err)
 	}
 	s.listen()

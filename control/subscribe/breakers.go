@@ -15,9 +15,10 @@ import (
 )
 
 const (
-	maxEvents        = 256 // that wait for a server; beyond, the oldest go
-	maxReason        = 256 // bytes of an event's reason
-	breakersAMessage = 500 // a message stays well below the 4 MiB that the server reads
+	maxEvents        = 256    // that wait for a server; beyond, the oldest go
+	maxReason        = 256    // bytes of an event's reason
+	maxSeen          = 10_000 // observations that wait
+	breakersAMessage = 500    // a message stays well below the 4 MiB that the server reads
 
 	// Between two looks at the circuits: what changes in between without an event, the
 	// figures, is told then.
@@ -63,9 +64,31 @@ func (c *Client) ReportBreakers(list func() []Breaker) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.closed {
-		c.work.Go(func() { c.report(list) })
+		r := reporter{client: c, list: list, look: c.seen}
+		c.work.Go(r.run)
 	}
 }
+
+// Observation is what the proxy saw of an endpoint since it told of it last.
+type Observation struct {
+	Endpoint  string // its ID in the snapshot
+	Failures  int    // to reach it, since it last answered
+	Successes int    // answers, if nothing failed since
+	Kind      string // of the failures, for people: "connect"
+}
+
+// ReportEndpoints lets the server be told of what seen returns, which each call of it
+// begins anew. seen must not block. What the server does not get is lost: what lasts is
+// seen again. It is called before ReportBreakers, which begins.
+func (c *Client) ReportEndpoints(seen func() []Observation) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.seen = seen
+}
+
+// EndpointUnreachable says that there is something to report that should not wait. It
+// does not block, and may be called from any goroutine.
+func (c *Client) EndpointUnreachable() { c.breakers.wake() }
 
 // BreakerChanged notes a change. It does not block, and may be called from any
 // goroutine. While the server is away only the newest changes are kept.
@@ -109,12 +132,13 @@ type letter struct {
 	events []BreakerEvent
 	lost   uint64 // dropped before those
 	upTo   uint64 // number of the event after them
+	seen   []Observation
 }
 
 func (o *outbox) waiting() letter {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return letter{slices.Clone(o.events), o.first - o.known, o.first + uint64(len(o.events))}
+	return letter{events: slices.Clone(o.events), lost: o.first - o.known, upTo: o.first + uint64(len(o.events))}
 }
 
 // told forgets a letter. Of its events some may have been dropped meanwhile, and
@@ -129,12 +153,20 @@ func (o *outbox) told(l letter) {
 	}
 }
 
-// report keeps a report open while there is anything to tell.
-func (c *Client) report(list func() []Breaker) {
-	failures := 0
-	for c.awaitBreakers(list) {
+// reporter tells the server. It is of one goroutine.
+type reporter struct {
+	client *Client
+	list   func() []Breaker
+	look   func() []Observation // nil: nobody looks
+	seen   []Observation        // and not told
+}
+
+// run keeps a report open while there is anything to tell.
+func (r *reporter) run() {
+	c, failures := r.client, 0
+	for r.await() {
 		begin := time.Now()
-		err := c.reportOnce(list)
+		err := r.once()
 		if c.ctx.Err() != nil {
 			return
 		}
@@ -153,12 +185,13 @@ func (c *Client) report(list func() []Breaker) {
 	}
 }
 
-// awaitBreakers waits until there is something to report: most proxies have no
-// circuit, and cost the server nothing. It reports false when the client is closed.
-func (c *Client) awaitBreakers(list func() []Breaker) bool {
+// await waits until there is something to report: a proxy that calls nobody costs the
+// server nothing. It reports false when the client is closed.
+func (r *reporter) await() bool {
+	c := r.client
 	tick := time.NewTicker(breakerInterval)
 	defer tick.Stop()
-	for len(list()) == 0 && len(c.breakers.waiting().events) == 0 {
+	for len(r.list()) == 0 && len(c.breakers.waiting().events) == 0 && !r.sees() {
 		select {
 		case <-c.breakers.kick:
 		case <-tick.C:
@@ -169,8 +202,20 @@ func (c *Client) awaitBreakers(list func() []Breaker) bool {
 	return c.ctx.Err() == nil
 }
 
-// reportOnce runs one stream.
-func (c *Client) reportOnce(list func() []Breaker) error {
+// sees reports whether there is anything new of endpoints.
+func (r *reporter) sees() bool {
+	if r.look != nil {
+		r.seen = append(r.seen, r.look()...)
+	}
+	if more := len(r.seen) - maxSeen; more > 0 {
+		r.seen = slices.Delete(r.seen, 0, more)
+	}
+	return len(r.seen) > 0
+}
+
+// once runs one stream.
+func (r *reporter) once() error {
+	c := r.client
 	ctx, cancel := context.WithCancel(c.ctx)
 	stream, err := weftpb.NewWorkloadClient(c.conn).Report(ctx)
 	if err != nil {
@@ -187,7 +232,9 @@ func (c *Client) reportOnce(list func() []Breaker) error {
 	t := telling{proxy: c.id, told: make(map[breakerKey]Breaker)}
 	for {
 		news := c.breakers.waiting()
-		for _, m := range t.next(list(), news) {
+		r.sees()
+		news.seen, r.seen = r.seen, nil
+		for _, m := range t.next(r.list(), news) {
 			if err := stream.Send(m); err != nil {
 				return <-ended // Send says only EOF
 			}
@@ -240,7 +287,10 @@ func (t *telling) next(now []Breaker, news letter) []*weftpb.ProxyReport {
 			first.Removed = append(first.Removed, &weftpb.Breaker{Target: key.target, Policy: key.policy})
 		}
 	}
-	if first.Proxy == "" && len(first.Events)+len(first.Removed)+len(changed) == 0 {
+	for _, o := range news.seen {
+		first.Endpoints = append(first.Endpoints, &weftpb.EndpointSeen{Id: o.Endpoint, Failures: uint32(o.Failures), Successes: uint32(o.Successes), Kind: o.Kind})
+	}
+	if first.Proxy == "" && len(first.Events)+len(first.Removed)+len(changed)+len(first.Endpoints) == 0 {
 		return nil
 	}
 	out := []*weftpb.ProxyReport{first}

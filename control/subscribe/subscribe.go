@@ -17,7 +17,8 @@
 // stays; the others of the same response are used.
 //
 // The other way, a client tells the server of the proxy's circuits
-// (ReportBreakers), for people to see.
+// (ReportBreakers), for people to see, and of the endpoints that it reaches and those
+// that it does not (ReportEndpoints), so that what nobody reaches leaves every view.
 //
 // Until a sidecar has been told the policies of its workload, its Authorization
 // denies everything.
@@ -89,6 +90,7 @@ type Client struct {
 	told   chan struct{} // closed and replaced after each publication
 	leases map[*Lease]struct{}
 	closed bool
+	seen   func() []Observation // of ReportEndpoints; nil: nobody looks
 }
 
 // published is what a proxy runs on. It is immutable, but for hosts' times.

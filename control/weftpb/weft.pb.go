@@ -3488,8 +3488,9 @@ func (x *LeaseResponse) GetDrained() bool {
 	return false
 }
 
-// ProxyReport is what a proxy tells of its circuits. The first of a stream has all
-// of them, a later one those that are not as they were told last.
+// ProxyReport is what a proxy tells of its circuits, and of the endpoints that it
+// calls. The first of a stream has all circuits, a later one those that are not as
+// they were told last.
 type ProxyReport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Proxy         string                 `protobuf:"bytes,1,opt,name=proxy,proto3" json:"proxy,omitempty"` // in the first: node id of the proxy's ADS stream
@@ -3497,6 +3498,7 @@ type ProxyReport struct {
 	Removed       []*Breaker             `protobuf:"bytes,3,rep,name=removed,proto3" json:"removed,omitempty"` // no more there: target and policy only
 	Events        []*BreakerEvent        `protobuf:"bytes,4,rep,name=events,proto3" json:"events,omitempty"`   // oldest first
 	Lost          uint64                 `protobuf:"varint,5,opt,name=lost,proto3" json:"lost,omitempty"`      // events that were dropped before these, as there were too many
+	Endpoints     []*EndpointSeen        `protobuf:"bytes,6,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3566,6 +3568,83 @@ func (x *ProxyReport) GetLost() uint64 {
 	return 0
 }
 
+func (x *ProxyReport) GetEndpoints() []*EndpointSeen {
+	if x != nil {
+		return x.Endpoints
+	}
+	return nil
+}
+
+// EndpointSeen is what a proxy saw of an endpoint that it calls since it told of it
+// last.
+type EndpointSeen struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                // of the Endpoint
+	Failures      uint32                 `protobuf:"varint,2,opt,name=failures,proto3" json:"failures,omitempty"`   // since it last answered: no connection, a reset, no answer
+	Successes     uint32                 `protobuf:"varint,3,opt,name=successes,proto3" json:"successes,omitempty"` // answers, when the last was one; of a kind: 1 stands for many
+	Kind          string                 `protobuf:"bytes,4,opt,name=kind,proto3" json:"kind,omitempty"`            // of the last failure, for people: "connect", "reset", "timeout"
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndpointSeen) Reset() {
+	*x = EndpointSeen{}
+	mi := &file_weft_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndpointSeen) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndpointSeen) ProtoMessage() {}
+
+func (x *EndpointSeen) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndpointSeen.ProtoReflect.Descriptor instead.
+func (*EndpointSeen) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *EndpointSeen) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *EndpointSeen) GetFailures() uint32 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
+func (x *EndpointSeen) GetSuccesses() uint32 {
+	if x != nil {
+		return x.Successes
+	}
+	return 0
+}
+
+func (x *EndpointSeen) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
 // Breaker is a circuit of a proxy. A proxy has one at most of a target and policy.
 type Breaker struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3584,7 +3663,7 @@ type Breaker struct {
 
 func (x *Breaker) Reset() {
 	*x = Breaker{}
-	mi := &file_weft_proto_msgTypes[47]
+	mi := &file_weft_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3596,7 +3675,7 @@ func (x *Breaker) String() string {
 func (*Breaker) ProtoMessage() {}
 
 func (x *Breaker) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[47]
+	mi := &file_weft_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3609,7 +3688,7 @@ func (x *Breaker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Breaker.ProtoReflect.Descriptor instead.
 func (*Breaker) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{47}
+	return file_weft_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Breaker) GetTarget() string {
@@ -3693,7 +3772,7 @@ type BreakerEvent struct {
 
 func (x *BreakerEvent) Reset() {
 	*x = BreakerEvent{}
-	mi := &file_weft_proto_msgTypes[48]
+	mi := &file_weft_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3705,7 +3784,7 @@ func (x *BreakerEvent) String() string {
 func (*BreakerEvent) ProtoMessage() {}
 
 func (x *BreakerEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[48]
+	mi := &file_weft_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3718,7 +3797,7 @@ func (x *BreakerEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BreakerEvent.ProtoReflect.Descriptor instead.
 func (*BreakerEvent) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{48}
+	return file_weft_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *BreakerEvent) GetTime() *timestamppb.Timestamp {
@@ -3793,7 +3872,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_weft_proto_msgTypes[49]
+	mi := &file_weft_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3805,7 +3884,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[49]
+	mi := &file_weft_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3818,7 +3897,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{49}
+	return file_weft_proto_rawDescGZIP(), []int{50}
 }
 
 // ServerJoinRequest asks to make a new server a member of the cluster.
@@ -3833,7 +3912,7 @@ type ServerJoinRequest struct {
 
 func (x *ServerJoinRequest) Reset() {
 	*x = ServerJoinRequest{}
-	mi := &file_weft_proto_msgTypes[50]
+	mi := &file_weft_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3845,7 +3924,7 @@ func (x *ServerJoinRequest) String() string {
 func (*ServerJoinRequest) ProtoMessage() {}
 
 func (x *ServerJoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[50]
+	mi := &file_weft_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3858,7 +3937,7 @@ func (x *ServerJoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerJoinRequest.ProtoReflect.Descriptor instead.
 func (*ServerJoinRequest) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{50}
+	return file_weft_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ServerJoinRequest) GetToken() string {
@@ -3896,7 +3975,7 @@ type ServerJoinResponse struct {
 
 func (x *ServerJoinResponse) Reset() {
 	*x = ServerJoinResponse{}
-	mi := &file_weft_proto_msgTypes[51]
+	mi := &file_weft_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3908,7 +3987,7 @@ func (x *ServerJoinResponse) String() string {
 func (*ServerJoinResponse) ProtoMessage() {}
 
 func (x *ServerJoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[51]
+	mi := &file_weft_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3921,7 +4000,7 @@ func (x *ServerJoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerJoinResponse.ProtoReflect.Descriptor instead.
 func (*ServerJoinResponse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{51}
+	return file_weft_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ServerJoinResponse) GetMembers() []*ServerMember {
@@ -3971,7 +4050,7 @@ type ServerMember struct {
 
 func (x *ServerMember) Reset() {
 	*x = ServerMember{}
-	mi := &file_weft_proto_msgTypes[52]
+	mi := &file_weft_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3983,7 +4062,7 @@ func (x *ServerMember) String() string {
 func (*ServerMember) ProtoMessage() {}
 
 func (x *ServerMember) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[52]
+	mi := &file_weft_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3996,7 +4075,7 @@ func (x *ServerMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerMember.ProtoReflect.Descriptor instead.
 func (*ServerMember) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{52}
+	return file_weft_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ServerMember) GetId() uint64 {
@@ -4038,7 +4117,7 @@ type ForwardRequest struct {
 
 func (x *ForwardRequest) Reset() {
 	*x = ForwardRequest{}
-	mi := &file_weft_proto_msgTypes[53]
+	mi := &file_weft_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4050,7 +4129,7 @@ func (x *ForwardRequest) String() string {
 func (*ForwardRequest) ProtoMessage() {}
 
 func (x *ForwardRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[53]
+	mi := &file_weft_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4063,7 +4142,7 @@ func (x *ForwardRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardRequest.ProtoReflect.Descriptor instead.
 func (*ForwardRequest) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{53}
+	return file_weft_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ForwardRequest) GetToken() string {
@@ -4089,7 +4168,7 @@ type ForwardResponse struct {
 
 func (x *ForwardResponse) Reset() {
 	*x = ForwardResponse{}
-	mi := &file_weft_proto_msgTypes[54]
+	mi := &file_weft_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4101,7 +4180,7 @@ func (x *ForwardResponse) String() string {
 func (*ForwardResponse) ProtoMessage() {}
 
 func (x *ForwardResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[54]
+	mi := &file_weft_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4114,7 +4193,7 @@ func (x *ForwardResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardResponse.ProtoReflect.Descriptor instead.
 func (*ForwardResponse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{54}
+	return file_weft_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ForwardResponse) GetAnswer() []byte {
@@ -4122,6 +4201,262 @@ func (x *ForwardResponse) GetAnswer() []byte {
 		return x.Answer
 	}
 	return nil
+}
+
+// HoldingRequest asks a server who of its proxies follows a service.
+type HoldingRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Token   string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"` // the server token
+	Service *ServiceName           `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
+	Index   uint64                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"` // of the service
+	// Above 0: the answer comes when nobody is at less than index, or after this time.
+	Patience      *durationpb.Duration `protobuf:"bytes,4,opt,name=patience,proto3" json:"patience,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldingRequest) Reset() {
+	*x = HoldingRequest{}
+	mi := &file_weft_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldingRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldingRequest) ProtoMessage() {}
+
+func (x *HoldingRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldingRequest.ProtoReflect.Descriptor instead.
+func (*HoldingRequest) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *HoldingRequest) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *HoldingRequest) GetService() *ServiceName {
+	if x != nil {
+		return x.Service
+	}
+	return nil
+}
+
+func (x *HoldingRequest) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *HoldingRequest) GetPatience() *durationpb.Duration {
+	if x != nil {
+		return x.Patience
+	}
+	return nil
+}
+
+// HoldingResponse is how far a server's proxies are with a service.
+type HoldingResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`       // of the service, on this server
+	Known         uint64                 `protobuf:"varint,2,opt,name=known,proto3" json:"known,omitempty"`       // of the newest change of any instance that this server knows
+	Watchers      uint32                 `protobuf:"varint,3,opt,name=watchers,proto3" json:"watchers,omitempty"` // readers that wait for the next change of the service
+	Proxies       []*ProxyReceipt        `protobuf:"bytes,4,rep,name=proxies,proto3" json:"proxies,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldingResponse) Reset() {
+	*x = HoldingResponse{}
+	mi := &file_weft_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldingResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldingResponse) ProtoMessage() {}
+
+func (x *HoldingResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldingResponse.ProtoReflect.Descriptor instead.
+func (*HoldingResponse) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *HoldingResponse) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *HoldingResponse) GetKnown() uint64 {
+	if x != nil {
+		return x.Known
+	}
+	return 0
+}
+
+func (x *HoldingResponse) GetWatchers() uint32 {
+	if x != nil {
+		return x.Watchers
+	}
+	return 0
+}
+
+func (x *HoldingResponse) GetProxies() []*ProxyReceipt {
+	if x != nil {
+		return x.Proxies
+	}
+	return nil
+}
+
+// ProxyReceipt is how far a proxy is with a service.
+type ProxyReceipt struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Identity      string                 `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"` // node id of its ADS stream
+	Role          string                 `protobuf:"bytes,3,opt,name=role,proto3" json:"role,omitempty"`
+	Address       string                 `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"`
+	Pid           int32                  `protobuf:"varint,5,opt,name=pid,proto3" json:"pid,omitempty"`
+	Connected     bool                   `protobuf:"varint,6,opt,name=connected,proto3" json:"connected,omitempty"` // else it was, lately
+	Acked         uint64                 `protobuf:"varint,7,opt,name=acked,proto3" json:"acked,omitempty"`         // index of the service up to which it has acknowledged
+	Since         *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=since,proto3" json:"since,omitempty"`          // when it acknowledged that, or when its stream ended
+	Waiting       *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=waiting,proto3" json:"waiting,omitempty"`      // since when a change is on its way to it; absent: none is
+	Refused       string                 `protobuf:"bytes,10,opt,name=refused,proto3" json:"refused,omitempty"`     // why it goes on with what it had before
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProxyReceipt) Reset() {
+	*x = ProxyReceipt{}
+	mi := &file_weft_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProxyReceipt) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProxyReceipt) ProtoMessage() {}
+
+func (x *ProxyReceipt) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProxyReceipt.ProtoReflect.Descriptor instead.
+func (*ProxyReceipt) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *ProxyReceipt) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+func (x *ProxyReceipt) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ProxyReceipt) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *ProxyReceipt) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *ProxyReceipt) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *ProxyReceipt) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *ProxyReceipt) GetAcked() uint64 {
+	if x != nil {
+		return x.Acked
+	}
+	return 0
+}
+
+func (x *ProxyReceipt) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *ProxyReceipt) GetWaiting() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Waiting
+	}
+	return nil
+}
+
+func (x *ProxyReceipt) GetRefused() string {
+	if x != nil {
+		return x.Refused
+	}
+	return ""
 }
 
 type Locality_Shares struct {
@@ -4134,7 +4469,7 @@ type Locality_Shares struct {
 
 func (x *Locality_Shares) Reset() {
 	*x = Locality_Shares{}
-	mi := &file_weft_proto_msgTypes[55]
+	mi := &file_weft_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4146,7 +4481,7 @@ func (x *Locality_Shares) String() string {
 func (*Locality_Shares) ProtoMessage() {}
 
 func (x *Locality_Shares) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[55]
+	mi := &file_weft_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4186,7 +4521,7 @@ type Locality_Failover struct {
 
 func (x *Locality_Failover) Reset() {
 	*x = Locality_Failover{}
-	mi := &file_weft_proto_msgTypes[56]
+	mi := &file_weft_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4198,7 +4533,7 @@ func (x *Locality_Failover) String() string {
 func (*Locality_Failover) ProtoMessage() {}
 
 func (x *Locality_Failover) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[56]
+	mi := &file_weft_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4528,13 +4863,19 @@ const file_weft_proto_rawDesc = "" +
 	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x18\n" +
 	"\awaiting\x18\x03 \x01(\rR\awaiting\x12\x12\n" +
 	"\x04node\x18\x04 \x01(\tR\x04node\x12\x18\n" +
-	"\adrained\x18\x05 \x01(\bR\adrained\"\xd8\x01\n" +
+	"\adrained\x18\x05 \x01(\bR\adrained\"\x95\x02\n" +
 	"\vProxyReport\x12\x14\n" +
 	"\x05proxy\x18\x01 \x01(\tR\x05proxy\x124\n" +
 	"\bbreakers\x18\x02 \x03(\v2\x18.weft.control.v1.BreakerR\bbreakers\x122\n" +
 	"\aremoved\x18\x03 \x03(\v2\x18.weft.control.v1.BreakerR\aremoved\x125\n" +
 	"\x06events\x18\x04 \x03(\v2\x1d.weft.control.v1.BreakerEventR\x06events\x12\x12\n" +
-	"\x04lost\x18\x05 \x01(\x04R\x04lost\"\x87\x02\n" +
+	"\x04lost\x18\x05 \x01(\x04R\x04lost\x12;\n" +
+	"\tendpoints\x18\x06 \x03(\v2\x1d.weft.control.v1.EndpointSeenR\tendpoints\"l\n" +
+	"\fEndpointSeen\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
+	"\bfailures\x18\x02 \x01(\rR\bfailures\x12\x1c\n" +
+	"\tsuccesses\x18\x03 \x01(\rR\tsuccesses\x12\x12\n" +
+	"\x04kind\x18\x04 \x01(\tR\x04kind\"\x87\x02\n" +
 	"\aBreaker\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12\x16\n" +
 	"\x06policy\x18\x02 \x01(\tR\x06policy\x12\x14\n" +
@@ -4576,7 +4917,29 @@ const file_weft_proto_rawDesc = "" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\fR\acommand\")\n" +
 	"\x0fForwardResponse\x12\x16\n" +
-	"\x06answer\x18\x01 \x01(\fR\x06answer*c\n" +
+	"\x06answer\x18\x01 \x01(\fR\x06answer\"\xab\x01\n" +
+	"\x0eHoldingRequest\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x126\n" +
+	"\aservice\x18\x02 \x01(\v2\x1c.weft.control.v1.ServiceNameR\aservice\x12\x14\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\x125\n" +
+	"\bpatience\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\bpatience\"\x92\x01\n" +
+	"\x0fHoldingResponse\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x14\n" +
+	"\x05known\x18\x02 \x01(\x04R\x05known\x12\x1a\n" +
+	"\bwatchers\x18\x03 \x01(\rR\bwatchers\x127\n" +
+	"\aproxies\x18\x04 \x03(\v2\x1d.weft.control.v1.ProxyReceiptR\aproxies\"\xb0\x02\n" +
+	"\fProxyReceipt\x12\x1a\n" +
+	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
+	"\x04role\x18\x03 \x01(\tR\x04role\x12\x18\n" +
+	"\aaddress\x18\x04 \x01(\tR\aaddress\x12\x10\n" +
+	"\x03pid\x18\x05 \x01(\x05R\x03pid\x12\x1c\n" +
+	"\tconnected\x18\x06 \x01(\bR\tconnected\x12\x14\n" +
+	"\x05acked\x18\a \x01(\x04R\x05acked\x120\n" +
+	"\x05since\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x124\n" +
+	"\awaiting\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\awaiting\x12\x18\n" +
+	"\arefused\x18\n" +
+	" \x01(\tR\arefused*c\n" +
 	"\bPathMode\x12\r\n" +
 	"\tPATH_BASE\x10\x00\x12\r\n" +
 	"\tPATH_NONE\x10\x01\x12\x16\n" +
@@ -4591,10 +4954,11 @@ const file_weft_proto_rawDesc = "" +
 	"\x04Join\x12\x1c.weft.control.v1.JoinRequest\x1a\x1d.weft.control.v1.JoinResponse\x12F\n" +
 	"\x05Renew\x12\x1d.weft.control.v1.RenewRequest\x1a\x1e.weft.control.v1.RenewResponse\x12J\n" +
 	"\x05Lease\x12\x1d.weft.control.v1.LeaseRequest\x1a\x1e.weft.control.v1.LeaseResponse(\x010\x01\x12I\n" +
-	"\x06Report\x12\x1c.weft.control.v1.ProxyReport\x1a\x1f.weft.control.v1.ReportResponse(\x012\xa8\x01\n" +
+	"\x06Report\x12\x1c.weft.control.v1.ProxyReport\x1a\x1f.weft.control.v1.ReportResponse(\x012\xf6\x01\n" +
 	"\aServers\x12O\n" +
 	"\x04Join\x12\".weft.control.v1.ServerJoinRequest\x1a#.weft.control.v1.ServerJoinResponse\x12L\n" +
-	"\aForward\x12\x1f.weft.control.v1.ForwardRequest\x1a .weft.control.v1.ForwardResponseB)Z'github.com/weftmesh/weft/control/weftpbb\x06proto3"
+	"\aForward\x12\x1f.weft.control.v1.ForwardRequest\x1a .weft.control.v1.ForwardResponse\x12L\n" +
+	"\aHolding\x12\x1f.weft.control.v1.HoldingRequest\x1a .weft.control.v1.HoldingResponseB)Z'github.com/weftmesh/weft/control/weftpbb\x06proto3"
 
 var (
 	file_weft_proto_rawDescOnce sync.Once
@@ -4609,7 +4973,7 @@ func file_weft_proto_rawDescGZIP() []byte {
 }
 
 var file_weft_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_weft_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
+var file_weft_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
 var file_weft_proto_goTypes = []any{
 	(PathMode)(0),                   // 0: weft.control.v1.PathMode
 	(Health)(0),                     // 1: weft.control.v1.Health
@@ -4662,134 +5026,146 @@ var file_weft_proto_goTypes = []any{
 	(*LeaseDrain)(nil),              // 48: weft.control.v1.LeaseDrain
 	(*LeaseResponse)(nil),           // 49: weft.control.v1.LeaseResponse
 	(*ProxyReport)(nil),             // 50: weft.control.v1.ProxyReport
-	(*Breaker)(nil),                 // 51: weft.control.v1.Breaker
-	(*BreakerEvent)(nil),            // 52: weft.control.v1.BreakerEvent
-	(*ReportResponse)(nil),          // 53: weft.control.v1.ReportResponse
-	(*ServerJoinRequest)(nil),       // 54: weft.control.v1.ServerJoinRequest
-	(*ServerJoinResponse)(nil),      // 55: weft.control.v1.ServerJoinResponse
-	(*ServerMember)(nil),            // 56: weft.control.v1.ServerMember
-	(*ForwardRequest)(nil),          // 57: weft.control.v1.ForwardRequest
-	(*ForwardResponse)(nil),         // 58: weft.control.v1.ForwardResponse
-	(*Locality_Shares)(nil),         // 59: weft.control.v1.Locality.Shares
-	(*Locality_Failover)(nil),       // 60: weft.control.v1.Locality.Failover
-	nil,                             // 61: weft.control.v1.Locality.Shares.ToEntry
-	nil,                             // 62: weft.control.v1.Subset.LabelsEntry
-	nil,                             // 63: weft.control.v1.Endpoint.LabelsEntry
-	nil,                             // 64: weft.control.v1.Instance.LabelsEntry
-	(*durationpb.Duration)(nil),     // 65: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 66: google.protobuf.Timestamp
+	(*EndpointSeen)(nil),            // 51: weft.control.v1.EndpointSeen
+	(*Breaker)(nil),                 // 52: weft.control.v1.Breaker
+	(*BreakerEvent)(nil),            // 53: weft.control.v1.BreakerEvent
+	(*ReportResponse)(nil),          // 54: weft.control.v1.ReportResponse
+	(*ServerJoinRequest)(nil),       // 55: weft.control.v1.ServerJoinRequest
+	(*ServerJoinResponse)(nil),      // 56: weft.control.v1.ServerJoinResponse
+	(*ServerMember)(nil),            // 57: weft.control.v1.ServerMember
+	(*ForwardRequest)(nil),          // 58: weft.control.v1.ForwardRequest
+	(*ForwardResponse)(nil),         // 59: weft.control.v1.ForwardResponse
+	(*HoldingRequest)(nil),          // 60: weft.control.v1.HoldingRequest
+	(*HoldingResponse)(nil),         // 61: weft.control.v1.HoldingResponse
+	(*ProxyReceipt)(nil),            // 62: weft.control.v1.ProxyReceipt
+	(*Locality_Shares)(nil),         // 63: weft.control.v1.Locality.Shares
+	(*Locality_Failover)(nil),       // 64: weft.control.v1.Locality.Failover
+	nil,                             // 65: weft.control.v1.Locality.Shares.ToEntry
+	nil,                             // 66: weft.control.v1.Subset.LabelsEntry
+	nil,                             // 67: weft.control.v1.Endpoint.LabelsEntry
+	nil,                             // 68: weft.control.v1.Instance.LabelsEntry
+	(*durationpb.Duration)(nil),     // 69: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 70: google.protobuf.Timestamp
 }
 var file_weft_proto_depIdxs = []int32{
-	2,  // 0: weft.control.v1.StringMatch.kind:type_name -> weft.control.v1.StringMatch.Kind
-	6,  // 1: weft.control.v1.NamedMatch.value:type_name -> weft.control.v1.StringMatch
-	6,  // 2: weft.control.v1.Match.path:type_name -> weft.control.v1.StringMatch
-	6,  // 3: weft.control.v1.Match.method:type_name -> weft.control.v1.StringMatch
-	6,  // 4: weft.control.v1.Match.scheme:type_name -> weft.control.v1.StringMatch
-	6,  // 5: weft.control.v1.Match.authority:type_name -> weft.control.v1.StringMatch
-	7,  // 6: weft.control.v1.Match.headers:type_name -> weft.control.v1.NamedMatch
-	7,  // 7: weft.control.v1.Match.query:type_name -> weft.control.v1.NamedMatch
-	9,  // 8: weft.control.v1.HeaderOps.set:type_name -> weft.control.v1.HeaderField
-	9,  // 9: weft.control.v1.HeaderOps.add:type_name -> weft.control.v1.HeaderField
-	5,  // 10: weft.control.v1.Destination.service:type_name -> weft.control.v1.ServiceName
-	10, // 11: weft.control.v1.Destination.request:type_name -> weft.control.v1.HeaderOps
-	65, // 12: weft.control.v1.Retry.per_try_timeout:type_name -> google.protobuf.Duration
-	65, // 13: weft.control.v1.Retry.backoff:type_name -> google.protobuf.Duration
-	4,  // 14: weft.control.v1.Resilience.source:type_name -> weft.control.v1.SourceRef
-	4,  // 15: weft.control.v1.Rule.source:type_name -> weft.control.v1.SourceRef
-	8,  // 16: weft.control.v1.Rule.matches:type_name -> weft.control.v1.Match
-	12, // 17: weft.control.v1.Rule.redirect:type_name -> weft.control.v1.Redirect
-	13, // 18: weft.control.v1.Rule.direct:type_name -> weft.control.v1.DirectResponse
-	11, // 19: weft.control.v1.Rule.destinations:type_name -> weft.control.v1.Destination
-	65, // 20: weft.control.v1.Rule.timeout:type_name -> google.protobuf.Duration
-	15, // 21: weft.control.v1.Rule.retry:type_name -> weft.control.v1.Retry
-	14, // 22: weft.control.v1.Rule.rewrite:type_name -> weft.control.v1.Rewrite
-	10, // 23: weft.control.v1.Rule.request:type_name -> weft.control.v1.HeaderOps
-	10, // 24: weft.control.v1.Rule.response:type_name -> weft.control.v1.HeaderOps
-	16, // 25: weft.control.v1.Rule.resilience:type_name -> weft.control.v1.Resilience
-	4,  // 26: weft.control.v1.RawRule.source:type_name -> weft.control.v1.SourceRef
-	11, // 27: weft.control.v1.RawRule.destinations:type_name -> weft.control.v1.Destination
-	17, // 28: weft.control.v1.RouteTable.rules:type_name -> weft.control.v1.Rule
-	18, // 29: weft.control.v1.RouteTable.tcp:type_name -> weft.control.v1.RawRule
-	18, // 30: weft.control.v1.RouteTable.tls:type_name -> weft.control.v1.RawRule
-	0,  // 31: weft.control.v1.RouteTable.paths:type_name -> weft.control.v1.PathMode
-	65, // 32: weft.control.v1.Outlier.interval:type_name -> google.protobuf.Duration
-	65, // 33: weft.control.v1.Outlier.base_ejection:type_name -> google.protobuf.Duration
-	65, // 34: weft.control.v1.Outlier.max_ejection:type_name -> google.protobuf.Duration
-	65, // 35: weft.control.v1.Hash.cookie_ttl:type_name -> google.protobuf.Duration
-	65, // 36: weft.control.v1.SlowStart.window:type_name -> google.protobuf.Duration
-	59, // 37: weft.control.v1.Locality.distribute:type_name -> weft.control.v1.Locality.Shares
-	60, // 38: weft.control.v1.Locality.failover:type_name -> weft.control.v1.Locality.Failover
-	4,  // 39: weft.control.v1.TrafficPolicy.source:type_name -> weft.control.v1.SourceRef
-	65, // 40: weft.control.v1.TrafficPolicy.connect_timeout:type_name -> google.protobuf.Duration
-	65, // 41: weft.control.v1.TrafficPolicy.idle_timeout:type_name -> google.protobuf.Duration
-	20, // 42: weft.control.v1.TrafficPolicy.outlier:type_name -> weft.control.v1.Outlier
-	21, // 43: weft.control.v1.TrafficPolicy.hash:type_name -> weft.control.v1.Hash
-	22, // 44: weft.control.v1.TrafficPolicy.slow_start:type_name -> weft.control.v1.SlowStart
-	23, // 45: weft.control.v1.TrafficPolicy.locality:type_name -> weft.control.v1.Locality
-	62, // 46: weft.control.v1.Subset.labels:type_name -> weft.control.v1.Subset.LabelsEntry
-	24, // 47: weft.control.v1.Subset.policy:type_name -> weft.control.v1.TrafficPolicy
-	5,  // 48: weft.control.v1.Service.name:type_name -> weft.control.v1.ServiceName
-	24, // 49: weft.control.v1.Service.policy:type_name -> weft.control.v1.TrafficPolicy
-	25, // 50: weft.control.v1.Service.subsets:type_name -> weft.control.v1.Subset
-	16, // 51: weft.control.v1.Service.resilience:type_name -> weft.control.v1.Resilience
-	63, // 52: weft.control.v1.Endpoint.labels:type_name -> weft.control.v1.Endpoint.LabelsEntry
-	5,  // 53: weft.control.v1.Endpoints.service:type_name -> weft.control.v1.ServiceName
-	27, // 54: weft.control.v1.Endpoints.endpoints:type_name -> weft.control.v1.Endpoint
-	19, // 55: weft.control.v1.GatewayTable.table:type_name -> weft.control.v1.RouteTable
-	6,  // 56: weft.control.v1.Values.any:type_name -> weft.control.v1.StringMatch
-	6,  // 57: weft.control.v1.Values.not:type_name -> weft.control.v1.StringMatch
-	31, // 58: weft.control.v1.SourceMatch.principals:type_name -> weft.control.v1.Values
-	31, // 59: weft.control.v1.SourceMatch.namespaces:type_name -> weft.control.v1.Values
-	32, // 60: weft.control.v1.SourceMatch.addresses:type_name -> weft.control.v1.Prefixes
-	31, // 61: weft.control.v1.OperationMatch.methods:type_name -> weft.control.v1.Values
-	31, // 62: weft.control.v1.OperationMatch.paths:type_name -> weft.control.v1.Values
-	31, // 63: weft.control.v1.OperationMatch.hosts:type_name -> weft.control.v1.Values
-	31, // 64: weft.control.v1.OperationMatch.ports:type_name -> weft.control.v1.Values
-	31, // 65: weft.control.v1.Condition.values:type_name -> weft.control.v1.Values
-	33, // 66: weft.control.v1.AuthorizationRule.from:type_name -> weft.control.v1.SourceMatch
-	34, // 67: weft.control.v1.AuthorizationRule.to:type_name -> weft.control.v1.OperationMatch
-	35, // 68: weft.control.v1.AuthorizationRule.when:type_name -> weft.control.v1.Condition
-	4,  // 69: weft.control.v1.AuthorizationPolicy.source:type_name -> weft.control.v1.SourceRef
-	3,  // 70: weft.control.v1.AuthorizationPolicy.action:type_name -> weft.control.v1.AuthorizationPolicy.Action
-	36, // 71: weft.control.v1.AuthorizationPolicy.rules:type_name -> weft.control.v1.AuthorizationRule
-	37, // 72: weft.control.v1.Authorization.policies:type_name -> weft.control.v1.AuthorizationPolicy
-	0,  // 73: weft.control.v1.Authorization.paths:type_name -> weft.control.v1.PathMode
-	5,  // 74: weft.control.v1.Instance.service:type_name -> weft.control.v1.ServiceName
-	64, // 75: weft.control.v1.Instance.labels:type_name -> weft.control.v1.Instance.LabelsEntry
-	66, // 76: weft.control.v1.JoinResponse.not_after:type_name -> google.protobuf.Timestamp
-	66, // 77: weft.control.v1.RenewResponse.not_after:type_name -> google.protobuf.Timestamp
-	46, // 78: weft.control.v1.LeaseRequest.register:type_name -> weft.control.v1.LeaseRegister
-	47, // 79: weft.control.v1.LeaseRequest.heartbeat:type_name -> weft.control.v1.LeaseHeartbeat
-	48, // 80: weft.control.v1.LeaseRequest.drain:type_name -> weft.control.v1.LeaseDrain
-	40, // 81: weft.control.v1.LeaseRegister.instance:type_name -> weft.control.v1.Instance
-	65, // 82: weft.control.v1.LeaseRegister.ttl:type_name -> google.protobuf.Duration
-	47, // 83: weft.control.v1.LeaseRegister.health:type_name -> weft.control.v1.LeaseHeartbeat
-	1,  // 84: weft.control.v1.LeaseHeartbeat.health:type_name -> weft.control.v1.Health
-	65, // 85: weft.control.v1.LeaseResponse.ttl:type_name -> google.protobuf.Duration
-	51, // 86: weft.control.v1.ProxyReport.breakers:type_name -> weft.control.v1.Breaker
-	51, // 87: weft.control.v1.ProxyReport.removed:type_name -> weft.control.v1.Breaker
-	52, // 88: weft.control.v1.ProxyReport.events:type_name -> weft.control.v1.BreakerEvent
-	66, // 89: weft.control.v1.Breaker.since:type_name -> google.protobuf.Timestamp
-	66, // 90: weft.control.v1.BreakerEvent.time:type_name -> google.protobuf.Timestamp
-	56, // 91: weft.control.v1.ServerJoinResponse.members:type_name -> weft.control.v1.ServerMember
-	61, // 92: weft.control.v1.Locality.Shares.to:type_name -> weft.control.v1.Locality.Shares.ToEntry
-	41, // 93: weft.control.v1.Workload.Join:input_type -> weft.control.v1.JoinRequest
-	43, // 94: weft.control.v1.Workload.Renew:input_type -> weft.control.v1.RenewRequest
-	45, // 95: weft.control.v1.Workload.Lease:input_type -> weft.control.v1.LeaseRequest
-	50, // 96: weft.control.v1.Workload.Report:input_type -> weft.control.v1.ProxyReport
-	54, // 97: weft.control.v1.Servers.Join:input_type -> weft.control.v1.ServerJoinRequest
-	57, // 98: weft.control.v1.Servers.Forward:input_type -> weft.control.v1.ForwardRequest
-	42, // 99: weft.control.v1.Workload.Join:output_type -> weft.control.v1.JoinResponse
-	44, // 100: weft.control.v1.Workload.Renew:output_type -> weft.control.v1.RenewResponse
-	49, // 101: weft.control.v1.Workload.Lease:output_type -> weft.control.v1.LeaseResponse
-	53, // 102: weft.control.v1.Workload.Report:output_type -> weft.control.v1.ReportResponse
-	55, // 103: weft.control.v1.Servers.Join:output_type -> weft.control.v1.ServerJoinResponse
-	58, // 104: weft.control.v1.Servers.Forward:output_type -> weft.control.v1.ForwardResponse
-	99, // [99:105] is the sub-list for method output_type
-	93, // [93:99] is the sub-list for method input_type
-	93, // [93:93] is the sub-list for extension type_name
-	93, // [93:93] is the sub-list for extension extendee
-	0,  // [0:93] is the sub-list for field type_name
+	2,   // 0: weft.control.v1.StringMatch.kind:type_name -> weft.control.v1.StringMatch.Kind
+	6,   // 1: weft.control.v1.NamedMatch.value:type_name -> weft.control.v1.StringMatch
+	6,   // 2: weft.control.v1.Match.path:type_name -> weft.control.v1.StringMatch
+	6,   // 3: weft.control.v1.Match.method:type_name -> weft.control.v1.StringMatch
+	6,   // 4: weft.control.v1.Match.scheme:type_name -> weft.control.v1.StringMatch
+	6,   // 5: weft.control.v1.Match.authority:type_name -> weft.control.v1.StringMatch
+	7,   // 6: weft.control.v1.Match.headers:type_name -> weft.control.v1.NamedMatch
+	7,   // 7: weft.control.v1.Match.query:type_name -> weft.control.v1.NamedMatch
+	9,   // 8: weft.control.v1.HeaderOps.set:type_name -> weft.control.v1.HeaderField
+	9,   // 9: weft.control.v1.HeaderOps.add:type_name -> weft.control.v1.HeaderField
+	5,   // 10: weft.control.v1.Destination.service:type_name -> weft.control.v1.ServiceName
+	10,  // 11: weft.control.v1.Destination.request:type_name -> weft.control.v1.HeaderOps
+	69,  // 12: weft.control.v1.Retry.per_try_timeout:type_name -> google.protobuf.Duration
+	69,  // 13: weft.control.v1.Retry.backoff:type_name -> google.protobuf.Duration
+	4,   // 14: weft.control.v1.Resilience.source:type_name -> weft.control.v1.SourceRef
+	4,   // 15: weft.control.v1.Rule.source:type_name -> weft.control.v1.SourceRef
+	8,   // 16: weft.control.v1.Rule.matches:type_name -> weft.control.v1.Match
+	12,  // 17: weft.control.v1.Rule.redirect:type_name -> weft.control.v1.Redirect
+	13,  // 18: weft.control.v1.Rule.direct:type_name -> weft.control.v1.DirectResponse
+	11,  // 19: weft.control.v1.Rule.destinations:type_name -> weft.control.v1.Destination
+	69,  // 20: weft.control.v1.Rule.timeout:type_name -> google.protobuf.Duration
+	15,  // 21: weft.control.v1.Rule.retry:type_name -> weft.control.v1.Retry
+	14,  // 22: weft.control.v1.Rule.rewrite:type_name -> weft.control.v1.Rewrite
+	10,  // 23: weft.control.v1.Rule.request:type_name -> weft.control.v1.HeaderOps
+	10,  // 24: weft.control.v1.Rule.response:type_name -> weft.control.v1.HeaderOps
+	16,  // 25: weft.control.v1.Rule.resilience:type_name -> weft.control.v1.Resilience
+	4,   // 26: weft.control.v1.RawRule.source:type_name -> weft.control.v1.SourceRef
+	11,  // 27: weft.control.v1.RawRule.destinations:type_name -> weft.control.v1.Destination
+	17,  // 28: weft.control.v1.RouteTable.rules:type_name -> weft.control.v1.Rule
+	18,  // 29: weft.control.v1.RouteTable.tcp:type_name -> weft.control.v1.RawRule
+	18,  // 30: weft.control.v1.RouteTable.tls:type_name -> weft.control.v1.RawRule
+	0,   // 31: weft.control.v1.RouteTable.paths:type_name -> weft.control.v1.PathMode
+	69,  // 32: weft.control.v1.Outlier.interval:type_name -> google.protobuf.Duration
+	69,  // 33: weft.control.v1.Outlier.base_ejection:type_name -> google.protobuf.Duration
+	69,  // 34: weft.control.v1.Outlier.max_ejection:type_name -> google.protobuf.Duration
+	69,  // 35: weft.control.v1.Hash.cookie_ttl:type_name -> google.protobuf.Duration
+	69,  // 36: weft.control.v1.SlowStart.window:type_name -> google.protobuf.Duration
+	63,  // 37: weft.control.v1.Locality.distribute:type_name -> weft.control.v1.Locality.Shares
+	64,  // 38: weft.control.v1.Locality.failover:type_name -> weft.control.v1.Locality.Failover
+	4,   // 39: weft.control.v1.TrafficPolicy.source:type_name -> weft.control.v1.SourceRef
+	69,  // 40: weft.control.v1.TrafficPolicy.connect_timeout:type_name -> google.protobuf.Duration
+	69,  // 41: weft.control.v1.TrafficPolicy.idle_timeout:type_name -> google.protobuf.Duration
+	20,  // 42: weft.control.v1.TrafficPolicy.outlier:type_name -> weft.control.v1.Outlier
+	21,  // 43: weft.control.v1.TrafficPolicy.hash:type_name -> weft.control.v1.Hash
+	22,  // 44: weft.control.v1.TrafficPolicy.slow_start:type_name -> weft.control.v1.SlowStart
+	23,  // 45: weft.control.v1.TrafficPolicy.locality:type_name -> weft.control.v1.Locality
+	66,  // 46: weft.control.v1.Subset.labels:type_name -> weft.control.v1.Subset.LabelsEntry
+	24,  // 47: weft.control.v1.Subset.policy:type_name -> weft.control.v1.TrafficPolicy
+	5,   // 48: weft.control.v1.Service.name:type_name -> weft.control.v1.ServiceName
+	24,  // 49: weft.control.v1.Service.policy:type_name -> weft.control.v1.TrafficPolicy
+	25,  // 50: weft.control.v1.Service.subsets:type_name -> weft.control.v1.Subset
+	16,  // 51: weft.control.v1.Service.resilience:type_name -> weft.control.v1.Resilience
+	67,  // 52: weft.control.v1.Endpoint.labels:type_name -> weft.control.v1.Endpoint.LabelsEntry
+	5,   // 53: weft.control.v1.Endpoints.service:type_name -> weft.control.v1.ServiceName
+	27,  // 54: weft.control.v1.Endpoints.endpoints:type_name -> weft.control.v1.Endpoint
+	19,  // 55: weft.control.v1.GatewayTable.table:type_name -> weft.control.v1.RouteTable
+	6,   // 56: weft.control.v1.Values.any:type_name -> weft.control.v1.StringMatch
+	6,   // 57: weft.control.v1.Values.not:type_name -> weft.control.v1.StringMatch
+	31,  // 58: weft.control.v1.SourceMatch.principals:type_name -> weft.control.v1.Values
+	31,  // 59: weft.control.v1.SourceMatch.namespaces:type_name -> weft.control.v1.Values
+	32,  // 60: weft.control.v1.SourceMatch.addresses:type_name -> weft.control.v1.Prefixes
+	31,  // 61: weft.control.v1.OperationMatch.methods:type_name -> weft.control.v1.Values
+	31,  // 62: weft.control.v1.OperationMatch.paths:type_name -> weft.control.v1.Values
+	31,  // 63: weft.control.v1.OperationMatch.hosts:type_name -> weft.control.v1.Values
+	31,  // 64: weft.control.v1.OperationMatch.ports:type_name -> weft.control.v1.Values
+	31,  // 65: weft.control.v1.Condition.values:type_name -> weft.control.v1.Values
+	33,  // 66: weft.control.v1.AuthorizationRule.from:type_name -> weft.control.v1.SourceMatch
+	34,  // 67: weft.control.v1.AuthorizationRule.to:type_name -> weft.control.v1.OperationMatch
+	35,  // 68: weft.control.v1.AuthorizationRule.when:type_name -> weft.control.v1.Condition
+	4,   // 69: weft.control.v1.AuthorizationPolicy.source:type_name -> weft.control.v1.SourceRef
+	3,   // 70: weft.control.v1.AuthorizationPolicy.action:type_name -> weft.control.v1.AuthorizationPolicy.Action
+	36,  // 71: weft.control.v1.AuthorizationPolicy.rules:type_name -> weft.control.v1.AuthorizationRule
+	37,  // 72: weft.control.v1.Authorization.policies:type_name -> weft.control.v1.AuthorizationPolicy
+	0,   // 73: weft.control.v1.Authorization.paths:type_name -> weft.control.v1.PathMode
+	5,   // 74: weft.control.v1.Instance.service:type_name -> weft.control.v1.ServiceName
+	68,  // 75: weft.control.v1.Instance.labels:type_name -> weft.control.v1.Instance.LabelsEntry
+	70,  // 76: weft.control.v1.JoinResponse.not_after:type_name -> google.protobuf.Timestamp
+	70,  // 77: weft.control.v1.RenewResponse.not_after:type_name -> google.protobuf.Timestamp
+	46,  // 78: weft.control.v1.LeaseRequest.register:type_name -> weft.control.v1.LeaseRegister
+	47,  // 79: weft.control.v1.LeaseRequest.heartbeat:type_name -> weft.control.v1.LeaseHeartbeat
+	48,  // 80: weft.control.v1.LeaseRequest.drain:type_name -> weft.control.v1.LeaseDrain
+	40,  // 81: weft.control.v1.LeaseRegister.instance:type_name -> weft.control.v1.Instance
+	69,  // 82: weft.control.v1.LeaseRegister.ttl:type_name -> google.protobuf.Duration
+	47,  // 83: weft.control.v1.LeaseRegister.health:type_name -> weft.control.v1.LeaseHeartbeat
+	1,   // 84: weft.control.v1.LeaseHeartbeat.health:type_name -> weft.control.v1.Health
+	69,  // 85: weft.control.v1.LeaseResponse.ttl:type_name -> google.protobuf.Duration
+	52,  // 86: weft.control.v1.ProxyReport.breakers:type_name -> weft.control.v1.Breaker
+	52,  // 87: weft.control.v1.ProxyReport.removed:type_name -> weft.control.v1.Breaker
+	53,  // 88: weft.control.v1.ProxyReport.events:type_name -> weft.control.v1.BreakerEvent
+	51,  // 89: weft.control.v1.ProxyReport.endpoints:type_name -> weft.control.v1.EndpointSeen
+	70,  // 90: weft.control.v1.Breaker.since:type_name -> google.protobuf.Timestamp
+	70,  // 91: weft.control.v1.BreakerEvent.time:type_name -> google.protobuf.Timestamp
+	57,  // 92: weft.control.v1.ServerJoinResponse.members:type_name -> weft.control.v1.ServerMember
+	5,   // 93: weft.control.v1.HoldingRequest.service:type_name -> weft.control.v1.ServiceName
+	69,  // 94: weft.control.v1.HoldingRequest.patience:type_name -> google.protobuf.Duration
+	62,  // 95: weft.control.v1.HoldingResponse.proxies:type_name -> weft.control.v1.ProxyReceipt
+	70,  // 96: weft.control.v1.ProxyReceipt.since:type_name -> google.protobuf.Timestamp
+	70,  // 97: weft.control.v1.ProxyReceipt.waiting:type_name -> google.protobuf.Timestamp
+	65,  // 98: weft.control.v1.Locality.Shares.to:type_name -> weft.control.v1.Locality.Shares.ToEntry
+	41,  // 99: weft.control.v1.Workload.Join:input_type -> weft.control.v1.JoinRequest
+	43,  // 100: weft.control.v1.Workload.Renew:input_type -> weft.control.v1.RenewRequest
+	45,  // 101: weft.control.v1.Workload.Lease:input_type -> weft.control.v1.LeaseRequest
+	50,  // 102: weft.control.v1.Workload.Report:input_type -> weft.control.v1.ProxyReport
+	55,  // 103: weft.control.v1.Servers.Join:input_type -> weft.control.v1.ServerJoinRequest
+	58,  // 104: weft.control.v1.Servers.Forward:input_type -> weft.control.v1.ForwardRequest
+	60,  // 105: weft.control.v1.Servers.Holding:input_type -> weft.control.v1.HoldingRequest
+	42,  // 106: weft.control.v1.Workload.Join:output_type -> weft.control.v1.JoinResponse
+	44,  // 107: weft.control.v1.Workload.Renew:output_type -> weft.control.v1.RenewResponse
+	49,  // 108: weft.control.v1.Workload.Lease:output_type -> weft.control.v1.LeaseResponse
+	54,  // 109: weft.control.v1.Workload.Report:output_type -> weft.control.v1.ReportResponse
+	56,  // 110: weft.control.v1.Servers.Join:output_type -> weft.control.v1.ServerJoinResponse
+	59,  // 111: weft.control.v1.Servers.Forward:output_type -> weft.control.v1.ForwardResponse
+	61,  // 112: weft.control.v1.Servers.Holding:output_type -> weft.control.v1.HoldingResponse
+	106, // [106:113] is the sub-list for method output_type
+	99,  // [99:106] is the sub-list for method input_type
+	99,  // [99:99] is the sub-list for extension type_name
+	99,  // [99:99] is the sub-list for extension extendee
+	0,   // [0:99] is the sub-list for field type_name
 }
 
 func init() { file_weft_proto_init() }
@@ -4808,7 +5184,7 @@ func file_weft_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weft_proto_rawDesc), len(file_weft_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   61,
+			NumMessages:   65,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -57,8 +57,9 @@ type WorkloadClient interface {
 	// ends without drain, the lease lapses after its TTL: the instance is critical
 	// then, and removed 30 s later.
 	Lease(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LeaseRequest, LeaseResponse], error)
-	// Report tells the state of a proxy's circuits for as long as it lasts. What was
-	// told of them is forgotten when it ends; events stay.
+	// Report tells the state of a proxy's circuits, and what it sees of endpoints, for
+	// as long as it lasts. What was told of circuits is forgotten when it ends; events
+	// stay.
 	Report(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[ProxyReport, ReportResponse], error)
 }
 
@@ -129,8 +130,9 @@ type WorkloadServer interface {
 	// ends without drain, the lease lapses after its TTL: the instance is critical
 	// then, and removed 30 s later.
 	Lease(grpc.BidiStreamingServer[LeaseRequest, LeaseResponse]) error
-	// Report tells the state of a proxy's circuits for as long as it lasts. What was
-	// told of them is forgotten when it ends; events stay.
+	// Report tells the state of a proxy's circuits, and what it sees of endpoints, for
+	// as long as it lasts. What was told of circuits is forgotten when it ends; events
+	// stay.
 	Report(grpc.ClientStreamingServer[ProxyReport, ReportResponse]) error
 	mustEmbedUnimplementedWorkloadServer()
 }
@@ -260,6 +262,7 @@ var Workload_ServiceDesc = grpc.ServiceDesc{
 const (
 	Servers_Join_FullMethodName    = "/weft.control.v1.Servers/Join"
 	Servers_Forward_FullMethodName = "/weft.control.v1.Servers/Forward"
+	Servers_Holding_FullMethodName = "/weft.control.v1.Servers/Holding"
 )
 
 // ServersClient is the client API for Servers service.
@@ -271,6 +274,7 @@ const (
 type ServersClient interface {
 	Join(ctx context.Context, in *ServerJoinRequest, opts ...grpc.CallOption) (*ServerJoinResponse, error)
 	Forward(ctx context.Context, in *ForwardRequest, opts ...grpc.CallOption) (*ForwardResponse, error)
+	Holding(ctx context.Context, in *HoldingRequest, opts ...grpc.CallOption) (*HoldingResponse, error)
 }
 
 type serversClient struct {
@@ -301,6 +305,16 @@ func (c *serversClient) Forward(ctx context.Context, in *ForwardRequest, opts ..
 	return out, nil
 }
 
+func (c *serversClient) Holding(ctx context.Context, in *HoldingRequest, opts ...grpc.CallOption) (*HoldingResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(HoldingResponse)
+	err := c.cc.Invoke(ctx, Servers_Holding_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ServersServer is the server API for Servers service.
 // All implementations must embed UnimplementedServersServer
 // for forward compatibility.
@@ -310,6 +324,7 @@ func (c *serversClient) Forward(ctx context.Context, in *ForwardRequest, opts ..
 type ServersServer interface {
 	Join(context.Context, *ServerJoinRequest) (*ServerJoinResponse, error)
 	Forward(context.Context, *ForwardRequest) (*ForwardResponse, error)
+	Holding(context.Context, *HoldingRequest) (*HoldingResponse, error)
 	mustEmbedUnimplementedServersServer()
 }
 
@@ -325,6 +340,9 @@ func (UnimplementedServersServer) Join(context.Context, *ServerJoinRequest) (*Se
 }
 func (UnimplementedServersServer) Forward(context.Context, *ForwardRequest) (*ForwardResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Forward not implemented")
+}
+func (UnimplementedServersServer) Holding(context.Context, *HoldingRequest) (*HoldingResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Holding not implemented")
 }
 func (UnimplementedServersServer) mustEmbedUnimplementedServersServer() {}
 func (UnimplementedServersServer) testEmbeddedByValue()                 {}
@@ -383,6 +401,24 @@ func _Servers_Forward_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Servers_Holding_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HoldingRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ServersServer).Holding(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Servers_Holding_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ServersServer).Holding(ctx, req.(*HoldingRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Servers_ServiceDesc is the grpc.ServiceDesc for Servers service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -397,6 +433,10 @@ var Servers_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Forward",
 			Handler:    _Servers_Forward_Handler,
+		},
+		{
+			MethodName: "Holding",
+			Handler:    _Servers_Holding_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
