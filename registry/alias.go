@@ -93,13 +93,17 @@ func (d *draft) settleAliasesOf(owner weft.InstanceKey) (changed bool) {
 	results := make(map[string]result)
 	for i := range checks {
 		if c := &checks[i]; c.Kind == weft.AliasCheck {
-			if status, output := d.aliasHealth(owner, c); status != c.Status {
+			if status, output := d.aliasHealth(owner, c); status != c.Status || c.Output == "" {
 				results[c.ID] = result{status, output}
 			}
 		}
 	}
 	if len(results) == 0 {
 		return false
+	}
+	if by := signerOf(d.records[recordOf(owner)]); by != "" {
+		d.actor = by // who changes it anyway
+		defer func() { d.actor = aliasActor }()
 	}
 	err := editChecks(d, owner, "alias", func(checks []weft.Check) []weft.Check {
 		for i := range checks {

@@ -159,13 +159,29 @@ func (r *Registry) writeStatus(ctx context.Context, d duty, status weft.Health, 
 	if isObservation(d.key.id) && status < weft.Critical {
 		return r.promote(ctx, d.owner, output, func(c *weft.Check) bool { return sameProbe(c, &d.check) })
 	}
-	err := r.setStatus(ctx, d.key, status, output, func(c *weft.Check) bool {
+	err := r.setStatus(WithActor(ctx, d.actor(status)), d.key, status, output, func(c *weft.Check) bool {
 		return sameProbe(c, &d.check) && (d.kind != lapseDuty || r.checks.stillLapses(d))
 	})
 	if err == nil {
 		r.log.Info("registry: check changed", "check", d.key.id, "node", d.key.node, "status", status, "output", firstLine(output))
 	}
 	return err
+}
+
+// actor says what changes a check's status to what it is now.
+func (d *duty) actor(status weft.Health) string {
+	what := orElse(d.check.Target, d.check.ID)
+	switch {
+	case d.kind == lapseDuty && d.check.Kind == weft.LeaseCheck:
+		return "lease of " + orElse(d.owner.ID, d.owner.Node) + " lapsed"
+	case d.kind == lapseDuty:
+		return "check " + d.check.ID + " was not reported in time"
+	case status >= weft.Critical:
+		return "check " + what + " failed"
+	case status == weft.Warning:
+		return "check " + what + " warns"
+	}
+	return "check " + what + " passed"
 }
 
 // stillLapses reports whether no report came since the lapse was found.
@@ -180,7 +196,7 @@ func (r *Registry) reap(ctx context.Context, d duty) error {
 	if r.held(d.owner, time.Now()) {
 		return nil // the schedule asks again
 	}
-	_, err := r.deregisterHere(ctx, d.owner)
+	_, err := r.deregisterHere(WithActor(ctx, d.reason), d.owner)
 	if err == nil {
 		r.log.Warn("registry: instance deregistered", "instance", d.owner.ID, "node", d.owner.Node, "reason", d.reason)
 	}

@@ -99,7 +99,7 @@ func (r *Registry) observeHere(ctx context.Context, o Observation) (bool, error)
 // demote adds the check, when the rest of the service can do without the instance.
 func (r *Registry) demote(ctx context.Context, in *weft.Instance, v verdict, now time.Time) (bool, error) {
 	done := false
-	err := r.do(ctx, "demote", "instance "+in.ID, func(d *draft) error {
+	err := r.do(WithActor(ctx, "demoted by reports of its callers: "+v.text), "demote", "instance "+in.ID, func(d *draft) error {
 		in := d.instance(in.Key())
 		if in == nil || !d.mayDemote(in) {
 			return nil
@@ -151,7 +151,7 @@ func (d *draft) mayDemote(in *weft.Instance) bool {
 // reason for that still holds.
 func (r *Registry) promote(ctx context.Context, key weft.InstanceKey, reason string, still func(*weft.Check) bool) error {
 	id, done := observedPrefix+key.ID, false
-	err := r.do(ctx, "promote", "instance "+key.ID, func(d *draft) error {
+	err := r.do(WithActor(ctx, "promoted: "+firstLine(reason)), "promote", "instance "+key.ID, func(d *draft) error {
 		c := findCheck(d.checksOf(key), id)
 		if c == nil || still != nil && !still(c) {
 			return nil

@@ -23,6 +23,10 @@ type draft struct {
 	records   map[string][]byte                   // JSON of what is put, by key
 	prepared  map[string]*weft.Instance           // what some of the records say, by key
 	guards    map[weft.ServiceName]*Guard         // after, nil is gone
+	gone      map[weft.InstanceKey]string         // who took an instance away
+	released  map[weft.ServiceName]string         // who released a guard
+	departed  map[string]*departures              // of txn, by cell
+	actor     string                              // who makes the changes that come now
 	size      int                                 // bytes, about
 	keys      keyDraft
 	rev       int64 // of its transaction, when that is committed; 0 when it changes nothing
@@ -46,6 +50,9 @@ func newDraft(s *state) *draft {
 		records:   make(map[string][]byte),
 		prepared:  make(map[string]*weft.Instance),
 		guards:    make(map[weft.ServiceName]*Guard),
+		gone:      make(map[weft.InstanceKey]string),
+		released:  make(map[weft.ServiceName]string),
+		departed:  make(map[string]*departures),
 		keys:      newKeyDraft(&s.keys, time.Now().UnixMilli()),
 	}
 }
@@ -97,7 +104,7 @@ func (d *draft) owner(k checkKey) checkOwner {
 // putPrepared adds an instance that is not there, as prepare returned it.
 func (d *draft) putPrepared(in *weft.Instance, b []byte) {
 	key, record := in.Key(), instanceRecord(in.Key())
-	d.put(record, b)
+	d.put(record, signed(b, d.actor))
 	d.prepared[record] = in
 	d.instances[key] = in
 	d.own(key, in.Checks)
@@ -133,7 +140,7 @@ func (d *draft) putInstance(in *weft.Instance) error {
 func (d *draft) deleteInstance(key weft.InstanceKey) {
 	checks := d.instance(key).Checks
 	d.disown(key, checks)
-	d.instances[key] = nil
+	d.instances[key], d.gone[key] = nil, d.actor
 	d.checksChanged(key.Node, checks, nil)
 	delete(d.records, instanceRecord(key))
 	delete(d.prepared, instanceRecord(key))
@@ -178,7 +185,7 @@ func (d *draft) encode(record, thing string, v any) error {
 	if err != nil {
 		return err
 	}
-	d.put(record, b)
+	d.put(record, signed(b, d.actor))
 	return nil
 }
 
@@ -263,6 +270,7 @@ func (d *draft) txn() store.Txn {
 			editsOf(touched, after.Service)[key] = after
 			continue
 		}
+		d.depart(before.Service, instanceRecord(key), d.gone[key])
 		t.Delete = append(t.Delete, instanceRecord(key))
 		cells[nodeCell(key.Node)] = true
 		cells[instancesCell] = true
@@ -284,10 +292,20 @@ func (d *draft) txn() store.Txn {
 		t.Put = append(t.Put, store.KV{Key: key, Value: d.records[key]})
 	}
 	for _, key := range slices.Sorted(maps.Keys(cells)) {
-		t.Put = append(t.Put, store.KV{Key: key})
+		t.Put = append(t.Put, store.KV{Key: key, Value: d.departed[key].encode()})
 	}
 	d.keyTxn(&t)
 	return t
+}
+
+// depart notes who took a record of a service away.
+func (d *draft) depart(n weft.ServiceName, record, by string) {
+	cell := serviceCell(n)
+	first := d.departed[cell] == nil
+	if first {
+		d.departed[cell] = new(departures)
+	}
+	d.departed[cell].add(record, by, first)
 }
 
 // nodeTxn adds what the change of a node means besides its own record.

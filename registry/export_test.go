@@ -1,6 +1,11 @@
 package registry
 
-import "sync"
+import (
+	"context"
+	"sync"
+
+	"github.com/weftmesh/weft"
+)
 
 // CountWakes counts from now on how often a Wait was woken, by topic. Call it
 // before the first Wait.
@@ -35,4 +40,14 @@ func (r *Registry) Waiting(t Topic) int {
 		return list.n
 	}
 	return 0
+}
+
+// HistoryFrom tells the history of a service from an index on, with Start.
+func (r *Registry) HistoryFrom(ctx context.Context, n weft.ServiceName, from int64) (HistoryResult, error) {
+	h, err := r.beginHistory(ctx, HistoryRequest{Service: n, Since: 1, Limit: historyLimit})
+	if err != nil {
+		return HistoryResult{}, err
+	}
+	h.after = from - 1
+	return h.read(ctx)
 }

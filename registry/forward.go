@@ -141,6 +141,7 @@ func (r *Registry) awaitWriter(ctx context.Context, moved <-chan struct{}, deadl
 // command is a forwarded write.
 type command struct {
 	Op       string          `json:"op"`
+	Actor    string          `json:"actor,omitempty"`
 	Argument json.RawMessage `json:"argument"`
 }
 
@@ -186,7 +187,7 @@ func (r *Registry) forward(ctx context.Context, op string, argument, result any)
 	if err != nil {
 		return weft.Errorf(weft.Internal, op, "forwarded write", "%w", err)
 	}
-	if b, err = json.Marshal(command{Op: op, Argument: b}); err != nil {
+	if b, err = json.Marshal(command{Op: op, Actor: actorOf(ctx), Argument: b}); err != nil {
 		return weft.Errorf(weft.Internal, op, "forwarded write", "%w", err)
 	}
 	got, sent, err := r.peers.Forward(ctx, b)
@@ -235,7 +236,7 @@ func (r *Registry) execute(ctx context.Context, b []byte) reply {
 	if !r.writes.Load() {
 		return reply{NotWriter: true}
 	}
-	result, err := do(ctx, c.Argument)
+	result, err := do(WithActor(ctx, c.Actor), c.Argument)
 	switch {
 	case errors.Is(err, errNotWriter):
 		return reply{NotWriter: true}

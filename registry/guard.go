@@ -91,7 +91,7 @@ func (r *Registry) releaseGuardHere(ctx context.Context, n weft.ServiceName) (ui
 		if d.guard(n) == nil {
 			return weft.Errorf(weft.NotFound, "release", "guard of "+n.String(), "the service is not guarded")
 		}
-		d.guards[n] = nil
+		d.guards[n], d.released[n] = nil, d.actor
 		return nil
 	})
 	if err != nil {
@@ -151,6 +151,9 @@ func (d *draft) guardTxn(t *store.Txn, cells map[string]bool) {
 		case after == nil && before != nil:
 			t.Delete = append(t.Delete, guardRecord(n))
 			cells[serviceCell(n)] = true
+			if by, ok := d.released[n]; ok {
+				d.depart(n, guardRecord(n), by)
+			}
 		case after != nil && (before == nil || !slices.Equal(before.Kept, after.Kept)):
 			if b, err := json.Marshal(after); err == nil { // texts and a time of ours
 				d.put(guardRecord(n), b)
@@ -162,6 +165,7 @@ func (d *draft) guardTxn(t *store.Txn, cells map[string]bool) {
 // settle computes what follows from a draft's changes, before it is committed:
 // aliases, and then guards.
 func (r *Registry) settle(d *draft) {
+	d.actor = aliasActor
 	d.settleAliases()
 	now := time.Now()
 	recently := func(key weft.InstanceKey) bool { return r.checks.fellSince(key, now.Add(-guardWindow)) }

@@ -10,15 +10,16 @@ import (
 // What the store holds. Parts of a key are escaped, so that a "/" in a name does
 // not make another key of it.
 //
-//	registry/nodes/<node>                   weft.Node as JSON, with its checks
-//	registry/instances/<node>/<id>          weft.Instance as JSON, with its checks
+//	registry/nodes/<node>                   weft.Node as JSON, with its checks and a signature
+//	registry/instances/<node>/<id>          weft.Instance as JSON, with its checks and a signature
 //	registry/guards/<ns>/<service>          Guard as JSON
-//	registry/index/service/<ns>/<service>   empty
+//	registry/index/service/<ns>/<service>   departures as JSON, or empty
 //	registry/index/node/<node>              empty
 //	registry/index/instances                empty
 //	registry/index/services                 empty
 //	registry/index/nodes                    empty
 //	registry/kv/…                           keys: see kvrecord.go
+//	registry/time                           Unix milliseconds of a change, about
 //
 // The index of a topic is the revision of its last change. The newest change that
 // put a record is known by the record's own revision; every other one (a record
@@ -35,6 +36,7 @@ const (
 	instancesCell = root + "index/instances"
 	servicesCell  = root + "index/services"
 	nodesCell     = root + "index/nodes"
+	timeMark      = root + "time"
 )
 
 func instanceRecord(k weft.InstanceKey) string {
@@ -42,6 +44,14 @@ func instanceRecord(k weft.InstanceKey) string {
 }
 
 func nodeRecord(name string) string { return nodesDir + url.PathEscape(name) }
+
+// recordOf returns the record of an instance, or of a node (ID "").
+func recordOf(k weft.InstanceKey) string {
+	if k.ID == "" {
+		return nodeRecord(k.Node)
+	}
+	return instanceRecord(k)
+}
 
 func serviceCell(n weft.ServiceName) string {
 	return serviceCells + url.PathEscape(n.Namespace) + "/" + url.PathEscape(n.Name)

@@ -32,6 +32,7 @@ import (
 	"log/slog"
 	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -72,6 +73,7 @@ type Registry struct {
 	view      view        // written by the loop only
 	committed *draft      // owned by the loop: what it committed and has not seen yet, else nil
 	term      int64       // owned by the loop: revision of the fence while it writes
+	marked    int64       // owned by the loop: Unix milliseconds of the newest time mark
 	writes    atomic.Bool // this server writes; set by the loop
 
 	leaderless atomic.Int64 // since when no server leads, in Unix nanoseconds; 0: one does; set by the loop
@@ -155,7 +157,7 @@ func (r *Registry) registerOwnNode(ctx context.Context, n weft.Node) error {
 	if old := r.LocalNode(); old != nil {
 		n.Checks = keepOthers(n.Checks, old.Checks)
 	}
-	_, err := r.RegisterNode(ctx, n)
+	_, err := r.RegisterNode(WithActor(ctx, "server "+n.Name), n)
 	return err
 }
 
@@ -381,6 +383,7 @@ func (r *Registry) write(events <-chan store.Batch, batch []*request) (<-chan st
 			if req.ctx.Err() != nil {
 				continue // who asked has its own answer and is gone
 			}
+			d.actor = actorOf(req.ctx)
 			if err := req.plan(d); err != nil {
 				req.done <- err
 				continue
@@ -419,7 +422,14 @@ func (r *Registry) commit(d *draft) (rev int64, err error) {
 	ctx, cancel := context.WithTimeout(r.ctx, commitTimeout)
 	defer cancel()
 	txn.If = append(txn.If, store.Cond{Key: fence, ModRev: r.term})
-	return r.store.Commit(ctx, txn)
+	now := time.Now().UnixMilli()
+	if now -= now % markEvery.Milliseconds(); now > r.marked {
+		txn.Put = append(txn.Put, store.KV{Key: timeMark, Value: strconv.AppendInt(nil, now, 10)})
+	}
+	if rev, err = r.store.Commit(ctx, txn); err == nil {
+		r.marked = max(r.marked, now)
+	}
+	return rev, err
 }
 
 // owners returns every instance and node (with ID "").

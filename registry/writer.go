@@ -41,6 +41,9 @@ func (r *Registry) lead(events <-chan store.Batch) (_ <-chan store.Batch, again 
 	if events, err = r.catchUp(events, rev); err != nil {
 		return nil, nil, err
 	}
+	if r.marked, err = r.readMark(ctx); err != nil {
+		return events, time.After(takeOverAgain), nil
+	}
 	r.term = rev
 	r.checks.lead(true)
 	r.startSessions()
