@@ -65,7 +65,7 @@ func New(r *registry.Registry, c Config) http.Handler {
 	return a
 }
 
-// api is constant after New, but for indexes. Its goroutines are those of net/http.
+// api is constant after New, but for indexes, kept and leaves. Its goroutines are those of net/http.
 type api struct {
 	registry *registry.Registry
 	logger   *slog.Logger
@@ -78,6 +78,7 @@ type api struct {
 	exact    map[string]endpoint // "agent/self"
 	prefixes []prefixed          // longest first
 	indexes  *exactIndexes
+	kept     keptAnswers
 	acl      *accessControl // nil: everybody may do everything
 	ca       CA             // nil: Connect is off
 	mesh     Resources      // nil: there is no mesh to carry out what is written
@@ -156,6 +157,9 @@ var later = []struct{ path, what string }{
 }
 
 func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if a.quick(w, r) {
+		return
+	}
 	path, ok := strings.CutPrefix(r.URL.EscapedPath(), "/v1/")
 	if !ok {
 		http.Error(w, "not found: Consul's API is under /v1/", http.StatusNotFound)
@@ -178,6 +182,9 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}(time.Now())
 	}
 	q, err := a.parseQuery(r, argument)
+	if err == nil { // before admit: a token may be as new as what it is for
+		err = a.freshen(q)
+	}
 	if err == nil {
 		err = a.admit(w, q, path)
 	}

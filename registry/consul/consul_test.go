@@ -31,6 +31,25 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	return worldWith(t, Config{})
+}
+
+func worldWith(t *testing.T, c Config) *world {
+	t.Helper()
+	r := newRegistry(t)
+	w := &world{T: t, registry: r, server: httptest.NewUnstartedServer(New(r, c))}
+	w.server.Config.BaseContext, w.stop = baseContext()
+	w.server.Start()
+	t.Cleanup(func() {
+		w.stop()
+		w.server.Close()
+	})
+	return w
+}
+
+// newRegistry opens one that is closed at the end of the test.
+func newRegistry(t testing.TB) *registry.Registry {
+	t.Helper()
 	st, err := store.Open(t.Context(), store.Config{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
@@ -42,16 +61,11 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{T: t, registry: r, server: httptest.NewUnstartedServer(New(r, Config{}))}
-	w.server.Config.BaseContext, w.stop = baseContext()
-	w.server.Start()
 	t.Cleanup(func() {
-		w.stop()
-		w.server.Close()
 		r.Close()
 		st.Close()
 	})
-	return w
+	return r
 }
 
 // answer is what the API said.

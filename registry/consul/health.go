@@ -24,9 +24,22 @@ func (a *api) healthService(w http.ResponseWriter, q *query) error {
 		return err
 	}
 	service := q.service(name)
-	return a.answerEntries(w, q, registry.ServiceTopic(service), q.narrowed(), func() ([]*weft.Instance, uint64) {
-		return a.registry.Instances(service)
-	})
+	list := func() ([]*weft.Instance, uint64) { return a.registry.Instances(service) }
+	passing, err := q.flag("passing")
+	if err != nil {
+		return err
+	}
+	if k, ok := a.keptQuery(q, service, passing); ok {
+		entries, err := a.entriesOf(q, list)
+		if err != nil {
+			return err
+		}
+		return a.answerKept(w, q, k, entries)
+	}
+	if g, guarded := a.registry.Guard(service); guarded {
+		w.Header()["X-Weft-Guard"] = guardHeader(g)
+	}
+	return a.answerEntries(w, q, registry.ServiceTopic(service), list)
 }
 
 // GET /v1/health/connect/{name}
@@ -35,7 +48,7 @@ func (a *api) healthConnect(w http.ResponseWriter, q *query) error {
 	if err != nil {
 		return err
 	}
-	return a.answerEntries(w, q, registry.InstancesTopic(), true, func() ([]*weft.Instance, uint64) {
+	return a.answerEntries(w, q, registry.InstancesTopic(), func() ([]*weft.Instance, uint64) {
 		return a.connectable(q.service(name))
 	})
 }
@@ -57,18 +70,27 @@ func (a *api) connectable(service weft.ServiceName) (out []*weft.Instance, index
 	return out, index
 }
 
-// answerEntries answers instances with their node and all checks. part: they are a
-// part of what the topic tells.
-func (a *api) answerEntries(w http.ResponseWriter, q *query, t registry.Topic, part bool, list func() ([]*weft.Instance, uint64)) error {
-	fits, err := keep[entryRecord](q)
+// answerEntries answers instances with their node and all checks.
+func (a *api) answerEntries(w http.ResponseWriter, q *query, t registry.Topic, list func() ([]*weft.Instance, uint64)) error {
+	entries, err := a.entriesOf(q, list)
 	if err != nil {
 		return err
+	}
+	return a.answer(w, q, view{topic: t, part: true, build: func() (any, uint64) { return entries() }})
+}
+
+// entriesOf returns what builds the list of those instances that q asks for. Those that
+// a guard keeps pass, however they are: an empty list would stop all traffic.
+func (a *api) entriesOf(q *query, list func() ([]*weft.Instance, uint64)) (func() ([]entryRecord, uint64), error) {
+	fits, err := keep[entryRecord](q)
+	if err != nil {
+		return nil, err
 	}
 	passing, err := q.flag("passing")
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return a.answer(w, q, view{topic: t, part: part, build: func() (any, uint64) {
+	return func() ([]entryRecord, uint64) {
 		instances, index := list()
 		nodes := a.newNodeCache()
 		out := make([]entryRecord, 0, len(instances))
@@ -78,14 +100,19 @@ func (a *api) answerEntries(w http.ResponseWriter, q *query, t registry.Topic, p
 				continue
 			}
 			e := entryRecord{Node: a.nodeRecord(n), Service: newServiceRecord(in), Checks: append(nodeChecks(n), instanceChecks(in)...)}
-			if passing && worst(e.Checks) != weft.Passing || !fits(&e) {
+			if passing && worst(e.Checks) != weft.Passing && !a.keeps(in) || !fits(&e) {
 				continue
 			}
 			out = append(out, e)
 		}
 		near(a, q, out, func(e *entryRecord) string { return e.Node.Node })
 		return out, index
-	}})
+	}, nil
+}
+
+func (a *api) keeps(in *weft.Instance) bool {
+	g, guarded := a.registry.Guard(in.Service)
+	return guarded && g.Keeps(in.Key())
 }
 
 // GET /v1/health/checks/{service}

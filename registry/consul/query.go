@@ -28,7 +28,8 @@ type query struct {
 
 	index       uint64 // block until the topic's index is greater; 0 does not block
 	wait        time.Duration
-	consistency string // as told to the client: leader, stale or consistent
+	consistency string // as it was asked for: leader, stale or consistent
+	fresh       registry.Freshness
 	namespace   string
 	nodeMeta    map[string]string
 	pretty      bool
@@ -234,11 +235,6 @@ func (a *api) answer(w http.ResponseWriter, q *query, v view) error {
 func (a *api) settle(q *query, v view) (body []byte, index uint64, err error) {
 	blocking := q.index > 0 && v.topic != (registry.Topic{})
 	ctx := q.request.Context()
-	if q.consistency == "consistent" {
-		if err := a.registry.CatchUp(ctx); err != nil {
-			return nil, 0, err
-		}
-	}
 	if blocking {
 		var cancel context.CancelFunc
 		ctx, cancel = a.waiting(q)
@@ -247,6 +243,7 @@ func (a *api) settle(q *query, v view) (body []byte, index uint64, err error) {
 	if !v.part {
 		if blocking {
 			a.registry.Wait(ctx, v.topic, q.index)
+			q.fresh = a.registry.Stale()
 		}
 		return q.encode(v)
 	}
@@ -261,6 +258,7 @@ func (a *api) settle(q *query, v view) (body []byte, index uint64, err error) {
 			return body, index, nil
 		}
 		blocking = a.registry.Wait(ctx, v.topic, at) > at // else time is up, or the registry closes
+		q.fresh = a.registry.Stale()
 	}
 }
 
@@ -287,22 +285,53 @@ func (q *query) marshal(body any) ([]byte, error) {
 	return append(b, '\n'), nil
 }
 
+// freshen makes what a read is answered from as new as it asks for. What an agent's
+// cache may answer, the view of this server may too, which is newer. Writes are made
+// where the newest is known.
+func (a *api) freshen(q *query) (err error) {
+	write := q.request.Method != http.MethodGet && q.request.Method != http.MethodHead
+	if write || q.consistency == "stale" || q.cached() && q.consistency != "consistent" {
+		q.fresh = a.registry.Stale()
+		return nil
+	}
+	q.fresh, err = a.registry.Fresh(q.request.Context(), q.consistency == "consistent")
+	return err
+}
+
+// cached says whether the request takes an answer that somebody read before.
+func (q *query) cached() bool {
+	return q.params.Has("cached") && !strings.Contains(q.request.Header.Get("Cache-Control"), "no-cache")
+}
+
 // setHeaders sets what Consul's clients look for on every read. Some parse the
 // headers in order and stop at the first that is missing.
 func (q *query) setHeaders(w http.ResponseWriter, index uint64) {
 	h := w.Header()
-	h.Set("X-Consul-Index", strconv.FormatUint(max(index, 1), 10))
-	h.Set("X-Consul-LastContact", "0")
-	h.Set("X-Consul-KnownLeader", "true")
-	h.Set("X-Consul-Effective-Consistency", q.consistency)
+	h["X-Consul-Index"] = []string{strconv.FormatUint(max(index, 1), 10)}
+	h["X-Consul-Effective-Consistency"] = []string{q.consistency}
+	freshHeaders(h, q.fresh)
 	h.Set("X-Consul-Default-ACL-Policy", q.defaultPolicy())
 	if q.filtered {
 		h.Set("X-Consul-Results-Filtered-By-ACLs", "true")
 	}
-	h.Set("X-Consul-Query-Backend", "blocking-query")
-	if q.params.Has("cached") { // what is read is a view in memory that follows every change
-		h.Set("X-Cache", "HIT")
-		h.Set("Age", "0")
+	h["X-Consul-Query-Backend"] = backend
+	if q.cached() { // what is read is a view in memory that follows every change
+		h["X-Cache"] = []string{"HIT"}
+		h["Age"] = isZero
+	}
+}
+
+// freshHeaders tells how new a read is. An ordinary one is only as new as this server
+// while no server leads: it says so, and is answered nevertheless.
+func freshHeaders(h http.Header, f registry.Freshness) {
+	h["X-Consul-Lastcontact"], h["X-Consul-Knownleader"] = isZero, isTrue
+	if f.KnownLeader {
+		return
+	}
+	h["X-Consul-Lastcontact"] = []string{strconv.FormatInt(f.LastContact.Milliseconds(), 10)}
+	h["X-Consul-Knownleader"] = []string{"false"}
+	if h.Get("X-Consul-Effective-Consistency") == "leader" {
+		h["X-Consul-Effective-Consistency"] = staleRead
 	}
 }
 

@@ -86,11 +86,6 @@ func (a *api) txn(w http.ResponseWriter, q *query) error {
 			return err
 		}
 	}
-	if q.consistency == "consistent" {
-		if err := a.registry.CatchUp(q.request.Context()); err != nil {
-			return err
-		}
-	}
 	result, err := a.registry.Transact(q.request.Context(), registry.TxnRequest{Ops: ops})
 	if err != nil {
 		return err
