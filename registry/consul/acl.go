@@ -2,6 +2,9 @@ package consul
 
 import (
 	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hkdf"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/hex"
@@ -13,34 +16,50 @@ import (
 	"time"
 
 	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/registry"
 )
 
 // ACL turns access control on. Without it (nil in Config) everybody may do
 // everything, tokens are accepted and not looked at, and the endpoints of access
 // control say that it is off.
+//
+// Rights are those of names: a rule for the service "web" holds in each namespace.
 type ACL struct {
 	// DefaultPolicy is "allow" (also when empty) or "deny": what holds where no rule
 	// says anything.
 	DefaultPolicy string
-	// InitialManagement is the secret of a token that may do everything. It is for
-	// those who do not want to call acl/bootstrap; that is then refused.
+	// InitialManagement is the secret of a token that may do everything. It is kept
+	// nowhere else: another secret here ends it. With it acl/bootstrap is refused.
 	InitialManagement string
+	// SealKey seals the secrets of tokens, which managers of tokens may read again, in
+	// the store; all servers must have the same. Without it a secret is told once, to
+	// who makes the token, and then only its hash is kept.
+	SealKey []byte
 }
 
 // accessControl resolves secrets to permissions.
 type accessControl struct {
-	byDefault access // constant
-	initial   string // constant: a secret
+	byDefault access      // constant
+	initial   []byte      // constant: SHA-256 of a secret; nil when there is none
+	seal      cipher.AEAD // constant; nil without a key
 
 	mu       sync.Mutex
-	at       [3]uint64                   // indexes of the token, policy and role trees
-	resolved map[[sha256.Size]byte]known // by the secret's hash; true at those indexes
+	resolved map[[sha256.Size]byte]*known // by the secret's hash
+	reaped   time.Time                    // when expired tokens were last cleared away
 }
 
-// known is what a secret was resolved to.
+// known is what a secret was resolved to. It is immutable, and holds while what it
+// was made of is as it was.
 type known struct {
 	permissions *permissions
 	expires     time.Time // zero: never
+	made        []source
+}
+
+// source is an entry that a resolution looked at; nil when it was not there.
+type source struct {
+	tree, key string
+	entry     *registry.Entry
 }
 
 // maxResolved bounds the tokens whose permissions are remembered.
@@ -48,6 +67,7 @@ const maxResolved = 4 << 10
 
 const (
 	anonymousAccessor = "00000000-0000-0000-0000-000000000002"
+	initialAccessor   = "00000000-0000-0000-0000-000000000003"
 	anonymousSecret   = "anonymous"
 	managementPolicy  = "00000000-0000-0000-0000-000000000001"
 	readOnlyPolicy    = "00000000-0000-0000-0000-000000000002"
@@ -58,11 +78,58 @@ func newAccessControl(c *ACL) *accessControl {
 	if c == nil {
 		return nil
 	}
-	ac := &accessControl{byDefault: writable, initial: c.InitialManagement, resolved: make(map[[sha256.Size]byte]known)}
+	ac := &accessControl{byDefault: writable, resolved: make(map[[sha256.Size]byte]*known)}
 	if c.DefaultPolicy == "deny" {
 		ac.byDefault = denied
 	}
+	if c.InitialManagement != "" {
+		hash := sha256.Sum256([]byte(c.InitialManagement))
+		ac.initial = hash[:]
+	}
+	if len(c.SealKey) > 0 {
+		ac.seal = newSeal(c.SealKey)
+	}
 	return ac
+}
+
+// newSeal derives a key of its own from one that may seal other things, too.
+func newSeal(from []byte) cipher.AEAD {
+	key, err := hkdf.Key(sha256.New, from, nil, "weft consul token secrets", 32)
+	if err != nil { // only for keys of absurd length
+		panic("consul: derive a key: " + err.Error())
+	}
+	block, err := aes.NewCipher(key)
+	if err != nil { // only for keys of wrong length
+		panic("consul: make a cipher: " + err.Error())
+	}
+	seal, err := cipher.NewGCMWithRandomNonce(block)
+	if err != nil { // only for other block sizes
+		panic("consul: make a cipher: " + err.Error())
+	}
+	return seal
+}
+
+// sealed returns nil without a key. A seal is of one token only.
+func (ac *accessControl) sealed(secret, accessor string) []byte {
+	if ac.seal == nil {
+		return nil
+	}
+	return ac.seal.Seal(nil, nil, []byte(secret), []byte(accessor))
+}
+
+// hidden stands for a secret that is not told.
+const hidden = "<hidden>"
+
+// unsealed returns hidden for what this key has not sealed.
+func (ac *accessControl) unsealed(sealed []byte, accessor string) string {
+	if ac.seal == nil || len(sealed) < ac.seal.Overhead() {
+		return hidden
+	}
+	secret, err := ac.seal.Open(nil, nil, sealed, []byte(accessor))
+	if err != nil {
+		return hidden
+	}
+	return string(secret)
 }
 
 // refuse is an answer that is given word for word: clients compare the text.
@@ -75,88 +142,79 @@ var (
 	errACLNotFound = refuse(http.StatusForbidden, "ACL not found")
 )
 
-// secretOf is the token that a request came with, "" when it has none.
-func secretOf(r *http.Request) string {
-	if r.URL.RawQuery != "" {
-		if s := r.URL.Query().Get("token"); s != "" {
-			return s
-		}
-	}
-	if s := r.Header.Get("X-Consul-Token"); s != "" {
+// secret is the token that a request came with, "" when it has none.
+func (q *query) secret() string {
+	if s := q.params.Get("token"); s != "" {
 		return s
 	}
-	scheme, s, found := strings.Cut(r.Header.Get("Authorization"), " ")
+	if s := q.request.Header.Get("X-Consul-Token"); s != "" {
+		return s
+	}
+	scheme, s, found := strings.Cut(q.request.Header.Get("Authorization"), " ")
 	if found && strings.EqualFold(scheme, "Bearer") {
 		return strings.TrimSpace(s)
 	}
 	return ""
 }
 
-// identify finds what the sender of a request may do: nil when access control is
-// off.
-func (a *api) identify(r *http.Request) (*permissions, error) {
-	if a.acl == nil {
-		return nil, nil
-	}
-	return a.resolve(r.Context(), secretOf(r))
-}
-
-// resolve returns the permissions of a secret.
-func (a *api) resolve(ctx context.Context, secret string) (*permissions, error) {
+// resolve returns the permissions of a secret: the same ones until something changes
+// that they were made of.
+func (a *api) resolve(_ context.Context, secret string) (*permissions, error) {
 	if secret == "" {
 		secret = anonymousSecret
 	}
 	hash := sha256.Sum256([]byte(secret))
-	at := [3]uint64{a.index(ctx, tokenTree, ""), a.index(ctx, policyTree, ""), a.index(ctx, roleTree, "")}
 	now := time.Now()
-	if k, ok := a.acl.remembered(hash, at); ok {
-		if k.expires.IsZero() || now.Before(k.expires) {
-			return k.permissions, nil
+	k := a.acl.remembered(hash)
+	if k == nil || !a.holds(k) {
+		var err error
+		if k, err = a.look(secret, hash); err != nil {
+			return nil, err
 		}
-		return nil, errACLNotFound
+		a.acl.remember(hash, k)
 	}
-	token, err := a.tokenBySecret(ctx, secret)
-	if err != nil {
-		return nil, err
-	}
-	if token == nil || token.expired(now) {
+	if k == nil || !k.expires.IsZero() && !now.Before(k.expires) {
 		return nil, a.notFound()
 	}
-	p, err := a.permissionsOf(token)
-	if err != nil {
-		return nil, err
-	}
-	k := known{permissions: p}
-	if token.ExpirationTime != nil {
-		k.expires = *token.ExpirationTime
-	}
-	a.acl.remember(hash, at, k)
-	return p, nil
+	return k.permissions, nil
 }
 
-func (ac *accessControl) remembered(hash [sha256.Size]byte, at [3]uint64) (known, bool) {
-	ac.mu.Lock()
-	defer ac.mu.Unlock()
-	if ac.at != at {
-		return known{}, false
+func (a *api) holds(k *known) bool {
+	for i := range k.made {
+		if e, _ := a.registry.Key(k.made[i].tree, k.made[i].key); e != k.made[i].entry {
+			return false
+		}
 	}
-	k, ok := ac.resolved[hash]
-	return k, ok
+	return true
 }
 
-func (ac *accessControl) remember(hash [sha256.Size]byte, at [3]uint64, k known) {
+func (ac *accessControl) remembered(hash [sha256.Size]byte) *known {
 	ac.mu.Lock()
 	defer ac.mu.Unlock()
-	if ac.at != at || len(ac.resolved) >= maxResolved {
-		ac.at = at
-		clear(ac.resolved)
+	return ac.resolved[hash]
+}
+
+// remember forgets what a secret was resolved to when k is nil: what nobody knows
+// is not worth room.
+func (ac *accessControl) remember(hash [sha256.Size]byte, k *known) {
+	ac.mu.Lock()
+	defer ac.mu.Unlock()
+	delete(ac.resolved, hash)
+	if k == nil {
+		return
+	}
+	for other := range ac.resolved {
+		if len(ac.resolved) < maxResolved {
+			break
+		}
+		delete(ac.resolved, other)
 	}
 	ac.resolved[hash] = k
 }
 
 // notFound is what is said of a secret that nobody knows.
 func (a *api) notFound() error {
-	if a.acl.initial == "" {
+	if a.acl.initial == nil {
 		if marker, _ := a.registry.Key(aclStateTree, bootstrapKey); marker == nil {
 			return refuse(http.StatusForbidden,
 				"ACL system must be bootstrapped before making any requests that require authorization: ACL not found")
@@ -165,82 +223,124 @@ func (a *api) notFound() error {
 	return errACLNotFound
 }
 
-// tokenBySecret returns nil when there is no such token. The initial management
-// token and the anonymous one are there even when they are not written yet.
-func (a *api) tokenBySecret(ctx context.Context, secret string) (*tokenRecord, error) {
-	if secret == anonymousSecret {
-		return a.tokenByAccessor(anonymousAccessor), nil
-	}
-	if ref, _ := find[string](a, secretTree, secretKey(secret)); ref != nil {
-		return a.tokenByAccessor(ref.Value), nil
-	}
-	if a.acl.initial != "" && subtle.ConstantTimeCompare([]byte(secret), []byte(a.acl.initial)) == 1 {
-		return a.createInitial(ctx, secret)
-	}
-	return nil, nil
-}
-
-// secretKey is what a secret is found by: its hash, so that the names of keys tell
-// no secrets.
+// secretKey is what a secret is found by: its hash, so that the store tells none.
 func secretKey(secret string) string {
 	sum := sha256.Sum256([]byte(secret))
 	return hex.EncodeToString(sum[:])
 }
 
-// createInitial writes the token of a configured secret, when it is first used. Of
-// several servers that do so at once, one wins.
-func (a *api) createInitial(ctx context.Context, secret string) (*tokenRecord, error) {
-	t := tokenRecord{
-		AccessorID: newUUID(), SecretID: secret, Description: "Initial Management Token",
-		Policies: []aclLink{{ID: managementPolicy}}, CreateTime: time.Now().UTC(),
+// reading notes what it has looked at.
+type reading struct {
+	api  *api
+	made []source
+}
+
+func take[T any](r *reading, tree, key string) *document[T] {
+	e, _ := r.api.registry.Key(tree, key)
+	r.made = append(r.made, source{tree, key, e})
+	if e == nil {
+		return nil
 	}
-	var c change
-	c.put(tokenTree, t.AccessorID, 0, t)
-	c.put(secretTree, secretKey(secret), 0, t.AccessorID)
-	if _, _, err := a.commit(ctx, &c); err != nil {
+	return decodeEntry[T](r.api, tree, e)
+}
+
+// look resolves a secret. It returns nil when no token has it.
+func (a *api) look(secret string, hash [sha256.Size]byte) (*known, error) {
+	if a.acl.initial != nil && subtle.ConstantTimeCompare(hash[:], a.acl.initial) == 1 {
+		p := newPermissions(initialAccessor, a.acl.byDefault)
+		p.management = true
+		return &known{permissions: p}, nil
+	}
+	r := &reading{api: a}
+	accessor := anonymousAccessor
+	if secret != anonymousSecret {
+		ref := take[string](r, secretTree, hex.EncodeToString(hash[:]))
+		if ref == nil {
+			return nil, nil
+		}
+		accessor = ref.Value
+	}
+	token := &keptToken{tokenRecord: tokenRecord{AccessorID: anonymousAccessor}}
+	if d := take[keptToken](r, tokenTree, accessor); d != nil {
+		token = &d.Value
+	} else if accessor != anonymousAccessor {
+		return nil, nil
+	}
+	if token.AuthMethod != "" && take[methodRecord](r, methodTree, token.AuthMethod) == nil {
+		return nil, nil // the method ended, and all who came by it
+	}
+	k := &known{}
+	var err error
+	if k.permissions, err = r.permissionsOf(token); err != nil {
 		return nil, err
 	}
-	if ref, _ := find[string](a, secretTree, secretKey(secret)); ref != nil {
-		return a.tokenByAccessor(ref.Value), nil
+	if token.ExpirationTime != nil {
+		k.expires = *token.ExpirationTime
 	}
-	return nil, nil
+	k.made = r.made
+	return k, nil
 }
 
 // permissionsOf joins what a token may do: by its own policies, by its roles, and by
 // the identities of both.
-func (a *api) permissionsOf(t *tokenRecord) (*permissions, error) {
-	policies, services, nodes, templates := slices.Clone(t.Policies), t.ServiceIdentities, t.NodeIdentities, t.TemplatedPolicies
+func (r *reading) permissionsOf(t *keptToken) (*permissions, error) {
+	g := t.grants()
 	for _, link := range t.Roles {
-		role, _ := find[roleRecord](a, roleTree, link.ID)
-		if role == nil {
-			continue
+		if role := take[roleRecord](r, roleTree, link.ID); role != nil {
+			g.join(role.Value.grants())
 		}
-		policies = append(policies, role.Value.Policies...)
-		services = slices.Concat(services, role.Value.ServiceIdentities)
-		nodes = slices.Concat(nodes, role.Value.NodeIdentities)
-		templates = slices.Concat(templates, role.Value.TemplatedPolicies)
+	}
+	texts := r.api.identityRules(&g)
+	management := false
+	for _, link := range g.policies {
+		p := builtinPolicy(link.ID)
+		if p == nil {
+			if d := take[policyRecord](r, policyTree, link.ID); d != nil {
+				p = &d.Value
+			}
+		}
+		switch {
+		case p == nil || !r.api.here(p.Datacenters):
+		case p.ID == managementPolicy:
+			management = true
+		default:
+			texts = append(texts, p.Rules)
+		}
 	}
 	var all []rules
-	management := false
-	for _, link := range policies {
-		p := a.policyByID(link.ID)
-		if p == nil || !a.here(p.Datacenters) {
-			continue
+	for _, text := range texts {
+		one, err := parseRules(text)
+		if err != nil { // it was read when it was written; nobody may have more rights for it
+			return nil, weft.Errorf(weft.Internal, "read token", t.AccessorID, "%w", err)
 		}
-		if p.ID == managementPolicy {
-			management = true
-			continue
-		}
-		r, err := parseRules(p.Rules)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, r)
+		all = append(all, one)
 	}
-	all = append(all, a.identityRules(services, nodes, templates)...)
-	p := newPermissions(t.AccessorID, a.acl.byDefault, all...)
+	p := newPermissions(t.AccessorID, r.api.acl.byDefault, all...)
 	p.management = management
 	return p, nil
+}
+
+// grants are what a token or a role links to.
+type grants struct {
+	policies  []aclLink
+	services  []serviceIdentity
+	nodes     []nodeIdentity
+	templates []templatedPolicy
+}
+
+func (g *grants) join(more grants) {
+	g.policies = slices.Concat(g.policies, more.policies)
+	g.services = slices.Concat(g.services, more.services)
+	g.nodes = slices.Concat(g.nodes, more.nodes)
+	g.templates = slices.Concat(g.templates, more.templates)
+}
+
+func (t *tokenRecord) grants() grants {
+	return grants{t.Policies, t.ServiceIdentities, t.NodeIdentities, t.TemplatedPolicies}
+}
+
+func (r *roleRecord) grants() grants {
+	return grants{r.Policies, r.ServiceIdentities, r.NodeIdentities, r.TemplatedPolicies}
 }
 
 // here says whether something holds in this datacenter. Named none, it does.
@@ -284,30 +384,50 @@ func (a *api) manages(q *query, want access) error {
 
 func (a *api) aclEndpoints() endpoints {
 	return endpoints{
-		"acl/bootstrap":          {put: a.aclBootstrap},
-		"acl/replication":        {get: a.aclReplication},
-		"acl/token":              {put: a.tokenCreate},
-		"acl/token/":             {get: a.tokenRead, put: a.tokenUpdate, delete: a.tokenDelete},
-		"acl/token/self":         {get: a.tokenSelf},
-		"acl/tokens":             {get: a.tokenList},
-		"acl/policy":             {put: a.policyCreate},
-		"acl/policy/":            {get: a.policyRead, put: a.policyUpdate, delete: a.policyDelete},
-		"acl/policy/name/":       {get: a.policyReadByName},
-		"acl/policies":           {get: a.policyList},
-		"acl/role":               {put: a.roleCreate},
-		"acl/role/":              {get: a.roleRead, put: a.roleUpdate, delete: a.roleDelete},
-		"acl/role/name/":         {get: a.roleReadByName},
-		"acl/roles":              {get: a.roleList},
-		"acl/templated-policies": {get: a.templateList},
-		"acl/auth-method":        {put: a.methodWrite},
-		"acl/auth-method/":       {get: a.methodRead, put: a.methodWrite, delete: a.methodDelete},
-		"acl/auth-methods":       {get: a.methodList},
-		"acl/binding-rule":       {put: a.bindingWrite},
-		"acl/binding-rule/":      {get: a.bindingRead, put: a.bindingWrite, delete: a.bindingDelete},
-		"acl/binding-rules":      {get: a.bindingList},
-		"acl/login":              {put: a.login, post: a.login},
-		"acl/logout":             {put: a.logout, post: a.logout},
+		"acl/bootstrap":                 {put: a.aclBootstrap},
+		"acl/replication":               {get: a.aclReplication},
+		"acl/token":                     {put: a.tokenCreate},
+		"acl/token/":                    {get: a.tokenRead, put: a.tokenUpdate, delete: a.tokenDelete},
+		"acl/token/self":                {get: a.tokenSelf},
+		"acl/tokens":                    {get: a.tokenList},
+		"acl/policy":                    {put: a.policyCreate},
+		"acl/policy/":                   {get: a.policyRead, put: a.policyUpdate, delete: a.policyDelete},
+		"acl/policy/name/":              {get: a.policyReadByName},
+		"acl/policies":                  {get: a.policyList},
+		"acl/role":                      {put: a.roleCreate},
+		"acl/role/":                     {get: a.roleRead, put: a.roleUpdate, delete: a.roleDelete},
+		"acl/role/name/":                {get: a.roleReadByName},
+		"acl/roles":                     {get: a.roleList},
+		"acl/templated-policies":        {get: a.templateList},
+		"acl/templated-policy/name/":    {get: a.templateRead},
+		"acl/templated-policy/preview/": {post: a.templatePreview, put: a.templatePreview},
+		"acl/auth-method":               {put: a.methodWrite},
+		"acl/auth-method/":              {get: a.methodRead, put: a.methodWrite, delete: a.methodDelete},
+		"acl/auth-methods":              {get: a.methodList},
+		"acl/binding-rule":              {put: a.bindingWrite},
+		"acl/binding-rule/":             {get: a.bindingRead, put: a.bindingWrite, delete: a.bindingDelete},
+		"acl/binding-rules":             {get: a.bindingList},
+		"acl/login":                     {put: a.login, post: a.login},
+		"acl/logout":                    {put: a.logout, post: a.logout},
+		"acl/oidc/auth-url":             {put: a.noOIDC, post: a.noOIDC},
+		"acl/oidc/callback":             {put: a.noOIDC, post: a.noOIDC},
+		"internal/acl/authorize":        {put: a.aclAuthorize, post: a.aclAuthorize},
+		// Of the tokens before Consul 1.4.
+		"acl/create":   {put: a.aclLegacy},
+		"acl/update":   {put: a.aclLegacy},
+		"acl/destroy/": {put: a.aclLegacy},
+		"acl/info/":    {get: a.aclLegacy},
+		"acl/clone/":   {put: a.aclLegacy},
+		"acl/list":     {get: a.aclLegacy},
 	}
+}
+
+func (a *api) aclLegacy(http.ResponseWriter, *query) error {
+	return refuse(http.StatusGone, "this endpoint of Consul's old tokens has been removed, there as here: use acl/token, acl/tokens and acl/policy")
+}
+
+func (a *api) noOIDC(http.ResponseWriter, *query) error {
+	return notHere("weft sends nobody to a page for logging in: use an auth method of type jwt, and acl/login")
 }
 
 // PUT /v1/acl/bootstrap
@@ -322,7 +442,7 @@ func (a *api) aclBootstrap(w http.ResponseWriter, q *query) error {
 	if body.BootstrapSecret != "" && !isUUID(body.BootstrapSecret) {
 		return refuse(http.StatusBadRequest, "invalid bootstrap secret: want a UUID")
 	}
-	if a.acl.initial != "" {
+	if a.acl.initial != nil {
 		return refuse(http.StatusForbidden, "Permission denied: ACL bootstrap no longer allowed: an initial management token is configured")
 	}
 	t := tokenRecord{
@@ -332,10 +452,12 @@ func (a *api) aclBootstrap(w http.ResponseWriter, q *query) error {
 	if t.SecretID == "" {
 		t.SecretID = newUUID()
 	}
+	if err := a.complete(&t); err != nil {
+		return err
+	}
 	var c change
 	c.put(aclStateTree, bootstrapKey, 0, t.AccessorID)
-	c.put(tokenTree, t.AccessorID, 0, t)
-	c.put(secretTree, secretKey(t.SecretID), 0, t.AccessorID)
+	a.putToken(&c, &t)
 	done, _, err := a.commit(q.request.Context(), &c)
 	if err != nil {
 		return err
@@ -345,9 +467,9 @@ func (a *api) aclBootstrap(w http.ResponseWriter, q *query) error {
 		if marker == nil {
 			return weft.Errorf(weft.Conflict, "bootstrap", "", "another token has this secret")
 		}
-		return refuse(http.StatusForbidden, "Permission denied: rpc error making call: ACL bootstrap no longer allowed (reset index: %d)", index)
+		return refuse(http.StatusForbidden, "Permission denied: ACL bootstrap no longer allowed (reset index: %d)", index)
 	}
-	return a.answerToken(w, q, t.AccessorID)
+	return a.answerToken(w, q, t.AccessorID, t.SecretID)
 }
 
 // GET /v1/acl/replication. There is one datacenter, and nothing to replicate from.
@@ -360,4 +482,39 @@ func (a *api) aclReplication(w http.ResponseWriter, q *query) error {
 		"ReplicatedIndex": 0, "ReplicatedRoleIndex": 0, "ReplicatedTokenIndex": 0,
 		"LastSuccess": time.Time{}, "LastError": time.Time{}, "LastErrorMessage": "",
 	})
+}
+
+// maxAuthorizations is how many questions acl/authorize answers at once.
+const maxAuthorizations = 64
+
+// POST /v1/internal/acl/authorize tells the sender of a token what it may do.
+func (a *api) aclAuthorize(w http.ResponseWriter, q *query) error {
+	if a.acl == nil {
+		return errACLDisabled
+	}
+	type question struct {
+		Resource string
+		Segment  string `json:",omitempty"`
+		Access   string
+		Allow    bool
+	}
+	var list []question
+	if err := decode(w, q, &list); err != nil {
+		return err
+	}
+	if len(list) > maxAuthorizations {
+		return refuse(http.StatusBadRequest, "Refusing to process more than %d authorizations at once", maxAuthorizations)
+	}
+	for i := range list {
+		x := &list[i]
+		want, known := accessWords[x.Access]
+		if !known || want == denied {
+			return refuse(http.StatusBadRequest, "Invalid access level %q, want read, list or write", x.Access)
+		}
+		if !slices.Contains(whole, x.Resource) && !slices.Contains(named, x.Resource) && x.Resource != intentionResource {
+			return refuse(http.StatusBadRequest, "Invalid ACL resource requested: %q", x.Resource)
+		}
+		x.Allow = q.may(x.Resource, x.Segment, want)
+	}
+	return a.fixed(w, q, list)
 }

@@ -175,22 +175,21 @@ func (a *api) methodDelete(w http.ResponseWriter, q *query) error {
 	if err != nil {
 		return err
 	}
-	var removals change
-	tokens, _ := findAll[tokenRecord](a, tokenTree, "")
-	for _, d := range tokens {
-		if d.Value.AuthMethod == name {
-			removals.removeAnyway(tokenTree, d.Key)
-			removals.removeAnyway(secretTree, secretKey(d.Value.SecretID))
-		}
-	}
+	var c change
+	c.removeAnyway(methodTree, name) // first: with it gone nobody logs in, and its tokens are as if they were (see look)
 	bindings, _ := findAll[bindingRecord](a, bindingTree, "")
 	for _, d := range bindings {
 		if d.Value.AuthMethod == name {
-			removals.removeAnyway(bindingTree, d.Key)
+			c.removeAnyway(bindingTree, d.Key)
 		}
 	}
-	removals.removeAnyway(methodTree, name) // last: with it gone nobody logs in any more
-	for part := range slices.Chunk(removals.ops, 64) {
+	tokens, _ := findAll[keptToken](a, tokenTree, "")
+	for _, d := range tokens {
+		if d.Value.AuthMethod == name {
+			c.removeToken(&d.Value)
+		}
+	}
+	for part := range slices.Chunk(c.ops, maxTxnOps) {
 		if _, _, err := a.commit(q.request.Context(), &change{ops: part}); err != nil {
 			return err
 		}
@@ -311,13 +310,10 @@ func (a *api) bindingDelete(w http.ResponseWriter, q *query) error {
 	return a.done(w, q)
 }
 
-// PUT /v1/acl/login needs no token: what it is given proves who asks.
+// POST /v1/acl/login needs no token: what it is given proves who asks.
 func (a *api) login(w http.ResponseWriter, q *query) error {
 	if a.acl == nil {
 		return errACLDisabled
-	}
-	if secretOf(q.request) != "" {
-		return refuse(http.StatusBadRequest, "invalid login: a token must not be sent")
 	}
 	var body struct {
 		AuthMethod, BearerToken string
@@ -353,7 +349,7 @@ func (a *api) login(w http.ResponseWriter, q *query) error {
 	if err := a.addToken(q, &t); err != nil {
 		return err
 	}
-	return a.answerToken(w, q, t.AccessorID)
+	return a.answerToken(w, q, t.AccessorID, t.SecretID)
 }
 
 // bind gives a token what the binding rules of its method say of its claims. A
@@ -421,7 +417,7 @@ func fill(text string, said *claims) (name string, ok bool) {
 	return b.String(), validName.MatchString(b.String())
 }
 
-// PUT /v1/acl/logout ends the token that it is asked with.
+// POST /v1/acl/logout ends the token that it is asked with.
 func (a *api) logout(w http.ResponseWriter, q *query) error {
 	if a.acl == nil {
 		return errACLDisabled

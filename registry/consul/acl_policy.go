@@ -327,18 +327,18 @@ func (a *api) deleteNamed(w http.ResponseWriter, q *query, tree, kind, id string
 }
 
 // identityRules are the rules that identities and templates stand for.
-func (a *api) identityRules(services []serviceIdentity, nodes []nodeIdentity, templates []templatedPolicy) (out []rules) {
-	for _, s := range services {
+func (a *api) identityRules(g *grants) (out []string) {
+	for _, s := range g.services {
 		if a.here(s.Datacenters) {
 			out = append(out, serviceRules(s.ServiceName))
 		}
 	}
-	for _, n := range nodes {
+	for _, n := range g.nodes {
 		if n.Datacenter == a.registry.Datacenter() {
 			out = append(out, nodeRules(n.NodeName))
 		}
 	}
-	for _, t := range templates {
+	for _, t := range g.templates {
 		if known := policyTemplates[t.TemplateName]; known.rules != nil && a.here(t.Datacenters) {
 			out = append(out, known.rules(t.name()))
 		}
@@ -354,41 +354,47 @@ func (t *templatedPolicy) name() string {
 }
 
 // serviceRules let a service register itself and its sidecar, and find the others.
-func serviceRules(name string) rules {
-	return rules{
-		{resource: serviceResource, name: name, access: writable},
-		{resource: serviceResource, name: name + "-sidecar-proxy", access: writable},
-		{resource: serviceResource, prefix: true, access: readable},
-		{resource: nodeResource, prefix: true, access: readable},
-	}
+// Names are checked (see identityName): they cannot end the text that they are in.
+func serviceRules(name string) string {
+	return fmt.Sprintf("service %q { policy = \"write\" }\nservice %q { policy = \"write\" }\n", name, name+"-sidecar-proxy") +
+		"service_prefix \"\" { policy = \"read\" }\nnode_prefix \"\" { policy = \"read\" }\n"
 }
 
 // nodeRules let a node register itself, and find services.
-func nodeRules(name string) rules {
-	return rules{
-		{resource: nodeResource, name: name, access: writable},
-		{resource: serviceResource, prefix: true, access: readable},
-	}
+func nodeRules(name string) string {
+	return fmt.Sprintf("node %q { policy = \"write\" }\nservice_prefix \"\" { policy = \"read\" }\n", name)
 }
 
 // template is a policy with a hole for a name.
 type template struct {
 	named       bool
 	description string
-	rules       func(name string) rules
+	rules       func(name string) string
 }
 
 // policyTemplates are those of Consul's templated policies that this server has.
 var policyTemplates = map[string]template{
 	"builtin/service": {true, "What a service needs to register itself and find others", serviceRules},
 	"builtin/node":    {true, "What a node needs to register itself", nodeRules},
-	"builtin/dns": {false, "What it takes to answer DNS", func(string) rules {
-		return rules{
-			{resource: nodeResource, prefix: true, access: readable},
-			{resource: serviceResource, prefix: true, access: readable},
-			{resource: queryResource, prefix: true, access: readable},
-		}
+	"builtin/dns": {false, "What it takes to answer DNS", func(string) string {
+		return "node_prefix \"\" { policy = \"read\" }\nservice_prefix \"\" { policy = \"read\" }\nquery_prefix \"\" { policy = \"read\" }\n"
 	}},
+}
+
+// templateRecord is a template as it is told.
+type templateRecord struct {
+	TemplateName string
+	Schema       string
+	Template     string
+	Description  string
+}
+
+func (t template) record(name string) templateRecord {
+	r := templateRecord{TemplateName: name, Template: t.rules("${name}"), Description: t.description}
+	if t.named {
+		r.Schema = `{"type":"object","properties":{"name":{"type":"string"}},"required":["name"]}`
+	}
+	return r
 }
 
 // GET /v1/acl/templated-policies
@@ -396,13 +402,47 @@ func (a *api) templateList(w http.ResponseWriter, q *query) error {
 	if err := a.manages(q, readable); err != nil {
 		return err
 	}
-	out := make(map[string]any, len(policyTemplates))
+	out := make(map[string]templateRecord, len(policyTemplates))
 	for name, t := range policyTemplates {
-		schema := ""
-		if t.named {
-			schema = `{"type":"object","properties":{"name":{"type":"string"}},"required":["name"]}`
-		}
-		out[name] = map[string]any{"TemplateName": name, "Schema": schema, "Template": "", "Description": t.description}
+		out[name] = t.record(name)
 	}
 	return a.fixed(w, q, out)
+}
+
+// GET /v1/acl/templated-policy/name/{name}
+func (a *api) templateRead(w http.ResponseWriter, q *query) error {
+	if err := a.manages(q, readable); err != nil {
+		return err
+	}
+	t, known := policyTemplates[q.argument]
+	if !known {
+		return refuse(http.StatusNotFound, "Invalid templated policy Name: %s: ACL not found", q.argument)
+	}
+	return a.fixed(w, q, t.record(q.argument))
+}
+
+// POST /v1/acl/templated-policy/preview/{name} is the policy that a template makes.
+func (a *api) templatePreview(w http.ResponseWriter, q *query) error {
+	if err := a.manages(q, readable); err != nil {
+		return err
+	}
+	var body templateVariables
+	if err := decodeOptional(w, q, &body); err != nil {
+		return err
+	}
+	t := templatedPolicy{TemplateName: q.argument, TemplateVariables: &body}
+	if err := checkIdentities(grants{templates: []templatedPolicy{t}}); err != nil {
+		return err
+	}
+	return a.fixed(w, q, synthetic(policyTemplates[q.argument].rules(body.Name), nil))
+}
+
+// synthetic is the policy that an identity or a template stands for.
+func synthetic(text string, datacenters []string) policyRecord {
+	sum := sha256.Sum256([]byte(text))
+	id := hex.EncodeToString(sum[:16])
+	return policyRecord{
+		ID: id, Name: "synthetic-policy-" + id, Description: "synthetic policy", Rules: text, Datacenters: datacenters, Hash: sum[:],
+		CreateIndex: 1, ModifyIndex: 1,
+	}
 }

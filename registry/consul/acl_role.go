@@ -2,6 +2,7 @@ package consul
 
 import (
 	"net/http"
+	"regexp"
 
 	"github.com/weftmesh/weft/registry"
 )
@@ -33,7 +34,7 @@ func (a *api) roleWrite(w http.ResponseWriter, q *query, id string) error {
 	if creates && body.ID != "" {
 		return refuse(http.StatusBadRequest, "Cannot specify the ID field of a new role")
 	}
-	if err := checkIdentities(body.ServiceIdentities, body.NodeIdentities, body.TemplatedPolicies); err != nil {
+	if err := checkIdentities(body.grants()); err != nil {
 		return err
 	}
 	if creates {
@@ -115,24 +116,35 @@ func (a *api) namedLinks(kind string, links []aclLink) []aclLink {
 	return out
 }
 
-func checkIdentities(services []serviceIdentity, nodes []nodeIdentity, templates []templatedPolicy) error {
-	for _, s := range services {
-		if s.ServiceName == "" {
-			return refuse(http.StatusBadRequest, "Service identity is missing the service name field")
+// identityName is what services and nodes of identities may be called, as in Consul.
+var identityName = regexp.MustCompile(`^[a-z0-9]([a-z0-9_-]{0,254}[a-z0-9])?$`)
+
+func checkIdentities(g grants) error {
+	for _, s := range g.services {
+		switch {
+		case s.ServiceName == "":
+			return refuse(http.StatusBadRequest, "Service identity is missing the service name field on this token")
+		case !identityName.MatchString(s.ServiceName):
+			return refuse(http.StatusBadRequest, "Service identity %q has an invalid name. Only lowercase alphanumeric characters, '-' and '_' are allowed", s.ServiceName)
 		}
 	}
-	for _, n := range nodes {
-		if n.NodeName == "" || n.Datacenter == "" {
-			return refuse(http.StatusBadRequest, "Node identity is missing the node name or the datacenter field")
+	for _, n := range g.nodes {
+		switch {
+		case n.NodeName == "":
+			return refuse(http.StatusBadRequest, "Node identity is missing the node name field on this token")
+		case n.Datacenter == "":
+			return refuse(http.StatusBadRequest, "Node identity is missing the datacenter field on this token")
+		case !identityName.MatchString(n.NodeName):
+			return refuse(http.StatusBadRequest, "Node identity has an invalid name. Only lowercase alphanumeric characters, '-' and '_' are allowed")
 		}
 	}
-	for _, t := range templates {
+	for _, t := range g.templates {
 		known, ok := policyTemplates[t.TemplateName]
 		switch {
 		case !ok:
 			return refuse(http.StatusBadRequest, "no such ACL templated policy with Name %q", t.TemplateName)
-		case known.named && t.name() == "":
-			return refuse(http.StatusBadRequest, "templated policy %s: validation error: name is required", t.TemplateName)
+		case known.named && !identityName.MatchString(t.name()):
+			return refuse(http.StatusBadRequest, "templated policy %s: validation error: want a name of lowercase alphanumeric characters, '-' and '_'", t.TemplateName)
 		}
 	}
 	return nil

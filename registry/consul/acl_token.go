@@ -8,8 +8,7 @@ import (
 	"github.com/weftmesh/weft/registry"
 )
 
-// tokenRecord is a token as it is told, and, without the names of its links and
-// without indexes, as it is kept.
+// tokenRecord is a token as it is told.
 type tokenRecord struct {
 	CreateIndex       uint64
 	ModifyIndex       uint64
@@ -28,6 +27,30 @@ type tokenRecord struct {
 	Hash              []byte
 }
 
+// keptToken is a token as it is kept: without its secret, the names of its links, and
+// indexes. A secret is found by its hash, in secretTree. A store that is stolen tells
+// none; Consul's clients expect, though, that managers of tokens can read secrets
+// again, so there is one sealed by a key that is not in the store, if there is such a
+// key.
+type keptToken struct {
+	tokenRecord
+	SecretHash string // secretKey of the secret: its other half is deleted with it
+	Sealed     []byte `json:",omitempty"`
+}
+
+// putToken adds a new token to a change, in both halves.
+func (a *api) putToken(c *change, t *tokenRecord) {
+	kept := keptToken{tokenRecord: *t, SecretHash: secretKey(t.SecretID), Sealed: a.acl.sealed(t.SecretID, t.AccessorID)}
+	kept.SecretID = ""
+	c.put(tokenTree, t.AccessorID, 0, kept)
+	c.put(secretTree, kept.SecretHash, 0, t.AccessorID)
+}
+
+func (c *change) removeToken(t *keptToken) {
+	c.removeAnyway(tokenTree, t.AccessorID)
+	c.removeAnyway(secretTree, t.SecretHash)
+}
+
 // tokenBody is what clients send to create or change a token.
 type tokenBody struct {
 	tokenRecord
@@ -37,52 +60,69 @@ type tokenBody struct {
 const (
 	minTokenTTL = time.Minute
 	maxTokenTTL = 24 * time.Hour
-	// maxReaped bounds the expired tokens that one creation clears away.
-	maxReaped = 16
+	// reapEvery is how often, at most, a creation looks for tokens that have expired.
+	reapEvery = time.Minute
 )
 
 func (t *tokenRecord) expired(now time.Time) bool {
 	return t.ExpirationTime != nil && !now.Before(*t.ExpirationTime)
 }
 
-// tokenByAccessor returns a token as it is kept, nil when there is none. The
-// anonymous token is always there.
-func (a *api) tokenByAccessor(accessor string) *tokenRecord {
-	d, _ := find[tokenRecord](a, tokenTree, accessor)
-	switch {
-	case d != nil:
+// tokenByAccessor returns a token as it is kept, nil when there is none that is still
+// good. Two are there without being written: the anonymous one, and the one whose
+// secret is configured.
+func (a *api) tokenByAccessor(accessor string) *keptToken {
+	d, _ := find[keptToken](a, tokenTree, accessor)
+	if d != nil {
 		d.Value.CreateIndex, d.Value.ModifyIndex = d.CreateIndex, d.ModifyIndex
-		return &d.Value
-	case accessor == anonymousAccessor:
-		return &tokenRecord{
-			AccessorID: anonymousAccessor, SecretID: anonymousSecret, Description: "Anonymous Token",
-			CreateIndex: 1, ModifyIndex: 1, Hash: []byte{1},
+		if d.Value.expired(time.Now()) {
+			return nil
 		}
+		return &d.Value
+	}
+	switch {
+	case accessor == anonymousAccessor:
+		return builtinToken(accessor, "Anonymous Token")
+	case accessor == initialAccessor && a.acl.initial != nil:
+		return builtinToken(accessor, "Initial Management Token", aclLink{ID: managementPolicy})
 	}
 	return nil
 }
 
+func builtinToken(accessor, description string, policies ...aclLink) *keptToken {
+	return &keptToken{tokenRecord: tokenRecord{
+		AccessorID: accessor, Description: description, Policies: policies, CreateIndex: 1, ModifyIndex: 1, Hash: hashOf(accessor),
+	}}
+}
+
+// errNoToken is for an accessor that names none.
+var errNoToken = refuse(http.StatusNotFound, "token does not exist: ACL not found")
+
 // shown is a token with the names of its links, and without its secret for those
 // who may not manage tokens.
-func (a *api) shown(q *query, t *tokenRecord) *tokenRecord {
-	out := *t
+func (a *api) shown(q *query, t *keptToken) *tokenRecord {
+	out := t.tokenRecord
 	out.Policies, out.Roles = a.namedLinks("policy", t.Policies), a.namedLinks("role", t.Roles)
-	if !q.may(aclResource, "", writable) {
-		out.SecretID = "<hidden>"
+	switch {
+	case !q.may(aclResource, "", writable):
+		out.SecretID = hidden
+	case t.AccessorID == anonymousAccessor:
+		out.SecretID = anonymousSecret
+	default:
+		out.SecretID = a.acl.unsealed(t.Sealed, t.AccessorID)
 	}
 	return &out
 }
 
-// answerToken answers a token with its secret, which its owner or a manager of
-// tokens asked for.
-func (a *api) answerToken(w http.ResponseWriter, q *query, accessor string) error {
+// answerToken answers a token with its secret, to who made it or has it.
+func (a *api) answerToken(w http.ResponseWriter, q *query, accessor, secret string) error {
 	t := a.tokenByAccessor(accessor)
-	if t == nil || t.expired(time.Now()) {
-		return refuse(http.StatusNotFound, "token does not exist: ACL not found")
+	if t == nil {
+		return errNoToken
 	}
-	out := *t
-	out.Policies, out.Roles = a.namedLinks("policy", t.Policies), a.namedLinks("role", t.Roles)
-	return a.answer(w, q, view{build: func() (any, uint64) { return &out, t.ModifyIndex }})
+	out := a.shown(q, t)
+	out.SecretID = secret
+	return a.answer(w, q, view{build: func() (any, uint64) { return out, t.ModifyIndex }})
 }
 
 // PUT /v1/acl/token
@@ -101,7 +141,7 @@ func (a *api) tokenCreate(w http.ResponseWriter, q *query) error {
 	if err := a.addToken(q, t); err != nil {
 		return err
 	}
-	return a.answerToken(w, q, t.AccessorID)
+	return a.answerToken(w, q, t.AccessorID, t.SecretID)
 }
 
 // newToken makes a token of what was sent.
@@ -151,7 +191,7 @@ func (t *tokenRecord) expireAfter(text duration) error {
 
 // complete checks what a token refers to, and makes its hash.
 func (a *api) complete(t *tokenRecord) (err error) {
-	if err := checkIdentities(t.ServiceIdentities, t.NodeIdentities, t.TemplatedPolicies); err != nil {
+	if err := checkIdentities(t.grants()); err != nil {
 		return err
 	}
 	if t.Policies, err = a.linksTo("policy", t.Policies); err != nil {
@@ -165,11 +205,10 @@ func (a *api) complete(t *tokenRecord) (err error) {
 	return nil
 }
 
-// addToken writes a new token, and clears away some whose time is over.
+// addToken writes a new token.
 func (a *api) addToken(q *query, t *tokenRecord) error {
 	var c change
-	c.put(tokenTree, t.AccessorID, 0, t)
-	c.put(secretTree, secretKey(t.SecretID), 0, t.AccessorID)
+	a.putToken(&c, t)
 	done, _, err := a.commit(q.request.Context(), &c)
 	if err != nil {
 		return err
@@ -181,16 +220,18 @@ func (a *api) addToken(q *query, t *tokenRecord) error {
 	return nil
 }
 
-// reapTokens deletes tokens that nobody can use any more. Failing costs nothing but
-// their room.
+// reapTokens deletes tokens that nobody can use any more, now and then. Failing costs
+// nothing but their room.
 func (a *api) reapTokens(q *query) {
-	docs, _ := findAll[tokenRecord](a, tokenTree, "")
 	now := time.Now()
+	if !a.acl.reaps(now) {
+		return
+	}
+	docs, _ := findAll[keptToken](a, tokenTree, "")
 	var c change
 	for _, d := range docs {
-		if d.Value.expired(now) && len(c.ops) < 2*maxReaped {
-			c.removeAnyway(tokenTree, d.Key)
-			c.removeAnyway(secretTree, secretKey(d.Value.SecretID))
+		if d.Value.expired(now) && len(c.ops)+2 <= maxTxnOps {
+			c.removeToken(&d.Value)
 		}
 	}
 	if len(c.ops) > 0 {
@@ -198,6 +239,16 @@ func (a *api) reapTokens(q *query) {
 			a.logger.Warn("consul: expired tokens stay for now", "error", err)
 		}
 	}
+}
+
+func (ac *accessControl) reaps(now time.Time) bool {
+	ac.mu.Lock()
+	defer ac.mu.Unlock()
+	if now.Sub(ac.reaped) < reapEvery {
+		return false
+	}
+	ac.reaped = now
+	return true
 }
 
 // PUT /v1/acl/token/{accessor}, and PUT /v1/acl/token/{accessor}/clone
@@ -212,18 +263,21 @@ func (a *api) tokenUpdate(w http.ResponseWriter, q *query) error {
 	if from, ok := strings.CutSuffix(accessor, "/clone"); ok {
 		return a.tokenClone(w, q, from)
 	}
+	if accessor == initialAccessor {
+		return refuse(http.StatusBadRequest, "the initial management token is configured, and cannot be changed here")
+	}
 	var body tokenBody
 	if err := decode(w, q, &body); err != nil {
 		return err
 	}
 	_, err = a.update(q.request.Context(), "write token", accessor, func(c *change) error {
 		old := a.tokenByAccessor(accessor)
-		if old == nil || old.expired(time.Now()) {
+		if old == nil {
 			return refuse(http.StatusNotFound, "Cannot find token %q: ACL not found", accessor)
 		}
-		next, err := old.changed(&body)
+		next, err := a.changed(old, &body)
 		if err == nil {
-			err = a.complete(next)
+			err = a.complete(&next.tokenRecord)
 		}
 		if err != nil {
 			return err
@@ -238,20 +292,21 @@ func (a *api) tokenUpdate(w http.ResponseWriter, q *query) error {
 	if err != nil {
 		return err
 	}
-	return a.answerToken(w, q, accessor)
+	return a.answerShown(w, q, accessor)
 }
 
 // changed is the token after an update. Some things stay as they were made.
-func (t *tokenRecord) changed(body *tokenBody) (*tokenRecord, error) {
-	next := body.tokenRecord
+func (a *api) changed(t *keptToken, body *tokenBody) (*keptToken, error) {
+	next := *t
+	next.tokenRecord = body.tokenRecord
 	ttl, err := body.ExpirationTTL.parse("ExpirationTTL")
 	if err != nil {
 		return nil, err
 	}
 	sameEnd := next.ExpirationTime == nil || t.ExpirationTime != nil && next.ExpirationTime.Equal(*t.ExpirationTime)
 	switch {
-	case next.SecretID != "" && next.SecretID != t.SecretID:
-		return nil, refuse(http.StatusBadRequest, "Changing a tokens SecretID is not permitted")
+	case !t.sameSecret(next.SecretID):
+		return nil, refuse(http.StatusBadRequest, "Changing a token's SecretID is not permitted")
 	case next.AccessorID != "" && next.AccessorID != t.AccessorID:
 		return nil, refuse(http.StatusBadRequest, "Token Accessor ID in URL and payload do not match")
 	case next.AuthMethod != "" && next.AuthMethod != t.AuthMethod:
@@ -261,10 +316,16 @@ func (t *tokenRecord) changed(body *tokenBody) (*tokenRecord, error) {
 	case ttl != 0 || !sameEnd:
 		return nil, refuse(http.StatusBadRequest, "Cannot change expiration time of %s", t.AccessorID)
 	}
-	next.AccessorID, next.SecretID, next.AuthMethod = t.AccessorID, t.SecretID, t.AuthMethod
+	next.AccessorID, next.SecretID, next.AuthMethod = t.AccessorID, "", t.AuthMethod
 	next.ExpirationTime, next.CreateTime = t.ExpirationTime, t.CreateTime
 	next.CreateIndex, next.ModifyIndex = 0, 0
 	return &next, nil
+}
+
+// sameSecret says whether the secret that was sent leaves a token's as it is: clients
+// send back what they have read.
+func (t *keptToken) sameSecret(sent string) bool {
+	return sent == "" || sent == hidden || secretKey(sent) == t.SecretHash || t.AccessorID == anonymousAccessor && sent == anonymousSecret
 }
 
 func (a *api) tokenClone(w http.ResponseWriter, q *query, accessor string) error {
@@ -274,12 +335,12 @@ func (a *api) tokenClone(w http.ResponseWriter, q *query, accessor string) error
 	}
 	old := a.tokenByAccessor(accessor)
 	switch {
-	case old == nil || old.expired(time.Now()):
+	case old == nil:
 		return refuse(http.StatusNotFound, "Cannot find token %q: ACL not found", accessor)
 	case old.AuthMethod != "":
 		return refuse(http.StatusBadRequest, "Cannot clone a token created from an auth method")
 	}
-	next := *old
+	next := old.tokenRecord
 	next.CreateIndex, next.ModifyIndex = 0, 0
 	next.AccessorID, next.SecretID, next.CreateTime = newUUID(), newUUID(), time.Now().UTC()
 	if body.Description != "" {
@@ -291,10 +352,10 @@ func (a *api) tokenClone(w http.ResponseWriter, q *query, accessor string) error
 	if err := a.addToken(q, &next); err != nil {
 		return err
 	}
-	return a.answerToken(w, q, next.AccessorID)
+	return a.answerToken(w, q, next.AccessorID, next.SecretID)
 }
 
-// GET /v1/acl/token/{accessor}
+// GET /v1/acl/token/{accessor}?expanded
 func (a *api) tokenRead(w http.ResponseWriter, q *query) error {
 	accessor, err := q.need("token AccessorID")
 	if err == nil {
@@ -303,8 +364,19 @@ func (a *api) tokenRead(w http.ResponseWriter, q *query) error {
 	if err != nil {
 		return err
 	}
-	if t := a.tokenByAccessor(accessor); t == nil || t.expired(time.Now()) {
-		return refuse(http.StatusNotFound, "token does not exist: ACL not found")
+	expanded, err := q.flag("expanded")
+	if err != nil {
+		return err
+	}
+	if expanded {
+		return a.answerExpanded(w, q, accessor)
+	}
+	return a.answerShown(w, q, accessor)
+}
+
+func (a *api) answerShown(w http.ResponseWriter, q *query, accessor string) error {
+	if a.tokenByAccessor(accessor) == nil {
+		return errNoToken
 	}
 	return a.answer(w, q, view{topic: registry.KeyTopic(tokenTree, accessor), build: func() (any, uint64) {
 		_, index := a.registry.Key(tokenTree, accessor)
@@ -316,12 +388,59 @@ func (a *api) tokenRead(w http.ResponseWriter, q *query) error {
 	}})
 }
 
+// expandedToken is a token with all that it may do.
+type expandedToken struct {
+	*tokenRecord
+	ExpandedPolicies []policyRecord
+	ExpandedRoles    []roleRecord
+
+	NamespaceDefaultPolicyIDs []string
+	NamespaceDefaultRoleIDs   []string
+
+	AgentACLDefaultPolicy string
+	AgentACLDownPolicy    string
+	ResolvedByAgent       string
+}
+
+func (a *api) answerExpanded(w http.ResponseWriter, q *query, accessor string) error {
+	t := a.tokenByAccessor(accessor)
+	if t == nil {
+		return errNoToken
+	}
+	out := expandedToken{
+		tokenRecord: a.shown(q, t), AgentACLDefaultPolicy: q.defaultPolicy(), AgentACLDownPolicy: "extend-cache",
+		ResolvedByAgent: a.registry.LocalNode().Name, ExpandedPolicies: []policyRecord{}, ExpandedRoles: []roleRecord{},
+	}
+	g := t.grants()
+	for _, link := range t.Roles {
+		if d, _ := find[roleRecord](a, roleTree, link.ID); d != nil {
+			out.ExpandedRoles = append(out.ExpandedRoles, *a.roleOf(d))
+			g.join(d.Value.grants())
+		}
+	}
+	seen := make(map[string]bool)
+	for _, link := range g.policies {
+		if p := a.policyByID(link.ID); p != nil && !seen[p.ID] {
+			seen[p.ID] = true
+			out.ExpandedPolicies = append(out.ExpandedPolicies, *p)
+		}
+	}
+	for _, text := range a.identityRules(&g) {
+		out.ExpandedPolicies = append(out.ExpandedPolicies, synthetic(text, nil))
+	}
+	return a.answer(w, q, view{build: func() (any, uint64) { return out, t.ModifyIndex }})
+}
+
 // GET /v1/acl/token/self needs no permission but to be somebody.
 func (a *api) tokenSelf(w http.ResponseWriter, q *query) error {
 	if a.acl == nil {
 		return errACLDisabled
 	}
-	return a.answerToken(w, q, q.acl.accessor)
+	secret := q.secret()
+	if secret == "" {
+		secret = anonymousSecret
+	}
+	return a.answerToken(w, q, q.acl.accessor, secret)
 }
 
 // DELETE /v1/acl/token/{accessor}
@@ -335,6 +454,8 @@ func (a *api) tokenDelete(w http.ResponseWriter, q *query) error {
 		return err
 	case accessor == anonymousAccessor:
 		return refuse(http.StatusBadRequest, "Delete operation not permitted on the anonymous token")
+	case accessor == initialAccessor:
+		return refuse(http.StatusBadRequest, "the initial management token is configured, and cannot be deleted here")
 	case accessor == q.acl.accessor:
 		return refuse(http.StatusBadRequest, "Deletion of the request's authorization token is not permitted")
 	}
@@ -344,8 +465,7 @@ func (a *api) tokenDelete(w http.ResponseWriter, q *query) error {
 func (a *api) dropToken(w http.ResponseWriter, q *query, accessor string) error {
 	if t := a.tokenByAccessor(accessor); t != nil {
 		var c change
-		c.removeAnyway(tokenTree, accessor)
-		c.removeAnyway(secretTree, secretKey(t.SecretID))
+		c.removeToken(t)
 		if _, _, err := a.commit(q.request.Context(), &c); err != nil {
 			return err
 		}
@@ -368,16 +488,21 @@ func (a *api) tokenList(w http.ResponseWriter, q *query) error {
 		return refuse(http.StatusBadRequest, "can only filter by one of: policy, role, servicename, authmethod")
 	}
 	return a.answer(w, q, view{topic: registry.KeysTopic(tokenTree, ""), build: func() (any, uint64) {
-		docs, index := findAll[tokenRecord](a, tokenTree, "")
+		docs, index := findAll[keptToken](a, tokenTree, "")
 		now := time.Now()
-		out := make([]*tokenRecord, 0, len(docs)+1)
-		anonymous := a.tokenByAccessor(anonymousAccessor)
-		if anonymous.ModifyIndex == 1 && asked == 0 { // it is not among those that are written
-			out = append(out, a.shown(q, anonymous))
+		out := make([]*tokenRecord, 0, len(docs)+2)
+		for _, accessor := range []string{anonymousAccessor, initialAccessor} { // the anonymous one may be written, too
+			if e, _ := a.registry.Key(tokenTree, accessor); e != nil {
+				continue
+			}
+			if t := a.tokenByAccessor(accessor); t != nil && q.wantsToken(&t.tokenRecord) {
+				out = append(out, a.shown(q, t))
+			}
 		}
 		for _, d := range docs {
-			d.Value.CreateIndex, d.Value.ModifyIndex = d.CreateIndex, d.ModifyIndex
-			if t := &d.Value; !t.expired(now) && q.wantsToken(t) {
+			t := &d.Value
+			t.CreateIndex, t.ModifyIndex = d.CreateIndex, d.ModifyIndex
+			if !t.expired(now) && q.wantsToken(&t.tokenRecord) {
 				out = append(out, a.shown(q, t))
 			}
 		}

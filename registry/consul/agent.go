@@ -251,6 +251,9 @@ func (a *api) agentService(w http.ResponseWriter, q *query) error {
 			timeUp = a.registry.Wait(ctx, registry.ServiceTopic(in.Service), index) <= index
 			continue
 		}
+		if err := a.stillMay(q); err != nil {
+			return err
+		}
 		body, err := q.marshal(record)
 		if err != nil {
 			return err

@@ -186,10 +186,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		err = a.freshen(q)
 	}
 	if err == nil {
-		err = a.admit(w, q, path)
-	}
-	if err == nil {
-		err = do(w, q)
+		err = a.attend(w, q, strings.TrimSuffix(path, argument), do)
 	}
 	if err != nil {
 		a.fail(w, r, err)

@@ -119,6 +119,9 @@ func (a *api) eventList(w http.ResponseWriter, q *query) error {
 			blocking = a.registry.Wait(ctx, registry.KeysTopic(eventTree, ""), at) > at // else time is up
 			continue
 		}
+		if err := a.stillMay(q); err != nil {
+			return err
+		}
 		body, err := q.marshal(q.visible(events))
 		if err == nil {
 			q.setHeaders(w, index)

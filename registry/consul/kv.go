@@ -113,7 +113,7 @@ func writeRaw(w http.ResponseWriter, value []byte) {
 
 func (a *api) kvTree(w http.ResponseWriter, q *query) error {
 	return a.answerFound(w, q, view{topic: registry.KeysTopic(q.tree(), q.argument), build: func() (any, uint64) {
-		entries, index := a.registry.Keys(q.tree(), q.argument)
+		entries, index := a.readableKeys(q, q.argument)
 		out := make([]pairRecord, 0, len(entries))
 		for _, e := range entries {
 			out = append(out, q.pair(e))
@@ -127,7 +127,7 @@ func (a *api) kvTree(w http.ResponseWriter, q *query) error {
 func (a *api) kvKeys(w http.ResponseWriter, q *query) error {
 	separator := q.params.Get("separator")
 	return a.answerFound(w, q, view{topic: registry.KeysTopic(q.tree(), q.argument), part: true, build: func() (any, uint64) {
-		entries, index := a.registry.Keys(q.tree(), q.argument)
+		entries, index := a.readableKeys(q, q.argument)
 		out := make([]string, 0, len(entries))
 		for _, e := range entries {
 			key := e.Key

@@ -164,6 +164,9 @@ func (a *api) agentMonitor(w http.ResponseWriter, q *query) error {
 	for flush.Flush() == nil {
 		select {
 		case line := <-l.lines:
+			if a.stillMay(q) != nil {
+				return nil
+			}
 			w.Write(format(line)) // Flush tells when the client has gone
 		case <-q.request.Context().Done():
 			return nil

@@ -245,11 +245,11 @@ func (a *api) settle(q *query, v view) (body []byte, index uint64, err error) {
 			a.registry.Wait(ctx, v.topic, q.index)
 			q.fresh = a.registry.Stale()
 		}
-		return q.encode(v)
+		return a.encode(q, v)
 	}
 	key := q.key()
 	for {
-		body, at, err := q.encode(v)
+		body, at, err := a.encode(q, v)
 		if err != nil {
 			return nil, 0, err
 		}
@@ -268,8 +268,13 @@ func (a *api) waiting(q *query) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(q.request.Context(), q.wait+rand.N(q.wait/16+1))
 }
 
-func (q *query) encode(v view) ([]byte, uint64, error) {
+func (a *api) encode(q *query, v view) ([]byte, uint64, error) {
 	body, index := v.build()
+	if q.index > 0 { // it may have waited
+		if err := a.stillMay(q); err != nil {
+			return nil, 0, err
+		}
+	}
 	b, err := q.marshal(q.visible(body))
 	return b, index, err
 }

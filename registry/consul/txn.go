@@ -86,22 +86,33 @@ func (a *api) txn(w http.ResponseWriter, q *query) error {
 			return err
 		}
 	}
+	if refused := a.refusedOps(q, body); len(refused) > 0 {
+		return a.answerTxn(w, q, txnAnswer{Errors: refused}, 1)
+	}
 	result, err := a.registry.Transact(q.request.Context(), registry.TxnRequest{Ops: ops})
 	if err != nil {
 		return err
 	}
-	answer, status := txnAnswer{}, http.StatusOK
+	var answer txnAnswer
 	for i := range result.Results {
 		answer.Results = append(answer.Results, a.txnResult(q, &result.Results[i]))
 	}
 	for _, e := range result.Errors {
-		answer.Errors, status = append(answer.Errors, txnError{OpIndex: e.Op, What: e.What}), http.StatusConflict
+		answer.Errors = append(answer.Errors, txnError{OpIndex: e.Op, What: e.What})
 	}
+	return a.answerTxn(w, q, answer, result.Index)
+}
+
+func (a *api) answerTxn(w http.ResponseWriter, q *query, answer txnAnswer, index uint64) error {
 	b, err := q.marshal(answer)
 	if err != nil {
 		return err
 	}
-	q.setHeaders(w, result.Index)
+	status := http.StatusOK
+	if len(answer.Errors) > 0 {
+		status = http.StatusConflict
+	}
+	q.setHeaders(w, index)
 	writeJSON(w, status, b)
 	return nil
 }
