@@ -377,6 +377,7 @@ func (r *Registry) write(events <-chan store.Batch, batch []*request) (<-chan st
 		}
 		d := newDraft(&r.view.state)
 		var accepted []*request
+		var refused []refusal
 		for len(batch) > 0 && d.size < maxBatchBytes {
 			req := batch[0]
 			batch = batch[1:]
@@ -385,7 +386,7 @@ func (r *Registry) write(events <-chan store.Batch, batch []*request) (<-chan st
 			}
 			d.actor = actorOf(req.ctx)
 			if err := req.plan(d); err != nil {
-				req.done <- err
+				refused = append(refused, refusal{req, err})
 				continue
 			}
 			accepted = append(accepted, req)
@@ -403,6 +404,7 @@ func (r *Registry) write(events <-chan store.Batch, batch []*request) (<-chan st
 		}
 		r.committed = nil
 		answer(accepted, err)
+		answerRefused(refused, err)
 	}
 	return events, nil
 }
@@ -417,7 +419,7 @@ func answer(requests []*request, err error) {
 func (r *Registry) commit(d *draft) (rev int64, err error) {
 	txn := d.txn()
 	if len(txn.Put)+len(txn.Delete) == 0 {
-		return 0, nil
+		return 0, r.confirm()
 	}
 	ctx, cancel := context.WithTimeout(r.ctx, commitTimeout)
 	defer cancel()

@@ -91,6 +91,45 @@ func (r *Registry) doubt(err error) error {
 	return err
 }
 
+// refusal is a request whose plan could not be carried out.
+type refusal struct {
+	*request
+	err error
+}
+
+// answerRefused tells why, when it is certain that this server wrote at the time; else the
+// server that does is asked, as nothing was done.
+func answerRefused(refused []refusal, failed error) {
+	for _, f := range refused {
+		if failed != nil {
+			f.err = &weft.Error{Kind: weft.Unavailable, Op: "write", Thing: "registry", Err: errNotWriter}
+		}
+		f.done <- f.err
+	}
+}
+
+// confirm makes sure that this server still writes. What a plan refused, or found
+// done already, is an answer as binding as a write: a server that was stopped for a
+// while would give it by what it knew before. An error is of Kind Conflict.
+func (r *Registry) confirm() error {
+	if r.peers == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(r.ctx, confirmTimeout)
+	defer cancel()
+	kv, _, err := r.store.Get(ctx, fence)
+	if err == nil && kv.ModRev != r.term {
+		err = errors.New("another server took over")
+	}
+	if err != nil {
+		return &weft.Error{Kind: weft.Conflict, Op: "write", Thing: "registry", Err: err}
+	}
+	return nil
+}
+
+// confirmTimeout is longer than an election takes; the loop stands still meanwhile.
+const confirmTimeout = 3 * time.Second
+
 // CatchUp waits until this server's view has everything that was acknowledged
 // anywhere before the call: reads after it are linearizable. Without a majority of
 // the servers it fails, with Kind Unavailable.
