@@ -29,13 +29,14 @@ type logCheck struct {
 	lastIndex uint64
 	commit    uint64
 	metadata  []byte
+	from      int64 // index of the newest snapshot, with which etcd begins; -1: none
 }
 
 // checkLog checks each record's checksum, that no entry is missing, and that the log
 // reaches as far as the database.
 func checkLog(files []string, applied uint64) error {
-	var c logCheck
-	var number, index uint64
+	c := logCheck{from: -1}
+	var number, index, first uint64
 	for i, path := range files {
 		before := number
 		if _, err := fmt.Sscanf(filepath.Base(path), "%x-%x.wal", &number, &index); err != nil {
@@ -47,11 +48,14 @@ func checkLog(files []string, applied uint64) error {
 		case i == 0 && index > applied+1:
 			return damaged(path, fmt.Errorf("the log begins with entry %d, and the database has %d", index, applied))
 		case i == 0 && index > 0:
-			c.lastIndex = index - 1
+			c.lastIndex, first = index-1, index
 		}
 		if err := c.segment(path, i == len(files)-1); err != nil {
 			return damaged(path, err)
 		}
+	}
+	if c.from < int64(first) {
+		return damaged(files[0], errors.New("what came before it is not there"))
 	}
 	if need := max(applied, c.commit); c.lastIndex < need {
 		return damaged(files[len(files)-1], fmt.Errorf("it ends with entry %d, and entry %d was acknowledged", c.lastIndex, need))
@@ -149,6 +153,7 @@ func (c *logCheck) record(rec *walpb.Record, n int) error {
 		}
 		// What a leader sent takes the place of entries that never came.
 		c.lastIndex = max(c.lastIndex, s.GetIndex())
+		c.from = max(c.from, int64(s.GetIndex()))
 	default:
 		return fmt.Errorf("a record of unknown kind %d", rec.GetType())
 	}
