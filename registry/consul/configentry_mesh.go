@@ -81,6 +81,9 @@ func compileMesh(s *entrySet, allow bool) (meshResources, error) {
 			return nil, err
 		}
 	}
+	if !allow {
+		return out, out.denyByDefault()
+	}
 	return out, nil
 }
 

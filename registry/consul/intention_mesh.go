@@ -248,8 +248,16 @@ func (out meshResources) addIntentions(s *entrySet, e *serviceIntentions, byDefa
 		}
 	}
 	_, wild := entryFor[*serviceIntentions](s, serviceIntentionsKind, weft.ServiceName{Namespace: e.namespace(), Name: "*"})
-	if wild && (e.Name == "*" || len(v.allow) > 0) || !wild && !byDefault {
+	if len(v.allow) > 0 && (wild || !byDefault) || e.Name == "*" && byDefault {
 		return policy("-allow", "ALLOW", v.allow)
 	}
 	return nil
+}
+
+// rootNamespace is where policies are of all namespaces.
+const rootNamespace = "istio-system"
+
+// denyByDefault adds the ALLOW of nothing: what no other allows is denied.
+func (out meshResources) denyByDefault() error {
+	return out.add("security.istio.io/v1", "AuthorizationPolicy", weft.NewServiceName(rootNamespace, "*"), "-default", object{"action": "ALLOW"})
 }
