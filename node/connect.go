@@ -104,3 +104,10 @@ func isHost(a, b, namespace string) bool {
 	other, both := weft.ParseHost(b, namespace)
 	return ok && both && one == other
 }
+
+// serveConsul adds Consul's API, and who keeps the mesh as is said through it.
+func (s *Server) serveConsul(p *parts) {
+	c := consul.Config{Logger: s.logger, Address: s.doors.consul.Addr().String(), CA: s.authority, Mesh: consulMesh{s.control}}
+	p.add("Consul API", serveHTTP(s.doors.consul, consul.New(s.registry, c), s.logger))
+	p.add("config entries", func(ctx context.Context) error { return consul.CarryOut(ctx, s.registry, c) })
+}

@@ -263,7 +263,9 @@ func clientOf(t *testing.T, pair tls.Certificate, authority *ca.Authority) *tls.
 	t.Helper()
 	return &tls.Config{
 		Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13, InsecureSkipVerify: true, // a SPIFFE certificate has no host name
-		VerifyConnection: func(s tls.ConnectionState) error { return s.PeerCertificates[0].CheckSignatureFrom(authority.Roots()[0]) },
+		VerifyConnection: func(s tls.ConnectionState) error {
+			return s.PeerCertificates[0].CheckSignatureFrom(authority.Roots()[0])
+		},
 	}
 }
 

@@ -7,12 +7,13 @@ import (
 
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/control/resource"
+	"github.com/weftmesh/weft/registry/consul"
 	"github.com/weftmesh/weft/registry/dns"
 )
 
 // addDNS adds DNS, and what keeps it up to date about Services.
 func (s *Server) addDNS(p *parts) {
-	d := dns.New(s.registry, dns.Config{Recursors: s.config.Recursors, Logger: s.logger})
+	d := dns.New(s.registry, dns.Config{Recursors: s.config.Recursors, Queries: consul.NewQueries(s.registry), Logger: s.logger})
 	p.add("DNS", func(ctx context.Context) error {
 		unhook := context.AfterFunc(ctx, func() { _ = d.Close() })
 		defer unhook()
