@@ -22,7 +22,6 @@ import (
 	"github.com/weftmesh/weft/node/cluster"
 	"github.com/weftmesh/weft/node/handover"
 	"github.com/weftmesh/weft/registry"
-	"github.com/weftmesh/weft/registry/consul"
 	"github.com/weftmesh/weft/registry/eureka"
 	"github.com/weftmesh/weft/store"
 	"github.com/weftmesh/weft/telemetry/collect"
@@ -70,6 +69,7 @@ type Server struct {
 	process   *Process
 	doors     doors
 	token     string
+	authority *ca.Authority
 	store     *store.Store
 	cluster   *cluster.Cluster // nil: this server is alone
 	registry  *registry.Registry
@@ -208,6 +208,7 @@ func (s *Server) openCA(ctx context.Context, dir string) (*ca.Authority, error) 
 	if err != nil {
 		return nil, err
 	}
+	s.authority = authority
 	s.token, err = loadToken(TokenFile(dir), authority)
 	return authority, err
 }
@@ -339,7 +340,7 @@ func (s *Server) parts() *parts {
 		Listeners: s.Listeners(), Started: s.started, Logger: s.logger}))
 	s.figures()
 	p.add("weft API", serveHTTP(s.doors.api, faces, s.logger))
-	p.add("Consul API", serveHTTP(s.doors.consul, consul.New(s.registry, consul.Config{Logger: s.logger, Address: s.doors.consul.Addr().String()}), s.logger))
+	s.serveConsul(&p)
 	e := eureka.New(s.registry, eureka.Config{Logger: s.logger})
 	p.add("Eureka", serveHTTP(s.doors.eureka, e, s.logger))
 	p.add("leases of Eureka", e.Run)
