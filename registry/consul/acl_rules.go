@@ -1,6 +1,7 @@
 package consul
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -80,6 +81,9 @@ type rules []rule
 func parseRules(text string) (rules, error) {
 	if len(text) > maxRules {
 		return nil, weft.Errorf(weft.TooLarge, "read rules", "", "over %d bytes", maxRules)
+	}
+	if trimmed := strings.TrimSpace(text); strings.HasPrefix(trimmed, "{") && !json.Valid([]byte(trimmed)) {
+		return nil, weft.Errorf(weft.Invalid, "read rules", "", "the JSON is malformed") // which the library reads half
 	}
 	file, err := parseHCL(text)
 	if err != nil {
