@@ -220,9 +220,11 @@ func (a *api) isLocal(q *query, in *weft.Instance) bool {
 	return in.Service.Namespace == q.namespace && in.Dialect != serverDialect
 }
 
-// agentRecord is an instance as the agent's endpoints show it.
+// agentRecord is an instance as the agent's endpoints show it: as it was registered,
+// and not when.
 func (a *api) agentRecord(in *weft.Instance) serviceRecord {
 	x, r := extraOf(in), newServiceRecord(in)
+	r.CreateIndex, r.ModifyIndex = 0, 0
 	r.Datacenter, r.Proxy, r.Connect = a.registry.Datacenter(), x.Proxy, x.Connect
 	return r
 }
@@ -265,9 +267,8 @@ func (a *api) agentService(w http.ResponseWriter, q *query) error {
 	}
 }
 
-// contentHash identifies a definition, and so leaves out when it was written.
+// contentHash identifies a definition.
 func contentHash(q *query, r serviceRecord) (string, error) {
-	r.CreateIndex, r.ModifyIndex = 0, 0
 	b, err := q.marshal(r)
 	if err != nil {
 		return "", err
@@ -375,21 +376,27 @@ func (a *api) agentSelf(w http.ResponseWriter, q *query) error {
 		checks += len(in.Checks)
 	}
 	dc := a.registry.Datacenter()
+	servers, leads := a.servers(), "false"
+	for _, s := range servers {
+		if s.Leader && s.Name == node.Name {
+			leads = "true"
+		}
+	}
 	return a.fixed(w, q, map[string]any{
 		"Config": map[string]any{
 			"Datacenter": dc, "PrimaryDatacenter": dc, "NodeName": node.Name, "NodeID": node.ID,
 			"Server": true, "Revision": "", "Version": a.version,
 		},
 		"DebugConfig": map[string]any{
-			"Datacenter": dc, "NodeName": node.Name, "NodeID": node.ID, "ServerMode": true, "ACLsEnabled": false,
+			"Datacenter": dc, "NodeName": node.Name, "NodeID": node.ID, "ServerMode": true, "ACLsEnabled": a.acl != nil,
 			"SerfAdvertiseAddrLAN": "tcp://" + a.advertised(), // nothing gossips here: it is where this server is joined
 		},
-		"Member": a.member(node.Name),
+		"Member": a.member(Server{ID: node.ID, Name: node.Name, API: a.advertised(), Healthy: true}),
 		"Meta":   orEmpty(node.Labels),
 		"Stats": map[string]map[string]string{
 			"agent":  {"services": strconv.Itoa(len(instances)), "checks": strconv.Itoa(checks)},
 			"build":  {"version": a.version},
-			"consul": {"server": "true", "leader": "true", "known_servers": "1"},
+			"consul": {"server": "true", "leader": leads, "known_servers": strconv.Itoa(len(servers))},
 		},
 	})
 }
@@ -404,31 +411,45 @@ func (a *api) agentMembers(w http.ResponseWriter, q *query) error {
 	if err != nil {
 		return err
 	}
-	name := a.registry.LocalNode().Name
-	if wan {
-		name += "." + a.registry.Datacenter()
-	}
 	members := []memberRecord{}
-	if m := a.member(name); fits(&m) {
-		members = append(members, m)
+	for _, server := range a.servers() {
+		if wan {
+			server.Name += "." + a.registry.Datacenter()
+		}
+		if m := a.member(server); fits(&m) {
+			members = append(members, m)
+		}
 	}
 	return a.fixed(w, q, members)
 }
 
-// member is this server. Nothing gossips here, so there are no others.
-func (a *api) member(name string) memberRecord {
-	node := a.registry.LocalNode()
-	host, port, err := net.SplitHostPort(a.advertised())
+// Statuses of a member.
+const (
+	memberAlive  = 1
+	memberFailed = 4
+)
+
+// member is a server as one of those who gossip. Nothing gossips here, so there are
+// no others.
+func (a *api) member(s Server) memberRecord {
+	host, port, err := net.SplitHostPort(s.API)
 	if err != nil {
-		host = a.advertised()
+		host = s.API
 	}
 	n, _ := strconv.ParseUint(port, 10, 16) // 0 when it is a name
-	return memberRecord{
-		Name: name, Addr: host, Port: uint16(n), Status: 1,
+	m := memberRecord{
+		Name: s.Name, Addr: host, Port: uint16(n), Status: memberAlive,
 		Tags: map[string]string{
-			"role": "consul", "dc": a.registry.Datacenter(), "id": node.ID, "port": port,
+			"role": "consul", "dc": a.registry.Datacenter(), "id": s.ID, "port": port,
 			"build": a.version, "vsn": "2", "acls": "0",
 		},
 		ProtocolMin: 1, ProtocolMax: 5, ProtocolCur: 2, DelegateMin: 2, DelegateMax: 5, DelegateCur: 4,
 	}
+	if !s.Healthy {
+		m.Status = memberFailed
+	}
+	if a.acl != nil {
+		m.Tags["acls"] = "1"
+	}
+	return m
 }

@@ -1,25 +1,31 @@
-// Package consul lets unmodified clients of Consul register with and read from
-// weft's registry: it serves the agent, catalog, health and status endpoints of
-// Consul's HTTP API under /v1/.
+// Package consul lets unmodified clients of Consul use weft's registry: it serves
+// Consul's HTTP API under /v1/, which is agent, catalog, health, keys, sessions,
+// transactions, events, coordinates, access control, intentions, config entries,
+// Connect's certificates, snapshots, and what operators ask of the servers.
 //
-// A client sees one datacenter with one agent, which is also the only server.
-// Agent endpoints speak of the registry's own node. Consul's service metadata are
-// an instance's labels. "ns" names a weft namespace, "default" when absent.
+// A client sees one datacenter. Every server is an agent too, and there are no other
+// agents: agent endpoints speak of the server's own node. Consul's service metadata
+// are an instance's labels. "ns" names a weft namespace, "default" when absent. There
+// are no partitions, peers or other datacenters.
 //
-// Reads carry X-Consul-Index, exact for what was asked, and block with "index"
-// and "wait" on the registry's topics, without polling. A blocked read ends with
-// its request's context: a server that shall stop fast cancels the context that
-// it gave its requests (http.Server.BaseContext) before it calls Shutdown.
+// Reads carry X-Consul-Index, exact for what was asked, and block with "index" and
+// "wait" on the registry's topics, without polling. They are as new as the writes that
+// were acknowledged before, on any server; with "stale" they ask nobody, and with
+// "consistent" they fail rather than tell less. A blocked read ends with its request's
+// context: a server that shall stop fast cancels the context that it gave its requests
+// (http.Server.BaseContext) before it calls Shutdown.
 //
-// The handler matches the escaped path by itself: "//", "%2F" and a trailing "/"
-// reach the endpoint as they were sent, and nothing is ever redirected. So do not
-// put it behind http.ServeMux. There are no access lists yet: tokens are accepted
-// wherever Consul accepts them, and ignored. A writer is trusted: bind it to
-// loopback, or put something before it that knows who calls.
+// health/service with "passing" also has the failed instances that a guard of the
+// registry keeps, and then says why in X-Weft-Guard.
 //
-// What Consul has and this release has not (key/value store, sessions,
-// transactions, access lists, prepared queries, events, config entries, Connect)
-// answers 501 with one sentence; what is unknown answers 404.
+// The handler matches the escaped path by itself: "//", "%2F" and a trailing "/" reach
+// the endpoint as they were sent, and nothing is ever redirected. So do not put it
+// behind http.ServeMux. Without Config.ACL tokens are accepted wherever Consul accepts
+// them, and ignored; everybody is trusted then: bind it to loopback, or put something
+// before it that knows who calls.
+//
+// What Consul has and weft has not (peering, partitions, gossip and its keys, gateways
+// that are config entries) answers 501 with one sentence; what is unknown answers 404.
 package consul
 
 import (
@@ -153,7 +159,7 @@ var later = []struct{ path, what string }{
 	{"exported-services", "cluster peering"},
 	{"partition", "partitions"},
 	{"namespace", "managing namespaces"},
-	{"agent/token/", "access control lists"},
+	{"agent/token/", "tokens for an agent's own requests"},
 }
 
 func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {

@@ -335,6 +335,8 @@ func TestWrongRequests(t *testing.T) {
 		{"GET", "/v1/nothing", ``, 404, "no such endpoint"},
 		{"GET", "/v1/agent/services/", ``, 404, "no such endpoint"},
 		{"GET", "/", ``, 404, "/v1/"},
+		{"GET", "/v1/health/service/web?peer=far", ``, 501, "peering"},
+		{"GET", "/v1/health/service/web?partition=p", ``, 400, "no partitions"},
 		{"GET", "/v1/internal/ui/services", ``, 501, "dashboard"},
 		{"PUT", "/v1/peering/token", `{}`, 501, "cluster peering"},
 		{"GET", "/v1/operator/keyring", ``, 501, "operating a Consul cluster"},

@@ -59,6 +59,9 @@ func (a *api) parseQuery(r *http.Request, argument string) (*query, error) {
 	if q.pretty, err = q.flag("pretty"); err != nil {
 		return nil, err
 	}
+	if err := q.parseTenancy(); err != nil {
+		return nil, err
+	}
 	q.namespace = q.params.Get("ns")
 	if q.namespace == "" {
 		q.namespace = weft.DefaultNamespace
@@ -71,6 +74,17 @@ func (a *api) parseQuery(r *http.Request, argument string) (*query, error) {
 		q.nodeMeta[key] = value
 	}
 	return q, nil
+}
+
+// parseTenancy refuses to answer from here what is asked of somewhere else.
+func (q *query) parseTenancy() error {
+	if p := q.params.Get("partition"); p != "" && p != "default" && p != "*" {
+		return weft.Errorf(weft.Invalid, "read partition", p, "there are no partitions here, but for \"default\"")
+	}
+	if p := q.params.Get("peer"); p != "" && p != "local" {
+		return notHere("there is no peer " + strconv.Quote(p) + ": weft does not have cluster peering of Consul's API")
+	}
+	return nil
 }
 
 // noPath is what Consul's clients know of a datacenter that is not there: a 500.
@@ -205,8 +219,8 @@ func keep[T any](q *query) (func(*T) bool, error) {
 		return func(*T) bool { return true }, nil
 	}
 	f, err := parseFilter(text, reflect.TypeFor[T]())
-	if err != nil {
-		return nil, err
+	if err != nil { // in the words that clients look for
+		return nil, weft.Errorf(weft.Invalid, "Failed to create boolean expression evaluator", "", "%w", err)
 	}
 	return func(v *T) bool { return f.match(reflect.ValueOf(v)) }, nil
 }

@@ -163,7 +163,7 @@ type memberRecord struct {
 	Addr        string
 	Port        uint16
 	Tags        map[string]string
-	Status      int // 1 is alive
+	Status      int
 	ProtocolMin uint8
 	ProtocolMax uint8
 	ProtocolCur uint8

@@ -100,8 +100,13 @@ type config struct {
 
 	EnableScriptChecks bool `json:"enable_script_checks"`
 
-	Connect struct{ Enabled bool }
-	ACL     struct {
+	Connect struct {
+		Enabled  bool
+		CAConfig struct {
+			ClusterID string `json:"cluster_id"`
+		} `json:"ca_config"`
+	}
+	ACL struct {
 		Enabled       bool
 		DefaultPolicy string `json:"default_policy"`
 		Tokens        struct {
@@ -169,7 +174,11 @@ func (c *config) authority(ctx context.Context) (consul.CA, error) {
 	if err != nil {
 		return nil, err
 	}
-	return ca.Open(ctx, memory{}, ca.Config{SealKey: seal})
+	trust := ca.Config{SealKey: seal}
+	if id := c.Connect.CAConfig.ClusterID; id != "" {
+		trust.TrustDomain = id + ".consul"
+	}
+	return ca.Open(ctx, memory{}, trust)
 }
 
 // memory keeps what an authority stores. One goroutine uses it.
