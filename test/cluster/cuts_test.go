@@ -11,6 +11,7 @@ import (
 )
 
 func TestOneMemberIsCutOff(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, newNetwork(t), 3)
 	leader, others := c.leader()
 	t.Run("follower", func(t *testing.T) { c.cutOff(t, others[1], []*server{leader, others[0]}) })

@@ -34,6 +34,7 @@ func (s *server) tree(prefix string) map[string]string {
 }
 
 func TestOneServerGrowsToThree(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, nil, 1)
 	first := c.servers[0]
 	l := c.under(consistent, first)
@@ -48,6 +49,7 @@ func TestOneServerGrowsToThree(t *testing.T) {
 }
 
 func TestTheLeaderIsKilled(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, nil, 3)
 	leader, others := c.leader()
 	l := c.under(stale, others...)
@@ -71,6 +73,7 @@ func TestTheLeaderIsKilled(t *testing.T) {
 }
 
 func TestTheLeaderIsStopped(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, nil, 3)
 	leader, others := c.leader()
 	l := c.under(stale, others...)
@@ -134,6 +137,7 @@ func (s *server) refusesNothingNew(index uint64, i int) error {
 }
 
 func TestAFollowerIsStopped(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, nil, 3)
 	leader, others := c.leader()
 	l := c.under(ordinary, leader, others[0])

@@ -11,6 +11,7 @@ import (
 )
 
 func TestMembersComeAndGo(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, nil, 3)
 	leader, others := c.leader()
 	l := c.under(ordinary, others[0])
@@ -56,6 +57,7 @@ func (c *cluster) remove(one, by *server) {
 }
 
 func TestABackupUnderLoadIsRestored(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, nil, 3)
 	_, others := c.leader()
 	l := c.under(ordinary, c.servers...)
@@ -108,6 +110,7 @@ func TestABackupUnderLoadIsRestored(t *testing.T) {
 }
 
 func TestTwoOfFiveAreKilledAtOnce(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, nil, 5)
 	leader, others := c.leader()
 	left := others[1:]
@@ -131,6 +134,7 @@ func TestTwoOfFiveAreKilledAtOnce(t *testing.T) {
 
 // Every refusal names the thing, the place, and what to do.
 func TestWrongSetUpsAreRefused(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, nil, 1)
 	first := c.servers[0]
 	other := newCluster(t, nil, 1).servers[0] // of another mesh
@@ -151,9 +155,9 @@ func TestWrongSetUpsAreRefused(t *testing.T) {
 		{"a token that is none", "x1", []string{"--join", first.control, "--server-token-file", noToken}, []string{first.control, "server-token", "--server-token-file"}},
 		{"no token", "x2", []string{"--join", first.control}, []string{first.control, "server-token"}},
 		{"the token of proxies", "x3", []string{"--join", first.control, "--server-token-file", joinToken}, []string{first.control, "wrong server token", "server-token"}},
-		{"another mesh", "x4", []string{"--join", other.control, "--server-token-file", token}, []string{other.control, "another mesh"}},
+		{"another mesh", "x4", []string{"--join", other.control, "--server-token-file", token}, []string{other.control, "--server-token-file", "same mesh"}},
 		{"nobody", "x5", []string{"--join", nowhere, "--server-token-file", token}, []string{nowhere, "connection refused", "--join"}},
-		{"not a control port", "x6", []string{"--join", first.consul, "--server-token-file", token}, []string{first.consul, "control"}},
+		{"not a control port", "x6", []string{"--join", first.consul, "--server-token-file", token}, []string{first.consul, "--control"}},
 		{"a name that is taken", first.name, []string{"--join", first.control, "--server-token-file", token}, []string{first.name, "--node", "members remove"}},
 		{"a missing file", "x7", []string{"--join", first.control, "--server-token-file", noToken + "!"}, []string{noToken + "!"}},
 	} {
@@ -204,6 +208,7 @@ func (s *server) refused(t *testing.T, says ...string) {
 }
 
 func TestAnEvenNumberIsWarnedAbout(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, nil, 2)
 	world.Eventually(t, 5*time.Second, "a warning", func() error {
 		for _, s := range c.servers {

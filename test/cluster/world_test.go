@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -233,7 +234,7 @@ type place struct {
 	port          string // at the hub
 }
 
-var networks = 0 // made by this process; tests with networks are not parallel
+var networks atomic.Int32 // made by this process
 
 // newNetwork makes one, or skips the test where that is not permitted.
 func newNetwork(t *testing.T) *network {
@@ -246,8 +247,7 @@ func newNetwork(t *testing.T) *network {
 }
 
 func tryNetwork(t *testing.T) (*network, error) {
-	networks++
-	n := &network{hub: fmt.Sprintf("weft-%d-%d", pid, networks)}
+	n := &network{hub: fmt.Sprintf("weft-%d-%d", pid, networks.Add(1))}
 	if err := ip("netns", "add", n.hub); err != nil {
 		return nil, err
 	}
