@@ -40,7 +40,7 @@ func (a *api) register(r *http.Request) (any, error) {
 		return nil, weft.Errorf(weft.Invalid, "register", thing, "ttl: %v; want %v to %v", ttl, minLeaseTTL, maxLeaseTTL)
 	}
 	instance := weft.Instance{
-		ID: cmp.Or(in.ID, in.Service), Service: weft.NewServiceName(in.Namespace, in.Service), Node: a.Registry.LocalNode().Name,
+		ID: cmp.Or(in.ID, in.Service), Service: weft.NewServiceName(in.Namespace, in.Service), Node: a.leaseNode(r),
 		Address: cmp.Or(in.Address, callerHost(r)), Port: in.Port, Protocol: in.Protocol, Tags: in.Tags, Labels: in.Labels, Zone: in.Zone,
 		Weights: weft.Weights{Passing: in.Weight, Warning: in.Weight}, PID: in.PID, Dialect: "weft",
 	}
@@ -68,11 +68,21 @@ func (a *api) register(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return client.Leased{ID: instance.ID, TTL: weft.Duration(ttl), Index: index}, nil
+	return client.Leased{ID: instance.ID, Node: instance.Node, TTL: weft.Duration(ttl), Index: index}, nil
 }
 
 func leaseID(instance string) string  { return "lease:" + instance }
 func healthID(instance string) string { return "health:" + instance }
+
+// leaseNode is the node that has the instance: that of the server where it came first,
+// which the client names when it comes to another one.
+func (a *api) leaseNode(r *http.Request) string {
+	name := r.URL.Query().Get("node")
+	if n, _, _ := a.Registry.Node(name); n != nil {
+		return name
+	}
+	return a.Registry.LocalNode().Name
+}
 
 // callerHost is the address that a request comes from.
 func callerHost(r *http.Request) string {
@@ -98,7 +108,7 @@ func own(in *weft.Instance, op string) error {
 
 // leased finds the instance that a path names.
 func (a *api) leased(r *http.Request, op string) (*weft.Instance, error) {
-	key := weft.InstanceKey{Node: a.Registry.LocalNode().Name, ID: r.PathValue("id")}
+	key := weft.InstanceKey{Node: a.leaseNode(r), ID: r.PathValue("id")}
 	in, _ := a.Registry.Instance(key)
 	if in == nil {
 		return nil, weft.Errorf(weft.NotFound, op, "instance "+key.ID, "it is not registered (any more); register it again")

@@ -44,6 +44,7 @@ type Heartbeat struct {
 // Leased is the answer to a Registration.
 type Leased struct {
 	ID    string        `json:"id"`
+	Node  string        `json:"node"` // where the catalogue has it, whichever server renews it
 	TTL   weft.Duration `json:"ttl"`
 	Index uint64        `json:"index"` // at which every view has the instance
 }
@@ -73,6 +74,7 @@ type Lease struct {
 
 	mu   sync.Mutex
 	beat Heartbeat
+	node string // where the catalogue has it; empty before the first answer
 }
 
 // Register makes an instance of this process known, and keeps it registered until
@@ -159,7 +161,7 @@ func (l *Lease) Drain(ctx context.Context) error {
 		c.mu.Lock()
 		delete(c.leases, l)
 		c.mu.Unlock()
-		l.drained = c.call(ctx, request{op: "drain", thing: l.thing(), method: http.MethodDelete, path: l.path()}, &Drained{})
+		l.drained = c.call(ctx, request{op: "drain", thing: l.thing(), method: http.MethodDelete, path: l.path("")}, &Drained{})
 		if weft.KindOf(l.drained) == weft.NotFound {
 			l.drained = nil // gone is what it wants to be
 		}
@@ -168,13 +170,27 @@ func (l *Lease) Drain(ctx context.Context) error {
 }
 
 func (l *Lease) thing() string { return "instance " + l.in.Service + "/" + l.in.ID }
-func (l *Lease) path() string  { return "/api/instances/" + url.PathEscape(l.in.ID) }
+
+func (l *Lease) path(below string) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return "/api/instances/" + url.PathEscape(l.in.ID) + below + query("node", l.node)
+}
 
 func (l *Lease) register(ctx context.Context) (leased Leased, err error) {
 	in := l.in
 	in.Heartbeat = l.told()
-	err = l.client.call(ctx, request{op: "register", thing: l.thing(), method: http.MethodPost, path: "/api/instances", body: in}, &leased)
+	err = l.client.call(ctx, request{op: "register", thing: l.thing(), method: http.MethodPost, path: "/api/instances" + query("node", l.onNode("")), body: in}, &leased)
+	l.onNode(leased.Node)
 	return leased, err
+}
+
+// onNode remembers where the instance is, once that is known.
+func (l *Lease) onNode(name string) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.node = cmp.Or(l.node, name)
+	return l.node
 }
 
 func (l *Lease) told() Heartbeat {
@@ -217,7 +233,7 @@ func (l *Lease) keep(ctx context.Context) {
 // does not know it.
 func (l *Lease) renew(ctx context.Context) error {
 	err := l.client.call(ctx, request{op: "renew", thing: l.thing(), method: http.MethodPut,
-		path: l.path() + "/heartbeat", body: l.told()}, nil)
+		path: l.path("/heartbeat"), body: l.told()}, nil)
 	if weft.KindOf(err) == weft.NotFound {
 		_, err = l.register(ctx)
 	}
