@@ -69,6 +69,7 @@ type Cluster struct {
 	raw   string                       // the same, to be shown to others
 
 	execute func(ctx context.Context, command []byte) []byte // set by Register
+	holder  Holder                                           // set by Tell
 
 	mu    sync.Mutex
 	conns map[string]*grpc.ClientConn // by control address
