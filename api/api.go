@@ -68,7 +68,13 @@ func New(c Config) http.Handler {
 	handle("GET /api/services", a.services)
 	handle("GET /api/services/{name}/instances", a.instances)
 	handle("GET /api/services/{name}/watch", a.watch)
+	handle("GET /api/services/{name}/receipts", a.receipts)
+	handle("GET /api/services/{name}/history", a.history)
+	handle("GET /api/guards", a.guards)
+	handle("DELETE /api/guards/{name}", a.releaseGuard)
 	handle("POST /api/instances", a.register)
+	handle("PUT /api/instances/{id}/drain", a.drainInstance)
+	handle("DELETE /api/instances/{id}/drain", a.endDrain)
 	handle("PUT /api/instances/{id}/heartbeat", a.heartbeat)
 	handle("DELETE /api/instances/{id}", a.drain)
 	handle("GET /api/kinds", a.kinds)
@@ -133,6 +139,7 @@ func (a *api) knownHost(hostport string) bool {
 // 204, an error as a Failure.
 func (a *api) answer(h func(*http.Request) (any, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r = r.WithContext(registry.WithActor(r.Context(), "weft's API, from "+callerHost(r)))
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 		v, err := h(r)
 		switch {

@@ -136,6 +136,9 @@ func (a *api) status(*http.Request) (any, error) {
 		s.Instances += len(instances)
 		s.Healthy += healthy
 	})
+	for _, n := range a.Registry.Guarded() {
+		s.Guarded = append(s.Guarded, n.String())
+	}
 	for _, p := range a.Control.Proxies() {
 		s.Proxies = append(s.Proxies, proxyOf(p))
 	}

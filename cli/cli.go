@@ -128,8 +128,8 @@ sidecars with mTLS, routing, retries and traces.
 	}
 	add(groupRun, a.demo(), a.server(), a.gateway(), a.run(), a.upgrade(), a.restore())
 	asking(groupRun, a.register())
-	asking(groupLook, a.services(), a.instances(), a.explain(), a.traces(), a.status(), a.members())
-	asking(groupChange, a.apply(), a.get(), a.delete(), a.breaker(), a.backup())
+	asking(groupLook, a.services(), a.instances(), a.explain(), a.traces(), a.status(), a.members(), a.whyStale(), a.history())
+	asking(groupChange, a.apply(), a.get(), a.delete(), a.breaker(), a.guard(), a.drain(), a.backup())
 	root.AddCommand(a.version(), a.shop())
 	return root
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -60,6 +61,9 @@ func (a *app) printStatus(s *client.Status) error {
 	fmt.Fprintf(a.out, "catalogue  %s, %s (%d healthy), index %d\n",
 		plural(s.Services, "service"), plural(s.Instances, "instance"), s.Healthy, s.Index)
 	fmt.Fprintf(a.out, "resources  %d\n", s.Resources)
+	if len(s.Guarded) > 0 {
+		fmt.Fprintf(a.out, "guarded    %s: too many of their instances failed together, see \"weft guard\"\n", printable(strings.Join(s.Guarded, ", ")))
+	}
 	if len(s.Listeners) > 0 {
 		fmt.Fprintln(a.out)
 		t := newTable(a.out, "", "LISTENER", "ADDRESS")

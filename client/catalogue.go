@@ -62,6 +62,7 @@ type Status struct {
 	Instances  int        `json:"instances"`
 	Healthy    int        `json:"healthy"`
 	Resources  int        `json:"resources"`
+	Guarded    []string   `json:"guarded,omitempty"` // services whose failed instances get traffic; see Client.Guards
 	Listeners  []Listener `json:"listeners,omitempty"`
 	Proxies    []Proxy    `json:"proxies"` // connected now, sorted by identity and id
 }

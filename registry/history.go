@@ -16,6 +16,7 @@ type HistoryRequest struct {
 	Service weft.ServiceName
 	Since   weft.Duration // how far back
 	After   uint64        // go on after HistoryResult.Next; Since does not count then
+	Until   uint64        // with After: no further than this index; 0: to the newest
 	Limit   int           // most changes in the answer; 0 is 1000
 }
 
@@ -108,6 +109,9 @@ func (r *Registry) beginHistory(ctx context.Context, q HistoryRequest) (*history
 	}
 	r.view.mu.RUnlock()
 	if q.After != 0 {
+		if q.Until != 0 {
+			to = min(to, int64(q.Until))
+		}
 		h.span = span{after: min(int64(q.After), to), to: to, whole: true}
 		h.at, _, err = r.markAt(ctx, h.after)
 		return h, err
