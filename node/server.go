@@ -72,6 +72,7 @@ type Server struct {
 	authority *ca.Authority
 	store     *store.Store
 	cluster   *cluster.Cluster // nil: this server is alone
+	followers *control.Followers
 	registry  *registry.Registry
 	sources   []source
 	control   *control.Control
@@ -133,8 +134,11 @@ func (s *Server) open(ctx context.Context, c ServerConfig) (err error) {
 		return err
 	}
 	s.undo.add(s.collector.Close)
-	s.control, err = control.Open(ctx, control.Config{Store: s.store, Registry: s.registry, CA: authority, JoinToken: s.token, Logger: s.logger})
-	if err != nil {
+	config := control.Config{Store: s.store, Registry: s.registry, CA: authority, JoinToken: s.token, Followers: s.followers, Metrics: s.metrics, Logger: s.logger}
+	if s.cluster != nil {
+		config.Others = s.cluster
+	}
+	if s.control, err = control.Open(ctx, config); err != nil {
 		return err
 	}
 	s.undo.add(s.control.Close)
@@ -185,7 +189,8 @@ func (s *Server) meetOthers(ctx context.Context, authority *ca.Authority) error 
 }
 
 func (s *Server) openRegistry(ctx context.Context, c ServerConfig) (err error) {
-	config := registry.Config{Store: s.store, Node: weft.Node{Name: c.Node, Address: "127.0.0.1"}, Datacenter: c.Datacenter, EnableScripts: c.EnableScripts, Logger: s.logger}
+	s.followers = new(control.Followers)
+	config := registry.Config{Store: s.store, Node: weft.Node{Name: c.Node, Address: "127.0.0.1"}, Datacenter: c.Datacenter, EnableScripts: c.EnableScripts, Followers: s.followers, Logger: s.logger}
 	if s.cluster != nil {
 		config.Peers = s.cluster
 	}
@@ -379,6 +384,7 @@ func (s *Server) serveControl() func(context.Context) error {
 	g := grpc.NewServer(options...)
 	s.control.Register(g)
 	if s.cluster != nil {
+		s.cluster.Tell(s.control)
 		s.cluster.Register(g, s.registry.Execute)
 	}
 	s.collector.RegisterGRPC(g) // proxies export their spans over the connection they have
