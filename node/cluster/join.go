@@ -6,11 +6,13 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/weftmesh/weft"
@@ -22,6 +24,10 @@ import (
 // joinTimeout bounds the join: the cluster may be electing, and a member is only
 // added when a majority has that on disk.
 const joinTimeout = 30 * time.Second
+
+// reachPatience is how long nobody may listen there: servers that are started
+// together come up within it.
+const reachPatience = 5 * time.Second
 
 // joinOnce joins when the data directory has no state yet, and none was joined.
 func (c *Cluster) joinOnce(ctx context.Context) error {
@@ -59,13 +65,34 @@ func (c *Cluster) askToJoin(ctx context.Context, token ca.JoinToken) (*weftpb.Se
 		return nil, err
 	}
 	defer conn.Close()
-	r, err := weftpb.NewServersClient(conn).Join(ctx, &weftpb.ServerJoinRequest{
-		Token: c.config.Token, Name: c.config.Name, Peer: c.config.Peer,
-	}, grpc.WaitForReady(true))
-	if err != nil {
-		return nil, rpcFailure("join", "the cluster at "+c.config.Join, err)
+	for began := time.Now(); ; {
+		var served peer.Peer // known once there was a connection
+		r, err := weftpb.NewServersClient(conn).Join(ctx, &weftpb.ServerJoinRequest{
+			Token: c.config.Token, Name: c.config.Name, Peer: c.config.Peer,
+		}, grpc.Peer(&served))
+		switch {
+		case err == nil:
+			return r, nil
+		case status.Code(err) != codes.Unavailable:
+			return nil, c.joinFailure(err, "")
+		case strings.Contains(err.Error(), "authentication handshake failed"):
+			return nil, c.joinFailure(err, "; --join wants the control address (--control) of a server, and --server-token-file a token of the same mesh")
+		case served.Addr == nil && time.Since(began) > reachPatience:
+			return nil, c.joinFailure(err, "; is that server running, and is this its control address (--join)?")
+		}
+		timer := time.NewTimer(again)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, c.joinFailure(err, "; no server leads there, or the others cannot be reached")
+		}
 	}
-	return r, nil
+}
+
+func (c *Cluster) joinFailure(err error, mend string) error {
+	why := status.Convert(err)
+	return rpcFailure("join", "the cluster at "+c.config.Join, status.Error(why.Code(), why.Message()+mend))
 }
 
 // keep writes down what servers share, the members last: with them the join is done.

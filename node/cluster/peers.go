@@ -199,6 +199,25 @@ func (c *Cluster) Servers() []Server {
 	return list
 }
 
+// forget removes the addresses of a server that was taken out. When that one led,
+// the others elect meanwhile.
+func (c *Cluster) forget(ctx context.Context, id uint64) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*forwardTimeout)
+	defer cancel()
+	c.insist(ctx, "forget a server that was taken out", func(ctx context.Context) error {
+		_, err = c.store.Commit(ctx, store.Txn{Delete: []string{bookDir + strconv.FormatUint(id, 16)}})
+		return err
+	})
+	return err
+}
+
+// warnOfEven: one server less would stand as many failures, with less to fail.
+func (c *Cluster) warnOfEven() {
+	if n := len(c.store.Members()); n > 0 && n%2 == 0 {
+		c.log.Warn("cluster: an even number of servers; add one, or take one out: this many stand no more failures than one less", "servers", n)
+	}
+}
+
 // Remove takes a server out of the cluster, by its name.
 func (c *Cluster) Remove(ctx context.Context, name string) error {
 	for _, s := range c.Servers() {
@@ -208,8 +227,11 @@ func (c *Cluster) Remove(ctx context.Context, name string) error {
 		if err := c.store.RemoveMember(ctx, s.ID); err != nil {
 			return err
 		}
-		_, err := c.store.Commit(ctx, store.Txn{Delete: []string{bookDir + strconv.FormatUint(s.ID, 16)}})
-		return err
+		c.warnOfEven()
+		if s.ID == c.store.ID() {
+			return nil // it cannot write any more
+		}
+		return c.forget(ctx, s.ID)
 	}
 	return weft.Errorf(weft.NotFound, "remove", "server "+name, `there is no such server; "weft members" lists them`)
 }

@@ -85,6 +85,7 @@ func (s servers) Join(ctx context.Context, r *weftpb.ServerJoinRequest) (*weftpb
 		out.Members = append(out.Members, &weftpb.ServerMember{Id: m.ID, Name: m.Name, Peer: m.Peer, Learner: m.Learner})
 	}
 	c.log.Info("cluster: a server joins", "name", r.GetName(), "peer", r.GetPeer())
+	c.warnOfEven()
 	return out, nil
 }
 
