@@ -73,6 +73,7 @@ type Registry struct {
 	view      view        // written by the loop only
 	committed *draft      // owned by the loop: what it committed and has not seen yet, else nil
 	term      int64       // owned by the loop: revision of the fence while it writes
+	pool      pool        // owned by the loop
 	marked    int64       // owned by the loop: Unix milliseconds of the newest time mark
 	writes    atomic.Bool // this server writes; set by the loop
 
@@ -90,7 +91,7 @@ type Registry struct {
 const (
 	// maxBatch bounds the writes of one transaction. It is more than the writers
 	// that one machine has at a time, so that nobody waits for two transactions.
-	maxBatch = 256
+	maxBatch = 4096
 	// maxBatchBytes ends a batch early: the store's limit less one largest record.
 	maxBatchBytes = 4 << 20
 	// commitTimeout is longer than the store's own (5 s): it gives up first, with
@@ -215,17 +216,18 @@ func (r *Registry) load(ctx context.Context) (rev int64, err error) {
 func (r *Registry) decodeAll(events []store.Event, d *draft) []decoded {
 	out := make([]decoded, len(events))
 	ok := make([]bool, len(events))
-	if len(events) <= 4*maxBatch {
+	if len(events) <= maxBatch {
 		for i := range events {
-			out[i], ok[i] = decode(&events[i], d.says(&events[i]), r.log)
+			out[i], ok[i] = decode(&events[i], d.says(&events[i]), &r.pool, r.log)
 		}
 	} else {
 		var work sync.WaitGroup
 		step := len(events)/runtime.GOMAXPROCS(0) + 1
 		for from := 0; from < len(events); from += step {
 			work.Go(func() {
+				var p pool
 				for i := from; i < min(from+step, len(events)); i++ {
-					out[i], ok[i] = decode(&events[i], nil, r.log)
+					out[i], ok[i] = decode(&events[i], nil, &p, r.log)
 				}
 			})
 		}

@@ -54,7 +54,7 @@ const (
 type checkState struct {
 	key   checkKey
 	owner weft.InstanceKey // ID is empty for a check of the node
-	check weft.Check       // as the catalogue has it
+	check *weft.Check      // as the catalogue has it; not changed
 
 	due       time.Time // next probe, lapse or retry of it; zero is never
 	running   bool      // a probe is handed out, or waits for room
@@ -106,7 +106,7 @@ func (s *schedule) lead(on bool, now time.Time) {
 				continue // it went to another owner
 			}
 			c := &checkState{key: old.key, owner: old.owner, check: old.check, critical: old.critical, fell: old.fell, place: -1}
-			c.begin(&c.check, now, c.check.Interval.Std())
+			c.begin(c.check, now, c.check.Interval.Std())
 			list[i], s.checks[c.key] = c, c
 			s.arm(c)
 		}
@@ -123,7 +123,7 @@ func (s *schedule) set(owner weft.InstanceKey, checks []weft.Check, now time.Tim
 	for i := range checks {
 		key := checkKey{owner.Node, checks[i].ID}
 		c := s.checks[key]
-		if c != nil && (c.owner != owner || !sameProbe(&c.check, &checks[i])) {
+		if c != nil && (c.owner != owner || !sameProbe(c.check, &checks[i])) {
 			s.drop(c)
 			c = nil
 		}
@@ -185,8 +185,12 @@ func (c *checkState) begin(check *weft.Check, now time.Time, soon time.Duration)
 
 // follow takes over what the catalogue says.
 func (c *checkState) follow(check *weft.Check, now time.Time) {
-	before, known := c.check.Status, c.check.ID != ""
-	c.check = *check
+	known := c.check != nil
+	before := weft.Passing
+	if known {
+		before = c.check.Status
+	}
+	c.check = check
 	if reported(check.Kind) && before >= weft.Critical && check.Status < weft.Critical {
 		c.due = now.Add(check.TTL.Std()) // alive again
 	}
@@ -261,7 +265,7 @@ func (s *schedule) step(now time.Time) (duties []duty, next time.Time) {
 
 // look sees what is due for one check.
 func (s *schedule) look(c *checkState, now time.Time) (d duty, due bool) {
-	d = duty{state: c, check: c.check, key: c.key, owner: c.owner}
+	d = duty{state: c, check: *c.check, key: c.key, owner: c.owner}
 	if at := c.reapAt(); !at.IsZero() && !at.After(now) {
 		c.reapRetry = now.Add(retryAfter)
 		d.kind = reapDuty
@@ -293,7 +297,7 @@ func (s *schedule) fill(now time.Time) (duties []duty) {
 		}
 		s.probing++
 		c.started = now
-		duties = append(duties, duty{kind: probeDuty, state: c, check: c.check, key: c.key, owner: c.owner})
+		duties = append(duties, duty{kind: probeDuty, state: c, check: *c.check, key: c.key, owner: c.owner})
 	}
 	return duties
 }

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -42,7 +43,7 @@ func newTimeline(t *testing.T, checks ...weft.Check) *timeline {
 
 func (l *timeline) set(owner weft.InstanceKey, checks ...weft.Check) {
 	l.checks[owner] = checks
-	l.s.set(owner, checks, l.now)
+	l.s.set(owner, slices.Clone(checks), l.now) // what is in the catalogue does not change
 }
 
 func (l *timeline) note(format string, args ...any) {

@@ -222,8 +222,7 @@ func prepare(in weft.Instance, node string) (own *weft.Instance, record []byte, 
 	if record, err = encode("instance "+in.Service.Name+"/"+in.ID, in); err != nil {
 		return nil, nil, err
 	}
-	own = new(weft.Instance)
-	if err := json.Unmarshal(record, own); err != nil {
+	if own, err = ownInstance(&in, record); err != nil {
 		return nil, nil, &weft.Error{Kind: weft.Invalid, Op: "register", Thing: "instance " + in.ID, Err: err}
 	}
 	return own, record, nil

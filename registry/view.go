@@ -160,8 +160,8 @@ const (
 
 // decode reads an event. A record that cannot be read stays in the store, and is
 // logged; the rest of the catalogue must not be lost with it.
-// known is what the record says, when that is known already.
-func decode(ev *store.Event, known *weft.Instance, log *slog.Logger) (d decoded, ok bool) {
+// known is what the record says, when that is known already. Instances share what p has.
+func decode(ev *store.Event, known *weft.Instance, p *pool, log *slog.Logger) (d decoded, ok bool) {
 	d.rev = uint64(ev.ModRev)
 	if key, isInstance := parseInstanceRecord(ev.Key); isInstance {
 		d.kind, d.key = instanceKind, key
@@ -179,6 +179,7 @@ func decode(ev *store.Event, known *weft.Instance, log *slog.Logger) (d decoded,
 		in.Node, in.ID = key.Node, key.ID
 		in.CreateIndex, in.ModifyIndex = uint64(ev.CreateRev), d.rev
 		dateChecks(in.Checks, d.rev)
+		p.share(in)
 		d.instance = in
 		return d, true
 	}
