@@ -3,9 +3,6 @@ package node
 import (
 	"context"
 	"errors"
-	"slices"
-
-	networking "istio.io/api/networking/v1alpha3"
 
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/control"
@@ -26,7 +23,7 @@ func (m consulMesh) Check(ctx context.Context, documents []consul.Document) erro
 	existing := m.control.Resources()
 	for _, r := range parsed {
 		for i := range existing {
-			if other := &existing[i]; !ofConsul(other) && (other.Ref() == r.Ref() || sameHost(r, other)) {
+			if other := &existing[i]; !ofConsul(other) && (other.Ref() == r.Ref() || resource.Contend(r, other)) {
 				return weft.Errorf(weft.Conflict, "write", r.Source.String(), "%s is there already, and is not Consul's", other.Source)
 			}
 		}
@@ -79,31 +76,6 @@ func filesOf(documents []consul.Document) []resource.File {
 }
 
 func ofConsul(r *resource.Resource) bool { return r.Labels[consul.WrittenBy] == "consul" }
-
-// sameHost says whether two resources want to say alone how a service is reached: of
-// VirtualServices of a host sidecars take one, of the policies of DestinationRules
-// the first.
-func sameHost(r, other *resource.Resource) bool {
-	if r.Kind != other.Kind || r.Namespace != other.Namespace {
-		return false
-	}
-	switch spec := other.Spec.(type) {
-	case *networking.VirtualService:
-		own := r.Spec.(*networking.VirtualService).Hosts
-		return resource.InMesh(spec) && slices.ContainsFunc(spec.Hosts, func(h string) bool {
-			return slices.ContainsFunc(own, func(o string) bool { return isHost(h, o, r.Namespace) })
-		})
-	case *networking.DestinationRule:
-		return isHost(spec.Host, r.Spec.(*networking.DestinationRule).Host, r.Namespace)
-	}
-	return false
-}
-
-func isHost(a, b, namespace string) bool {
-	one, ok := weft.ParseHost(a, namespace)
-	other, both := weft.ParseHost(b, namespace)
-	return ok && both && one == other
-}
 
 // serveConsul adds Consul's API, and who keeps the mesh as is said through it.
 func (s *Server) serveConsul(p *parts) {
