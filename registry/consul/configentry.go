@@ -35,8 +35,8 @@ var otherKinds = map[string]string{
 	"jwt-provider":                "there are no JSON web tokens in intentions",
 	"exported-services":           "there are no other clusters to export to",
 	"sameness-group":              "there are no other clusters",
-	"control-plane-request-limit": "",
-	"rate-limit":                  "",
+	"control-plane-request-limit": "requests to the server have no limit of their own",
+	"rate-limit":                  "requests to the server have no limit of their own",
 }
 
 // entryHead is what all kinds have.
@@ -98,8 +98,8 @@ func (a *api) configEndpoints() endpoints {
 	}
 }
 
-// parseEntry reads the body of a write.
-func (a *api) parseEntry(body []byte) (configEntry, error) {
+// readEntry reads the body of a write. dc is this datacenter.
+func readEntry(body []byte, dc string) (configEntry, error) {
 	raw, err := parseJSON(body)
 	if err != nil {
 		return nil, err
@@ -121,10 +121,13 @@ func (a *api) parseEntry(body []byte) (configEntry, error) {
 	if err := decodeFields(object, reflect.ValueOf(e).Elem(), ""); err != nil {
 		return nil, refuse(http.StatusBadRequest, "config entry %s: %v", kind, err)
 	}
+	if e.head().Kind != kind {
+		return nil, refuse(http.StatusBadRequest, "config entry %s: Kind: is there twice", kind)
+	}
 	if err := checkHead(e.head()); err != nil {
 		return nil, err
 	}
-	if err := e.normalise(a.registry.Datacenter()); err != nil {
+	if err := e.normalise(dc); err != nil {
 		return nil, refuse(http.StatusBadRequest, "config entry %s %q: %v", kind, e.head().Name, err)
 	}
 	return e, nil
@@ -180,7 +183,7 @@ func (a *api) configWrite(w http.ResponseWriter, q *query) error {
 	if err != nil {
 		return err
 	}
-	e, err := a.parseEntry(body)
+	e, err := readEntry(body, a.registry.Datacenter())
 	if err != nil {
 		return err
 	}

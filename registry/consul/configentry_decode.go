@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"net/http"
 	"reflect"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/weftmesh/weft"
 )
@@ -19,15 +22,11 @@ func decodeFields(from any, to reflect.Value, path string) error {
 	if from == nil {
 		return nil
 	}
-	if d, ok := to.Addr().Interface().(*weft.Duration); ok {
-		b, err := json.Marshal(from)
-		if err == nil {
-			err = json.Unmarshal(b, d)
-		}
-		if err != nil {
-			return fieldError(path, "want a duration such as \"10s\"")
-		}
-		return nil
+	switch v := to.Addr().Interface().(type) {
+	case *weft.Duration:
+		return decodeOwn(from, v, path, "want a duration such as \"10s\"")
+	case *time.Time:
+		return decodeOwn(from, v, path, "want a time such as \"2026-01-31T00:00:00Z\"")
 	}
 	switch to.Kind() {
 	case reflect.Interface:
@@ -58,6 +57,18 @@ func decodeFields(from any, to reflect.Value, path string) error {
 	return nil
 }
 
+// decodeOwn reads what knows by itself how.
+func decodeOwn(from any, to json.Unmarshaler, path, want string) error {
+	b, err := json.Marshal(from)
+	if err == nil {
+		err = to.UnmarshalJSON(b)
+	}
+	if err != nil {
+		return fieldError(path, "%s", want)
+	}
+	return nil
+}
+
 func decodeMap(from any, to reflect.Value, path string) error {
 	object, ok := from.(map[string]any)
 	if !ok {
@@ -79,13 +90,14 @@ func decodeStruct(from any, to reflect.Value, path string) error {
 	if !ok {
 		return fieldError(path, "want an object")
 	}
-	for key, v := range object {
-		at := key
+	for _, key := range slices.Sorted(maps.Keys(object)) { // so that of several errors it is always the same
+		v, at := object[key], key
 		if path != "" {
 			at = path + "." + key
 		}
 		bare := strings.ReplaceAll(key, "_", "")
-		field := to.FieldByNameFunc(func(name string) bool { return strings.EqualFold(name, bare) })
+		// The names of embedded structs, in small letters, are none of a client's.
+		field := to.FieldByNameFunc(func(name string) bool { return name[0] <= 'Z' && strings.EqualFold(name, bare) })
 		switch {
 		case !field.IsValid() && saysNothing(v):
 		case !field.IsValid():
