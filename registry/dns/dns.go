@@ -91,6 +91,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"runtime"
 	"strings"
 	"sync"
@@ -117,6 +118,8 @@ type Config struct {
 	Queries   Queries  // nil: there are no prepared queries
 	MaxConns  int      // TCP connections at a time, more are closed at once; 512 when 0
 
+	Clients []netip.Prefix // who may ask, beside loopback; none: everybody. Others are refused.
+
 	Logger *slog.Logger // our own failures; nil discards them
 }
 
@@ -141,6 +144,7 @@ type Server struct {
 	queries     Queries
 	recursor    *recursor // nil: names that are not ours are refused
 	maxConns    int
+	clients     []netip.Prefix // nil: everybody
 	baker       baker
 	ctx         context.Context // ends with Close
 	cancel      context.CancelFunc
@@ -174,7 +178,7 @@ func New(r *registry.Registry, c Config) *Server {
 	s := &Server{
 		registry: r, logger: c.Logger, onlyPassing: c.OnlyPassing,
 		ttl: seconds(c.TTL), negative: seconds(c.NegativeTTL), serviceTTLs: make(map[string]uint32),
-		queries: c.Queries, maxConns: c.MaxConns, baker: newBaker(),
+		queries: c.Queries, maxConns: c.MaxConns, clients: c.Clients, baker: newBaker(),
 		packed: newCache[*packed](packedMemory), errands: make(chan struct{}, maxErrands),
 		conns: make(map[net.Conn]struct{}),
 	}

@@ -126,6 +126,12 @@ func (s *Server) servePackets(socket udpSocket) error {
 		case err != nil: // such as an ICMP message about an earlier answer
 			continue
 		}
+		if !s.serves(from.addr.Addr()) {
+			if no := turnAway(buffer[:0], question[:n]); len(no) > 0 {
+				_ = socket.send(no, from)
+			}
+			continue
+		}
 		answer, later := r.respond(buffer[:0], question[:n], asker{addr: from.addr.Addr()})
 		if later != nil {
 			answer = s.runLater(r, buffer[:0], later, socket, from)
@@ -198,7 +204,7 @@ func (s *Server) serveConns(l net.Listener) error {
 			continue
 		}
 		pause = 0
-		if !s.admit(c) {
+		if !s.serves(clientOf(c)) || !s.admit(c) {
 			c.Close()
 		}
 	}
