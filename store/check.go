@@ -182,7 +182,7 @@ func checkStructure(dir string, wasOpen bool) error {
 		return damaged(path, err)
 	}
 	if len(logs) == 0 {
-		if !wasOpen && db.applied == 0 && db.newest == 0 {
+		if !wasOpen && db.applied == 0 && db.newest.Main == 1 {
 			return nil
 		}
 		return damaged(logPath(dir), errors.New("the log is not there"))

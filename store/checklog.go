@@ -167,11 +167,12 @@ func hasUnknown(m proto.Message) bool { return len(m.ProtoReflect().GetUnknown()
 // stopped; it was never acknowledged, and etcd cuts it off. But where a whole record
 // stands, its length is what is damaged.
 func checkEnd(f *os.File, end int64, crc uint32, isLast bool) error {
-	if _, err := f.Seek(end, io.SeekStart); err != nil {
+	info, err := f.Stat()
+	if err != nil {
 		return err
 	}
-	rest, err := io.ReadAll(io.LimitReader(f, 2*maxTxnBytes))
-	if err != nil {
+	rest := make([]byte, min(info.Size()-end, 2*maxTxnBytes))
+	if _, err := f.ReadAt(rest, end); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
 	if len(bytes.TrimLeft(rest, "\x00")) == 0 {

@@ -207,17 +207,15 @@ func (s *Store) RemoveMember(ctx context.Context, id uint64) error {
 	if err := s.mayRemove(ctx, id, thing); err != nil {
 		return err
 	}
-	if id == s.ID() && s.IsLeader() {
-		if err := s.MoveLeader(ctx); err != nil {
-			return err
-		}
+	if err := s.handOverFrom(ctx, id); err != nil {
+		return err
 	}
 	_, err := s.change(ctx, func(ctx context.Context) ([]*membership.Member, error) {
 		return s.server.RemoveMember(ctx, id)
 	})
 	if err != nil && id == s.ID() && errors.Is(err, etcderrors.ErrStopped) {
 		<-s.done // its own end was faster than the answer
-		if errors.Is(s.Err(), errRemoved) {
+		if errors.Is(s.Err(), ErrRemoved) {
 			return nil
 		}
 	}
@@ -226,6 +224,28 @@ func (s *Store) RemoveMember(ctx context.Context, id uint64) error {
 	}
 	return nil
 }
+
+// handOverFrom lets a member that is to go and leads hand over first, so that what is
+// being written is not cut short. One that does not answer cannot, and is replaced
+// anyway.
+func (s *Store) handOverFrom(ctx context.Context, id uint64) error {
+	switch {
+	case id != s.Leader():
+		return nil
+	case id == s.ID():
+		return s.MoveLeader(ctx)
+	}
+	ctx, cancel := context.WithTimeout(ctx, handOverTimeout)
+	defer cancel()
+	if err := s.moveFrom(ctx, id); err != nil {
+		s.log.Debug("store: who is removed did not hand over", "member", s.memberName(id), "error", err)
+	}
+	return nil
+}
+
+// handOverTimeout is long for a hand-over, which takes some round trips, and is lost
+// when the leader does not answer.
+const handOverTimeout = 2 * time.Second
 
 func (s *Store) mayRemove(ctx context.Context, id uint64, thing string) error {
 	list := s.Members()

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -585,15 +586,15 @@ func TestRemoveMember(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		t.Fatal("the removed member does not notice")
 	}
-	if err := first.Err(); err == nil {
-		t.Error("it does not say why it has ended")
+	if err := first.Err(); !errors.Is(err, ErrRemoved) {
+		t.Errorf("it has ended by %v", err)
 	}
 	for range ch { // ends
 	}
 	_, err = first.Commit(t.Context(), Txn{Put: []KV{{Key: "late"}}})
-	wantKind(t, err, weft.Unavailable, "removed from its cluster")
+	wantRemoved(t, err, first.dir)
 	_, err = first.Barrier(t.Context())
-	wantKind(t, err, weft.Unavailable, "removed from its cluster")
+	wantRemoved(t, err, first.dir)
 	put(t, alive.Store, "k2", "v")
 	if got := len(alive.Members()); got != 2 {
 		t.Errorf("%d members are left; want 2", got)
@@ -603,13 +604,21 @@ func TestRemoveMember(t *testing.T) {
 	dead.link.mend()
 	c := dead.config
 	_, err = Open(t.Context(), c)
-	wantKind(t, err, weft.Unavailable, "removed from its cluster", dead.dir)
+	wantRemoved(t, err, dead.dir)
 	// So does who was there.
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
 	_, err = Open(t.Context(), first.config)
-	wantKind(t, err, weft.Unavailable, "removed from its cluster")
+	wantRemoved(t, err, first.dir)
+}
+
+func wantRemoved(t *testing.T, err error, dir string) {
+	t.Helper()
+	wantKind(t, err, weft.Unavailable, "removed from its cluster", "empty "+dir)
+	if !errors.Is(err, ErrRemoved) {
+		t.Errorf("%v is not ErrRemoved", err)
+	}
 }
 
 func TestAddMemberTwice(t *testing.T) {

@@ -22,10 +22,13 @@ const (
 	dropPause = 10 * time.Millisecond
 )
 
+// ErrRemoved is in the errors of Open, Err and of calls when this member was taken out
+// of its cluster. It is for good: its directory must be emptied to join again.
+var ErrRemoved = errors.New("this member was removed from its cluster")
+
 var (
 	errClosed     = errors.New("the store is closed")
 	errNobody     = errors.New("no other member can be reached")
-	errRemoved    = errors.New("this member was removed from its cluster")
 	errSlow       = fmt.Errorf("no answer within %v", callTimeout)
 	errLeaderLost = errors.New("the leader went away meanwhile; whether it happened is not known")
 )

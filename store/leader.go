@@ -130,13 +130,19 @@ func (s *Store) moveLeader(ctx context.Context) error {
 	if s.peers == nil || !s.IsLeader() || len(s.Members()) == 1 {
 		return nil
 	}
+	return s.moveFrom(ctx, s.ID())
+}
+
+// moveFrom hands the leadership of a member to another, which may be this one: a
+// leader does so when a follower asks.
+func (s *Store) moveFrom(ctx context.Context, leader uint64) error {
 	reached := s.peers.reach(ctx, s.Members())
 	err := errNobody
 	for _, m := range s.Members() {
-		if m.ID == s.ID() || m.Learner || !reached[m.ID] {
+		if m.ID == leader || m.Learner || !reached[m.ID] {
 			continue
 		}
-		if err = s.server.MoveLeader(ctx, s.ID(), m.ID); err == nil {
+		if err = s.server.MoveLeader(ctx, leader, m.ID); err == nil {
 			return nil
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -169,9 +170,9 @@ func (s *Store) takePart(ctx context.Context) error {
 		case <-ready:
 			return nil
 		case <-s.server.StopNotify():
-			return s.endedBy("etcd stopped while it was starting")
+			return s.endedBy(errEndedEarly)
 		case <-s.etcdLog.ended:
-			return s.endedBy("etcd stopped while it was starting")
+			return s.endedBy(errEndedEarly)
 		case <-ctx.Done():
 			if s.peers != nil && s.Leader() == 0 {
 				return s.noLeader()
@@ -233,18 +234,19 @@ func (s *Store) awaitEnd() {
 	case <-s.closed:
 		return
 	}
-	s.fail(s.endedBy("etcd has stopped by itself"))
+	s.fail(s.endedBy(errors.New("etcd has stopped by itself")))
 }
 
 // endedBy says why etcd ended, which it only logs.
-func (s *Store) endedBy(otherwise string) error {
-	if why := s.etcdLog.reason(); why != "" {
-		if strings.Contains(why, "permanently removed") {
-			return fmt.Errorf("%w; to join again, empty %s", errRemoved, s.dir)
-		}
-		return errors.New(why)
+func (s *Store) endedBy(otherwise error) error {
+	why := s.etcdLog.reason()
+	switch {
+	case why == "":
+		return otherwise
+	case strings.Contains(why, "permanently removed"): // etcd has no other word for it
+		return fmt.Errorf("%w; to join again, empty %s", ErrRemoved, s.dir)
 	}
-	return errors.New(otherwise)
+	return errors.New(why)
 }
 
 // fail ends the store without closing it.
@@ -272,18 +274,24 @@ func (s *Store) startEtcd(cfg *embed.Config) (e *embed.Etcd, err error) {
 				err = fmt.Errorf("%v", p)
 			}
 		}()
-		err = errors.New("etcd ended while it started")
+		err = errEndedEarly
 		e, err = embed.StartEtcd(cfg)
 	}()
 	<-done
-	if why := s.etcdLog.reason(); err != nil && why != "" {
-		err = errors.New(why)
+	if err == nil {
+		return e, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("%s cannot be read: %w; restore it from a backup", filepath.Join(s.dir, "member"), err)
+	var network *net.OpError
+	if errors.As(err, &network) {
+		return nil, &weft.Error{Kind: weft.Unavailable, Op: "open", Thing: "store " + s.dir, Err: err}
 	}
-	return e, nil
+	if err = s.endedBy(err); errors.Is(err, ErrRemoved) {
+		return nil, err
+	}
+	return nil, damaged(filepath.Join(s.dir, "member"), err)
 }
+
+var errEndedEarly = errors.New("etcd ended while it started")
 
 func etcdConfig(dir string, quota int64, log *etcdLog) (*embed.Config, error) {
 	cfg := embed.NewConfig()
@@ -330,7 +338,7 @@ func endAlarms(ctx context.Context, e *embed.Etcd) error {
 	full := false
 	for _, a := range e.Server.Alarms() {
 		if a.Alarm == pb.AlarmType_CORRUPT {
-			return errors.New("etcd found its state corrupt; restore it from a backup")
+			return errors.New("etcd found that its state is not that of the other members; " + mend)
 		}
 		full = full || a.Alarm == pb.AlarmType_NOSPACE
 	}

@@ -148,16 +148,18 @@ func (p *pages) visitBytes(b []byte, bucket string, depth int, from, to []byte) 
 	if pageHeader+count*pageElement > len(b) {
 		return fmt.Errorf("it has %d elements, too many", count)
 	}
-	if flags == flagBranch && count == 0 {
+	if count == 0 && len(b) >= p.size && bucket != "" { // a bucket's only page lies elsewhere when it is empty
 		return errors.New("it has no elements")
 	}
 	var before []byte
+	end := pageHeader + count*pageElement // where the next key lies
 	for i := range count {
 		at := pageHeader + i*pageElement
-		key, value, err := element(b, at, flags)
+		key, value, err := element(b, at, end, flags)
 		if err != nil {
 			return err
 		}
+		end += len(key) + len(value)
 		switch {
 		case i == 0 && from != nil && bytes.Compare(key, from) < 0,
 			i > 0 && bytes.Compare(key, before) <= 0,
@@ -166,7 +168,7 @@ func (p *pages) visitBytes(b []byte, bucket string, depth int, from, to []byte) 
 		}
 		before = key
 		if flags == flagBranch {
-			err = p.visitChild(b, i, count, bucket, depth, to)
+			err = p.child(b, i, count, key, end, bucket, depth, to)
 		} else {
 			err = p.leaf(bucket, native.Uint32(b[at:]), key, value, depth)
 		}
@@ -177,31 +179,30 @@ func (p *pages) visitBytes(b []byte, bucket string, depth int, from, to []byte) 
 	return nil
 }
 
-// element cuts key and value out of a page.
-func element(b []byte, at int, flags uint16) (key, value []byte, err error) {
+// element cuts key and value out of a page. They lie where those before them end.
+func element(b []byte, at, start int, flags uint16) (key, value []byte, err error) {
 	var pos, klen, vlen uint64
 	if flags == flagBranch {
 		pos, klen = uint64(native.Uint32(b[at:])), uint64(native.Uint32(b[at+4:]))
 	} else {
 		pos, klen, vlen = uint64(native.Uint32(b[at+4:])), uint64(native.Uint32(b[at+8:])), uint64(native.Uint32(b[at+12:]))
 	}
-	start := uint64(at) + pos
-	if start+klen+vlen > uint64(len(b)) {
-		return nil, nil, errors.New("an element lies beyond its end")
+	if uint64(at)+pos != uint64(start) || klen+vlen > uint64(len(b)-start) {
+		return nil, nil, errors.New("an element does not follow the one before it")
 	}
-	return b[start : start+klen], b[start+klen : start+klen+vlen], nil
+	b = b[start:]
+	return b[:klen], b[klen : klen+vlen], nil
 }
 
-func (p *pages) visitChild(b []byte, i, count int, bucket string, depth int, to []byte) error {
+// child is the page below element i of a branch, whose key is from and ends at end.
+func (p *pages) child(b []byte, i, count int, from []byte, end int, bucket string, depth int, to []byte) error {
 	at := pageHeader + i*pageElement
-	from, _, err := element(b, at, flagBranch)
-	if err != nil {
-		return err
-	}
 	if i+1 < count {
-		if to, _, err = element(b, at+pageElement, flagBranch); err != nil {
+		next, _, err := element(b, at+pageElement, end, flagBranch)
+		if err != nil {
 			return err
 		}
+		to = next
 	}
 	return p.visit(native.Uint64(b[at+8:]), bucket, depth+1, from, to)
 }
@@ -212,7 +213,7 @@ func (p *pages) leaf(bucket string, flags uint32, key, value []byte, depth int) 
 		return p.record(bucket, key, value)
 	case flags != elementBucket:
 		return fmt.Errorf("an element of kind %#x", flags)
-	case bucket != "" || len(value) < bucketHeader:
+	case bucket != "" || !bucketNames[string(key)] || len(value) < bucketHeader:
 		return errors.New("a bucket that cannot be")
 	}
 	if root := native.Uint64(value); root != 0 {

@@ -44,9 +44,9 @@ var errDamaged = errors.New("the database is damaged")
 type recordCheck struct {
 	seed      maphash.Seed
 	alive     map[uint64]life // by the hash of the key
+	newest    mvcc.Revision   // of the records so far
 	orphan    int64           // newest revision with a record whose predecessor is not there
 	compacted int64           // up to here predecessors may be gone
-	newest    int64           // revision
 	applied   uint64          // index of the log's entry that the database has last
 }
 
@@ -59,14 +59,26 @@ func checkDatabase(path string) (*recordCheck, error) {
 		return nil, err
 	}
 	defer f.Close()
-	c := &recordCheck{seed: maphash.MakeSeed(), alive: make(map[uint64]life)}
+	c := &recordCheck{
+		seed: maphash.MakeSeed(), alive: make(map[uint64]life),
+		newest: mvcc.Revision{Main: 1}, // etcd's first commit makes the second
+	}
 	if err := walkPages(f, c.record); err != nil {
 		return nil, err
 	}
 	if c.orphan > c.compacted {
-		return nil, fmt.Errorf("what the record of revision %d changes is not there", c.orphan)
+		return nil, fmt.Errorf("what comes before the record of revision %d is not there", c.orphan)
+	}
+	if c.compacted > c.newest.Main {
+		return nil, fmt.Errorf("it says that it was compacted at revision %d, and ends with %d", c.compacted, c.newest.Main)
 	}
 	return c, nil
+}
+
+// bucketNames are etcd's. One of another name would be taken for one that is not there.
+var bucketNames = map[string]bool{
+	"alarm": true, "auth": true, "authRoles": true, "authUsers": true, "cluster": true,
+	"key": true, "lease": true, "members": true, "members_removed": true, "meta": true,
 }
 
 func (c *recordCheck) record(bucket string, key, value []byte) error {
@@ -77,21 +89,41 @@ func (c *recordCheck) record(bucket string, key, value []byte) error {
 		return nil
 	}
 	switch name := string(key); {
-	case name == "consistent_index" && len(value) == 8:
+	case name == "confState", name == "storageVersion", name == "term":
+	case name == "consistent_index":
+		if len(value) != 8 {
+			return fmt.Errorf("the index %x cannot be", value)
+		}
 		c.applied = binary.BigEndian.Uint64(value)
-	case (name == "scheduledCompactRev" || name == "finishedCompactRev") && len(value) >= 17:
+	case name == "scheduledCompactRev" || name == "finishedCompactRev":
+		if !isRevision(value) {
+			return fmt.Errorf("the revision %x cannot be", value)
+		}
 		c.compacted = max(c.compacted, mvcc.BytesToRev(value).Main)
+	default:
+		return fmt.Errorf("%.40q is unknown", name)
 	}
 	return nil
 }
 
+// isRevision says whether etcd can read b: two numbers, and a mark for a deletion.
+func isRevision(b []byte) bool {
+	return (len(b) == 17 || len(b) == 18 && b[17] == 't') && b[8] == '_' && b[0]&0x80 == 0 && b[9]&0x80 == 0
+}
+
 // revision looks at what etcd believes without looking.
 func (c *recordCheck) revision(key, value []byte) error {
-	if len(key) != 17 && (len(key) != 18 || key[17] != 't') || key[8] != '_' || key[0]&0x80 != 0 || key[9]&0x80 != 0 {
+	if !isRevision(key) {
 		return fmt.Errorf("the revision %x cannot be", key)
 	}
-	rev := mvcc.BytesToRev(key).Main
-	c.newest = max(c.newest, rev)
+	revision := mvcc.BytesToRev(key)
+	rev := revision.Main
+	if revision.Main != c.newest.Main+1 || revision.Sub != 0 {
+		if revision.Main != c.newest.Main || revision.Sub != c.newest.Sub+1 {
+			c.orphan = rev
+		}
+	}
+	c.newest = revision
 	if len(value) == 0 {
 		return nil // the mark of a restored store
 	}
@@ -106,7 +138,7 @@ func (c *recordCheck) revision(key, value []byte) error {
 	before, there := c.alive[id]
 	if mvcc.IsTombstone(key) {
 		if !there {
-			c.orphan = max(c.orphan, rev)
+			c.orphan = rev
 		}
 		delete(c.alive, id)
 		return nil
@@ -121,7 +153,7 @@ func (c *recordCheck) revision(key, value []byte) error {
 			rev, kv.ModRevision, kv.CreateRevision, kv.Version)
 	}
 	if !there && kv.Version > 1 {
-		c.orphan = max(c.orphan, rev)
+		c.orphan = rev
 	}
 	c.alive[id] = life{kv.CreateRevision, kv.Version}
 	return nil
