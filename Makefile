@@ -30,8 +30,13 @@ fuzz:
 # test/soak/doc.go says what else can be set.
 SOAK ?= 2m
 
+# How long three servers are killed, stopped and cut off at random, before what their
+# clients saw is checked; test/cluster/doc.go says what else can be set.
+CLUSTER_SOAK ?= 3m
+
 soak:
 	cd test/soak && SOAK=$(SOAK) go test -count=1 -timeout 0 -run TestSoak -v .
+	cd test/cluster && CLUSTER_SOAK=$(CLUSTER_SOAK) go test -count=1 -timeout 0 -run TestSoak -v .
 
 # weft beside its peers; bench/README.md says how to install them.
 bench:

@@ -1,6 +1,6 @@
 // Package cluster judges three servers (and five) from outside: the real program,
 // processes of its own, sockets, and clients of the Consul API. Its tests kill, stop
-// and cut off servers one at a time while clients write, and take a minute in all:
+// and cut off servers while clients write, and take about a minute in all:
 //
 //   - one server grows to three while clients read and write without a failed call;
 //   - the leader is killed, or stopped and resumed; a follower is; all of them are: no
@@ -14,8 +14,8 @@
 //
 // The soak does the same at random, for minutes, one fault at a time:
 //
-//	make soak                      as long as SOAK says (both soaks)
-//	CLUSTER_SOAK=10m CLUSTER_SOAK_SEED=7 go test -run TestSoak -timeout 0 -v .
+//	make soak                    three minutes, after the soak of proxies
+//	CLUSTER_SOAK=10m CLUSTER_SOAK_SEED=7 make soak
 //
 // Every operation of its clients is recorded with its call and its return, those of
 // unknown outcome without a return, and the history is checked for linearizability:

@@ -239,12 +239,14 @@ func (s *server) newSession() string {
 	return made.ID
 }
 
-func (s *server) acquire(key, session string) bool {
+// acquire tries until it is answered: an answer can be lost with the leader, and to
+// ask again for a lock that one has is no mistake.
+func (s *server) acquire(key, session string) (ok bool) {
 	s.c.t.Helper()
-	ok, err := s.put(within(callTimeout), key, "by "+session, "acquire="+session)
-	if err != nil {
-		s.c.t.Fatalf("acquire %s at %s: %v", key, s.name, err)
-	}
+	world.Eventually(s.c.t, callTimeout, "an answer to acquire "+key+" at "+s.name, func() (err error) {
+		ok, err = s.put(within(callTimeout), key, "by "+session, "acquire="+session)
+		return err
+	})
 	return ok
 }
 
