@@ -167,7 +167,10 @@ func (c *jwtConfig) verify(text string, now time.Time) (*claims, error) {
 	if c.BoundIssuer != "" && r.Issuer != c.BoundIssuer {
 		return nil, errors.New("the token is of another issuer")
 	}
-	if len(c.BoundAudiences) > 0 && !slices.ContainsFunc(texts(r.Audience), func(s string) bool { return slices.Contains(c.BoundAudiences, s) }) {
+	// A token that is for somebody must be for us, even when nothing says who we are
+	// (RFC 7519 §4.1.3).
+	audience := texts(r.Audience)
+	if (len(c.BoundAudiences) > 0 || len(audience) > 0) && !slices.ContainsFunc(audience, func(s string) bool { return slices.Contains(c.BoundAudiences, s) }) {
 		return nil, errors.New("the token is for another audience")
 	}
 	if err := c.checkTime(&r, now); err != nil {

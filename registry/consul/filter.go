@@ -3,7 +3,6 @@ package consul
 import (
 	"reflect"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -299,7 +298,14 @@ func (s *selector) test(operator string, value token) (match, error) {
 	case operator == "contains" && kind == reflect.Map:
 		return func(v reflect.Value) bool { return v.MapIndex(reflect.ValueOf(text)).IsValid() }, nil
 	case operator == "contains" && s.leaf == reflect.TypeFor[[]string]():
-		return func(v reflect.Value) bool { return slices.Contains(v.Interface().([]string), text) }, nil
+		return func(v reflect.Value) bool {
+			for i := range v.Len() { // not v.Interface: the records of logins have fields that are not exported
+				if v.Index(i).String() == text {
+					return true
+				}
+			}
+			return false
+		}, nil
 	}
 	return nil, filterError(s.at, "%q cannot be used on %s", operator, s.text)
 }
