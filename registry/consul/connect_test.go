@@ -123,7 +123,7 @@ func TestLeafIsRenewed(t *testing.T) {
 	}
 }
 
-func TestAuthorize(t *testing.T) {
+func TestConnectAuthorize(t *testing.T) {
 	w := worldWith(t, Config{CA: newAuthority(t, ca.Config{})})
 	w.intend("web", "db", `"Action":"deny"`)
 	w.intend("shop", "db", `"Permissions":[{"Action":"allow","HTTP":{"PathPrefix":"/"}}]`)
