@@ -2,6 +2,7 @@ package consul
 
 import (
 	"crypto/x509"
+	"log/slog"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -313,19 +314,41 @@ func TestTransactionsNeedRightsForEachOperation(t *testing.T) {
 // Who waits with a token that ends meanwhile is not told what has happened since.
 func TestBlockedReadsLoseTheirRights(t *testing.T) {
 	for _, path := range []string{
-		"/v1/kv/app/name?index=", "/v1/kv/app?recurse&index=", "/v1/health/service/web?index=", "/v1/catalog/nodes?index=", "/v1/catalog/services?index=",
+		"/v1/kv/app/name?index=", "/v1/kv/app?recurse&index=", "/v1/event/list?index=", "/v1/health/service/web?index=", "/v1/catalog/nodes?index=", "/v1/catalog/services?index=",
 	} {
 		w := secured(t)
-		secret, accessor := w.tokenWith(`key_prefix "" { policy = "read" } service_prefix "" { policy = "read" } node_prefix "" { policy = "read" }`)
+		secret, accessor := w.tokenWith(`key_prefix "" { policy = "read" } service_prefix "" { policy = "read" } node_prefix "" { policy = "read" } event_prefix "" { policy = "read" }`)
 		index := w.as(secret, "GET", strings.TrimSuffix(path, "index="), "").want(200).header.Get("X-Consul-Index")
 		waiting := w.ask(path + index + "&token=" + secret)
 		w.as(rootSecret, "DELETE", "/v1/acl/token/"+accessor, "").want(200)
 		w.as(rootSecret, "PUT", "/v1/kv/app/name", "changed").want(200)
+		w.as(rootSecret, "PUT", "/v1/event/fire/deploy", "").want(200)
 		w.as(rootSecret, "PUT", "/v1/agent/check/warn/web-ttl", "").want(200)
 		w.as(rootSecret, "PUT", "/v1/catalog/register", `{"Node":"n7","Address":"10.0.0.7","Service":{"Service":"seven"}}`).want(200)
 		if got := <-waiting; got.status != 403 || !strings.Contains(got.body, "ACL not found") {
 			t.Errorf("%s: %d %s", path, got.status, got.body)
 		}
+	}
+}
+
+// The content of a service and the log are waited for otherwise.
+func TestOtherWaitsLoseTheirRights(t *testing.T) {
+	w := secured(t)
+	a := w.server.Config.Handler.(*api)
+	secret, accessor := w.tokenWith(`service "web" { policy = "read" } agent "server-1" { policy = "read" }`)
+	hash := w.as(secret, "GET", "/v1/agent/service/web", "").want(200).header.Get("X-Consul-ContentHash")
+	content := w.ask("/v1/agent/service/web?hash=" + hash + "&token=" + secret)
+	monitor := w.ask("/v1/agent/monitor?token=" + secret)
+	eventually(t, "somebody listens to the log", func() bool { return a.process.Log.wants(slog.LevelInfo) })
+	log := slog.New(a.process.Log.Handler(slog.DiscardHandler))
+	w.as(rootSecret, "DELETE", "/v1/acl/token/"+accessor, "").want(200)
+	log.Info("of no concern to them")
+	w.as(rootSecret, "PUT", "/v1/agent/service/register", `{"Name":"web","Port":99}`).want(200)
+	if got := <-content; got.status != 403 {
+		t.Errorf("content: %d %s", got.status, got.body)
+	}
+	if got := <-monitor; strings.Contains(got.body, "concern") {
+		t.Errorf("log: %s", got.body)
 	}
 }
 

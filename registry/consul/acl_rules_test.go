@@ -163,6 +163,15 @@ func TestWrongRules(t *testing.T) {
 	}
 }
 
+// Texts that nest as deep as their size allows are refused, and soon.
+func TestDeepRules(t *testing.T) {
+	for _, part := range []string{"[", "{", "key {", `{"a":`, `key = [`, "(", `key "${`} {
+		if _, err := parseRules(strings.Repeat(part, maxRules/len(part))); err == nil {
+			t.Errorf("%s… was read", part)
+		}
+	}
+}
+
 // slowly answers as the documentation tells it, rule by rule: the rules of the very
 // name, else those of the longest prefix that has any, else the default; among equals
 // "deny" before the strongest.

@@ -320,7 +320,7 @@ func TestUnreadablePolicy(t *testing.T) {
 	w.as(secret, "GET", "/v1/kv/other", "").want(500)
 }
 
-func TestAuthorize(t *testing.T) {
+func TestWhatATokenMayDo(t *testing.T) {
 	w := secured(t)
 	secret, _ := w.tokenWith(`key_prefix "app/" { policy = "read" } operator = "write"`)
 	got := w.as(secret, "POST", "/v1/internal/acl/authorize", `[
