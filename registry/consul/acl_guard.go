@@ -177,11 +177,11 @@ func (a *api) admit(w http.ResponseWriter, q *query, path string) (err error) {
 		return nil
 	}
 	q.filtered = false
-	secret := q.secret()
+	q.sender = q.secret()
 	if anybody[path] {
-		secret = ""
+		q.sender = ""
 	}
-	if q.acl, err = a.resolve(q.request.Context(), secret); err != nil || q.acl.management {
+	if q.acl, err = a.resolve(q.request.Context(), q.sender); err != nil || q.acl.management {
 		return err
 	}
 	g := guards[path].write
@@ -203,7 +203,7 @@ func (a *api) stillMay(q *query) error {
 	if q.acl == nil {
 		return nil
 	}
-	if now, err := a.resolve(q.request.Context(), q.secret()); err != nil || now != q.acl {
+	if now, err := a.resolve(q.request.Context(), q.sender); err != nil || now != q.acl {
 		return errRightsChanged
 	}
 	return nil

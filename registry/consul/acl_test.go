@@ -57,6 +57,7 @@ func TestWhereTokensAreSent(t *testing.T) {
 	w.send("GET", "/v1/kv/other?token="+rootSecret, "", "X-Consul-Token", "wrong").want(200) // as Consul: the first of them counts
 	w.send("GET", "/v1/kv/other", "", "Authorization", "Basic "+rootSecret).want(403)
 	w.send("GET", "/v1/status/leader", "", "X-Consul-Token", "wrong").want(200)
+	w.send("GET", "/v1/status/leader?index=1&wait=1ms", "", "X-Consul-Token", "wrong").want(200)
 }
 
 func TestTokens(t *testing.T) {

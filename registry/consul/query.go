@@ -35,6 +35,7 @@ type query struct {
 	pretty      bool
 
 	acl      *permissions // of the sender; nil: everything
+	sender   string       // the token that acl is of
 	filtered bool         // something was left out of the answer that the sender may not see
 }
 
