@@ -73,9 +73,9 @@ func (c *Control) inquire(n weft.ServiceName, index uint64) map[string]*Holding 
 // ask asks one server until all its proxies have the change, or nobody wants to know
 // any more.
 func (c *Control) ask(server string, key inquiryKey, q *inquiry) {
-	for c.ctx.Err() == nil {
-		ctx, cancel := context.WithTimeout(c.ctx, askPatience+askTimeout)
-		h, err := c.others.Holding(ctx, server, Question{Service: key.service, Index: key.index, Patience: askPatience})
+	for patience := time.Duration(0); c.ctx.Err() == nil; patience = askPatience {
+		ctx, cancel := context.WithTimeout(c.ctx, patience+askTimeout)
+		h, err := c.others.Holding(ctx, server, Question{Service: key.service, Index: key.index, Patience: patience})
 		cancel()
 		done := err == nil && h.Index >= key.index
 		for _, r := range h.Proxies {
