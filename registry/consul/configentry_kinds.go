@@ -161,7 +161,7 @@ var protocols = map[string]bool{"": false, "tcp": false, "http": true, "http2": 
 
 func (e *serviceDefaults) normalise(string) error {
 	if _, ok := protocols[e.Protocol]; !ok {
-		return fmt.Errorf("Protocol: unknown %q, want tcp, http, http2 or grpc", e.Protocol)
+		return fieldError("Protocol", "unknown %q, want tcp, http, http2 or grpc", e.Protocol)
 	}
 	return checkMutualTLS(e.MutualTLSMode)
 }
@@ -170,7 +170,7 @@ func (e *proxyDefaults) normalise(string) error {
 	if p, ok := e.Config["protocol"]; ok {
 		text, _ := p.(string)
 		if _, known := protocols[text]; !known {
-			return fmt.Errorf("Config.protocol: unknown %v, want tcp, http, http2 or grpc", p)
+			return fieldError("Config.protocol", "unknown %v, want tcp, http, http2 or grpc", p)
 		}
 	}
 	return checkMutualTLS(e.MutualTLSMode)
@@ -178,7 +178,7 @@ func (e *proxyDefaults) normalise(string) error {
 
 func checkMutualTLS(mode string) error {
 	if mode != "" && mode != "strict" {
-		return fmt.Errorf("MutualTLSMode: weft does not carry out %q: sidecars speak mutual TLS", mode)
+		return fieldError("MutualTLSMode", "weft does not carry out %q: sidecars speak mutual TLS", mode)
 	}
 	return nil
 }
@@ -270,7 +270,7 @@ func (e *serviceSplitter) normalise(string) error {
 		s := &e.Splits[i]
 		w := hundredths(s.Weight)
 		if w < 0 || w > 10000 || math.IsNaN(float64(s.Weight)) {
-			return fmt.Errorf("Splits[%d].Weight: want 0 to 100", i)
+			return fieldError(fmt.Sprintf("Splits[%d].Weight", i), "want 0 to 100")
 		}
 		sum += w
 		if err := onePartition(fmt.Sprintf("Splits[%d].Partition", i), s.Partition); err != nil {
@@ -278,10 +278,10 @@ func (e *serviceSplitter) normalise(string) error {
 		}
 	}
 	if len(e.Splits) == 0 {
-		return fmt.Errorf("Splits: no splits configured")
+		return fieldError("Splits", "no splits configured")
 	}
 	if sum != 10000 {
-		return fmt.Errorf("Splits: the sum of all split weights must be 100, not %g", float64(sum)/100)
+		return fieldError("Splits", "the sum of all split weights must be 100, not %g", float64(sum)/100)
 	}
 	return nil
 }
@@ -293,26 +293,26 @@ func hundredths(weight float32) int { return int(math.Round(float64(weight) * 10
 func (e *serviceResolver) normalise(dc string) error {
 	for name, s := range e.Subsets {
 		if _, err := subsetLabels(s.Filter); err != nil {
-			return fmt.Errorf("Subsets[%s].Filter: %v", name, err)
+			return fieldError(fmt.Sprintf("Subsets[%s].Filter", name), "%v", err)
 		}
 		if s.OnlyPassing {
-			return fmt.Errorf("Subsets[%s].OnlyPassing: weft does not carry this out: the mesh calls what warns with its own weight", name)
+			return fieldError(fmt.Sprintf("Subsets[%s].OnlyPassing", name), "weft does not carry this out: the mesh calls what warns with its own weight")
 		}
 	}
 	if _, ok := e.Subsets[e.DefaultSubset]; e.DefaultSubset != "" && !ok {
-		return fmt.Errorf("DefaultSubset: %q is not one of the Subsets", e.DefaultSubset)
+		return fieldError("DefaultSubset", "%q is not one of the Subsets", e.DefaultSubset)
 	}
 	if e.ConnectTimeout < 0 || e.RequestTimeout < 0 {
-		return fmt.Errorf("ConnectTimeout: a timeout is negative")
+		return fieldError("ConnectTimeout", "a timeout is negative")
 	}
 	if r := e.Redirect; r != nil {
 		switch {
 		case len(e.Subsets) > 0 || e.DefaultSubset != "":
-			return fmt.Errorf("Redirect: cannot stand beside Subsets")
+			return fieldError("Redirect", "cannot stand beside Subsets")
 		case r.Datacenter != "" && r.Datacenter != dc:
-			return fmt.Errorf("Redirect.Datacenter: this server knows %q only", dc)
+			return fieldError("Redirect.Datacenter", "this server knows %q only", dc)
 		case r.Service == "" && r.ServiceSubset == "" && r.Namespace == "":
-			return fmt.Errorf("Redirect: is empty")
+			return fieldError("Redirect", "is empty")
 		}
 		if err := onePartition("Redirect.Partition", r.Partition); err != nil {
 			return err
@@ -327,31 +327,31 @@ func (e *serviceResolver) normalise(dc string) error {
 func (l *loadBalancer) check() error {
 	switch {
 	case !slices.Contains([]string{"", "random", "round_robin", "least_request", "ring_hash", "maglev"}, l.Policy):
-		return fmt.Errorf("LoadBalancer.Policy: unsupported %q", l.Policy)
+		return fieldError("LoadBalancer.Policy", "unsupported %q", l.Policy)
 	case l.RingHashConfig != nil && l.Policy != "ring_hash":
-		return fmt.Errorf("LoadBalancer.RingHashConfig: is for the policy ring_hash")
+		return fieldError("LoadBalancer.RingHashConfig", "is for the policy ring_hash")
 	case l.LeastRequestConfig != nil && l.Policy != "least_request":
-		return fmt.Errorf("LoadBalancer.LeastRequestConfig: is for the policy least_request")
+		return fieldError("LoadBalancer.LeastRequestConfig", "is for the policy least_request")
 	case l.LeastRequestConfig != nil && l.LeastRequestConfig.ChoiceCount > 2:
-		return fmt.Errorf("LoadBalancer.LeastRequestConfig.ChoiceCount: weft compares 2")
+		return fieldError("LoadBalancer.LeastRequestConfig.ChoiceCount", "weft compares 2")
 	case !l.hashes() && len(l.HashPolicies) > 0:
-		return fmt.Errorf("LoadBalancer.HashPolicies: are for the policies ring_hash and maglev")
+		return fieldError("LoadBalancer.HashPolicies", "are for the policies ring_hash and maglev")
 	case l.hashes() && len(l.HashPolicies) != 1:
-		return fmt.Errorf("LoadBalancer.HashPolicies: weft hashes by one thing, not by %d", len(l.HashPolicies))
+		return fieldError("LoadBalancer.HashPolicies", "weft hashes by one thing, not by %d", len(l.HashPolicies))
 	case !l.hashes():
 		return nil
 	}
 	p := l.HashPolicies[0]
 	switch {
 	case p.SourceIP && (p.Field != "" || p.FieldValue != ""):
-		return fmt.Errorf("LoadBalancer.HashPolicies[0].SourceIP: cannot stand beside Field")
+		return fieldError("LoadBalancer.HashPolicies[0].SourceIP", "cannot stand beside Field")
 	case p.SourceIP:
 	case !slices.Contains([]string{"header", "cookie", "query_parameter"}, p.Field) || p.FieldValue == "":
-		return fmt.Errorf("LoadBalancer.HashPolicies[0].Field: want header, cookie or query_parameter, and a FieldValue")
+		return fieldError("LoadBalancer.HashPolicies[0].Field", "want header, cookie or query_parameter, and a FieldValue")
 	case p.CookieConfig != nil && p.Field != "cookie":
-		return fmt.Errorf("LoadBalancer.HashPolicies[0].CookieConfig: is for cookies")
+		return fieldError("LoadBalancer.HashPolicies[0].CookieConfig", "is for cookies")
 	case p.CookieConfig != nil && p.CookieConfig.Session && p.CookieConfig.TTL != 0:
-		return fmt.Errorf("LoadBalancer.HashPolicies[0].CookieConfig.TTL: a session's cookie has none")
+		return fieldError("LoadBalancer.HashPolicies[0].CookieConfig.TTL", "a session's cookie has none")
 	}
 	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -97,7 +96,7 @@ func (out meshResources) add(version, kind string, n weft.ServiceName, suffix st
 	if n.Name == "*" {
 		name = "consul" + suffix
 	} else if !resourceName.MatchString(n.Name) {
-		return fmt.Errorf("Name: %q cannot be the name of a resource of the mesh: want small letters, digits, \"-\" and \".\"", n.Name)
+		return fieldError("Name", "%q cannot be the name of a resource of the mesh: want small letters, digits, \"-\" and \".\"", n.Name)
 	}
 	b, err := json.Marshal(object{
 		"apiVersion": version, "kind": kind,
@@ -138,8 +137,8 @@ func (a *api) carryOut(ctx context.Context) error {
 		return nil
 	}
 	is, err := compileMesh(a.entries(), a.allowedByDefault())
-	if err != nil {
-		return err
+	if err != nil { // what the mesh has stays: half of the policies may allow more than all
+		return weft.Errorf(weft.Invalid, "carry out", "config entries", "%v", err)
 	}
 	return a.mesh.Replace(ctx, is.differentFrom(nil))
 }
@@ -216,7 +215,7 @@ type share struct {
 	timeout weft.Duration // of the service that it ends at; 0: none
 }
 
-var errLoop = errors.New("Routes: services lead in a circle")
+var errLoop = fieldError("Routes", "services lead in a circle")
 
 // maxSteps bounds the splitters and redirects on the way of a request.
 const maxSteps = 32
@@ -278,7 +277,7 @@ func (s *entrySet) resolve(n weft.ServiceName, subset string, steps int) (share,
 		e, ok := entryFor[*serviceResolver](s, serviceResolverKind, n)
 		if !ok {
 			if subset != "" {
-				return share{}, fmt.Errorf("ServiceSubset: service %q does not have a subset named %q", n.Name, subset)
+				return share{}, fieldError("ServiceSubset", "service %q does not have a subset named %q", n.Name, subset)
 			}
 			return share{service: n, weight: 1}, nil
 		}
@@ -290,7 +289,7 @@ func (s *entrySet) resolve(n weft.ServiceName, subset string, steps int) (share,
 			subset = e.DefaultSubset
 		}
 		if _, ok := e.Subsets[subset]; subset != "" && !ok {
-			return share{}, fmt.Errorf("ServiceSubset: service %q does not have a subset named %q", n.Name, subset)
+			return share{}, fieldError("ServiceSubset", "service %q does not have a subset named %q", n.Name, subset)
 		}
 		return share{service: n, subset: subset, weight: 1, timeout: e.RequestTimeout}, nil
 	}
@@ -386,7 +385,7 @@ func destinations(shares []share, timeout *weft.Duration) ([]object, error) {
 		case i == 0:
 			*timeout = p.timeout
 		case *timeout != p.timeout:
-			return nil, fmt.Errorf("Destination.RequestTimeout: the services of a split have different RequestTimeouts; write one at the route")
+			return nil, fieldError("Destination.RequestTimeout", "the services of a split have different RequestTimeouts; write one at the route")
 		}
 	}
 	return route, nil

@@ -85,10 +85,10 @@ func (s *sourceIntention) source() weft.ServiceName { return weft.NewServiceName
 // normalise checks the sources, fills in their precedence, and sorts them by it.
 func (e *serviceIntentions) normalise(string) error {
 	if len(e.Sources) == 0 {
-		return fmt.Errorf("Sources: at least one source is required")
+		return fieldError("Sources", "at least one source is required")
 	}
 	if len(e.Sources) > maxSources {
-		return fmt.Errorf("Sources: more than %d", maxSources)
+		return fieldError("Sources", "more than %d", maxSources)
 	}
 	seen := make(map[weft.ServiceName]bool)
 	for i := range e.Sources {

@@ -99,7 +99,7 @@ func (c conjunction) less(permissions []*intentionPermission) ([]conjunction, er
 			}
 		}
 		if out = next; len(out) > maxConjunctions {
-			return nil, fmt.Errorf("Permissions: too many to tell apart; write fewer, or all of one Action")
+			return nil, fieldError("Permissions", "too many to tell apart; write fewer, or all of one Action")
 		}
 	}
 	return out, nil
