@@ -36,7 +36,16 @@ The registration has a lease: when "weft register" is killed, or its machine die
 the instance gets no more traffic after --ttl. Ctrl-C or SIGTERM takes it out of the
 registry, waits until its callers know, and then sends COMMAND SIGTERM; a process or
 unit that was only watched runs on. Other signals are passed on to COMMAND. As long
-as the server is away, it is tried again.`,
+as the server is away, it is tried again.
+
+As a systemd unit of its own, for a program that needs no other:
+
+  [Service]
+  ExecStart=/usr/bin/weft register --service orders --port 3000 -- /usr/bin/orders
+  KillMode=mixed
+
+KillMode=mixed leaves it to "weft register" to end the program, after its callers
+know. Beside a unit that is there already, a second one runs "weft register --systemd".`,
 		Example: `  weft register --service order-service --port 3000 -- ./orders
   weft register --service order-service --label version=v2 --check-http http://127.0.0.1:3000/health --port 3000 -- ./orders
   weft register --service postgres --port 5432 --systemd postgresql.service
