@@ -58,7 +58,8 @@ func (s *Store) error(op, thing string, err error) error {
 		err = fmt.Errorf("over the limit of %d bytes for one transaction", maxTxnBytes)
 	case errors.Is(err, etcderrors.ErrNoSpace):
 		kind = weft.Unavailable
-		err = fmt.Errorf("the store is full (%d bytes); stop and start it again to compact it", quotaBytes)
+		err = fmt.Errorf("the store in %s is full: its database has reached %d MB; history is dropped to make room, and if that helps writes go on by themselves",
+			s.dir, s.quota>>20)
 	case errors.Is(err, mvcc.ErrCompacted):
 		kind = weft.NotFound
 		err = fmt.Errorf("compacted: the history before revision %d is gone", s.server.KV().FirstRev()+1)

@@ -13,7 +13,6 @@ import (
 	"sync"
 	"time"
 
-	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/pkg/v3/featuregate"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
@@ -76,10 +75,10 @@ func open(ctx context.Context, c Config, quota int64) (*Store, error) {
 	}
 	s := &Store{
 		log: c.Logger, dir: dir, lock: lock, etcdLog: newEtcdLog(c.Logger),
-		space: &space{dir: dir}, closed: make(chan struct{}), done: make(chan struct{}),
+		quota: quota, space: &space{dir: dir}, closed: make(chan struct{}), done: make(chan struct{}),
 	}
 	s.life, s.die = context.WithCancel(context.Background())
-	if err := s.open(ctx, c.Cluster, quota); err != nil {
+	if err := s.open(ctx, c.Cluster); err != nil {
 		s.die()
 		if weft.KindOf(err) == weft.Internal {
 			err = &weft.Error{Op: "open", Thing: "store " + dir, Err: err}
@@ -89,7 +88,7 @@ func open(ctx context.Context, c Config, quota int64) (*Store, error) {
 	return s, nil
 }
 
-func (s *Store) open(ctx context.Context, c *Cluster, quota int64) error {
+func (s *Store) open(ctx context.Context, c *Cluster) error {
 	smallSegments()
 	if err := s.space.prepare(); err != nil {
 		return err
@@ -101,7 +100,7 @@ func (s *Store) open(ctx context.Context, c *Cluster, quota int64) error {
 	if err != nil {
 		return err
 	}
-	cfg, err := etcdConfig(s.dir, quota, s.etcdLog)
+	cfg, err := etcdConfig(s.dir, s.quota, s.etcdLog)
 	if err != nil {
 		return err
 	}
@@ -126,7 +125,7 @@ func (s *Store) open(ctx context.Context, c *Cluster, quota int64) error {
 	}
 	s.etcdLog.opened()
 	s.reign.Store(newReign(s.Leader(), s.server.Term()))
-	s.start(s.compactByCount)
+	s.start(s.tidy)
 	s.start(s.followLeader)
 	s.start(s.awaitEnd)
 	s.start(s.watchSpace)
@@ -149,8 +148,8 @@ func (s *Store) becomeReady(ctx context.Context, c *Cluster) (err error) {
 	if err := s.takePart(ctx); err != nil {
 		return err
 	}
-	if err := endAlarms(ctx, s.etcd); err != nil {
-		return err
+	if err := s.endAlarms(); err != nil {
+		s.log.Error("store: it is full, and cannot be mended", "error", err)
 	}
 	if c != nil {
 		return s.announce(ctx, c.advertise())
@@ -330,74 +329,4 @@ func etcdConfig(dir string, quota int64, log *etcdLog) (*embed.Config, error) {
 	}
 	cfg.ServerFeatureGate = gate
 	return cfg, nil
-}
-
-// endAlarms mends a store that filled up: what is superseded goes, the file
-// shrinks, and writing is allowed again.
-func endAlarms(ctx context.Context, e *embed.Etcd) error {
-	full := false
-	for _, a := range e.Server.Alarms() {
-		if a.Alarm == pb.AlarmType_CORRUPT {
-			return errors.New("etcd found that its state is not that of the other members; " + mend)
-		}
-		full = full || a.Alarm == pb.AlarmType_NOSPACE
-	}
-	if !full {
-		return nil
-	}
-	rev := e.Server.KV().Rev()
-	if _, err := e.Server.Compact(ctx, &pb.CompactionRequest{Revision: rev, Physical: true}); err != nil {
-		return fmt.Errorf("compact the full store: %w", err)
-	}
-	if err := e.Server.Backend().Defrag(); err != nil {
-		return fmt.Errorf("defragment the full store: %w", err)
-	}
-	_, err := e.Server.Alarm(ctx, &pb.AlarmRequest{
-		Action: pb.AlarmRequest_DEACTIVATE, Alarm: pb.AlarmType_NOSPACE, MemberID: uint64(e.Server.MemberID()),
-	})
-	if err != nil {
-		return fmt.Errorf("allow writes to the store again: %w", err)
-	}
-	return nil
-}
-
-const (
-	// keepRevisions bounds the history that a watch may resume from. An hour at
-	// full speed would be a hundred million revisions, far over the quota; half a
-	// million of registrations are some 500 MB.
-	keepRevisions = 500_000
-	// compactEvery is long against a compaction, and short against the time in
-	// which the history could double.
-	compactEvery = 10 * time.Second
-)
-
-// compactByCount drops history beyond keepRevisions, which etcd's own compaction
-// by age would keep.
-func (s *Store) compactByCount() {
-	tick := time.NewTicker(compactEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-s.done:
-			return
-		case <-tick.C:
-		}
-		if s.IsLeader() { // one is enough
-			s.compactBeyond(keepRevisions)
-		}
-	}
-}
-
-// compactBeyond drops what is older than the newest keep revisions. It waits
-// until half as many again are there, so that compactions are few.
-func (s *Store) compactBeyond(keep int64) {
-	rev := s.server.KV().Rev() - keep
-	if rev < max(s.server.KV().FirstRev(), 0)+keep/2 {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), readyTimeout)
-	defer cancel()
-	if _, err := s.server.Compact(ctx, &pb.CompactionRequest{Revision: rev}); err != nil {
-		s.log.Warn("store: compaction failed", "revision", rev, "error", err)
-	}
 }

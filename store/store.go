@@ -80,6 +80,7 @@ type Store struct {
 	// constant after Open
 	log     *slog.Logger
 	dir     string
+	quota   int64 // bytes of the database
 	etcd    *embed.Etcd
 	server  *etcdserver.EtcdServer
 	etcdLog *etcdLog

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -372,31 +371,6 @@ func TestDirectoryIsPrivate(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("mode %v, %v; want 0700", info.Mode(), err)
 	}
-}
-
-func TestFullStoreMendsAtStart(t *testing.T) {
-	dir := t.TempDir()
-	const quota = 4 << 20
-	logger := slog.New(slog.NewTextHandler(io.Discard, nil))
-	s, err := open(t.Context(), Config{Dir: dir, Logger: logger}, quota)
-	if err != nil {
-		t.Fatal(err)
-	}
-	put(t, s, "precious", "x")
-	for err == nil {
-		_, err = s.Commit(t.Context(), Txn{Put: []KV{{Key: "same", Value: make([]byte, 256<<10)}}})
-	}
-	wantKind(t, err, weft.Unavailable, "full")
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	s, err = open(t.Context(), Config{Dir: dir, Logger: logger}, quota)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
-	put(t, s, "new", "y")
-	wantKeys(t, s, "", "new", "precious", "same")
 }
 
 func next(t *testing.T, ch <-chan Batch) Batch {
