@@ -26,36 +26,38 @@ type operation[A, R any] func(ctx context.Context, argument A) (R, error)
 type operations struct {
 	byName map[string]func(ctx context.Context, argument []byte) (any, error)
 
-	register       operation[weft.Instance, uint64]
-	deregister     operation[weft.InstanceKey, uint64]
-	registerNode   operation[weft.Node, uint64]
-	deregisterNode operation[string, uint64]
-	addCheck       operation[checkEdit, bool]
-	setCheck       operation[checkEdit, bool]
-	removeCheck    operation[checkEdit, bool]
-	report         operation[reportArgument, bool]
-	maintain       operation[maintenance, bool]
-	releaseGuard   operation[weft.ServiceName, uint64]
-	observe        operation[Observation, bool]
-	markDrain      operation[drainMark, drainMarked]
-	transact       operation[TxnRequest, TxnResult]
-	createSession  operation[Session, Session]
-	destroySession operation[string, bool]
-	renewSession   operation[string, *Session]
+	register        operation[weft.Instance, uint64]
+	deregister      operation[weft.InstanceKey, uint64]
+	registerNode    operation[weft.Node, uint64]
+	registerOwnNode operation[weft.Node, uint64] // the same, by who alone writes it
+	deregisterNode  operation[string, uint64]
+	addCheck        operation[checkEdit, bool]
+	setCheck        operation[checkEdit, bool]
+	removeCheck     operation[checkEdit, bool]
+	report          operation[reportArgument, bool]
+	maintain        operation[maintenance, bool]
+	releaseGuard    operation[weft.ServiceName, uint64]
+	observe         operation[Observation, bool]
+	markDrain       operation[drainMark, drainMarked]
+	transact        operation[TxnRequest, TxnResult]
+	createSession   operation[Session, Session]
+	destroySession  operation[string, bool]
+	renewSession    operation[string, *Session]
 }
 
 func (r *Registry) makeOperations() {
 	o := &r.operations
 	o.byName = make(map[string]func(context.Context, []byte) (any, error))
-	o.register = operateAgain(r, "register", r.registerHere)
-	o.deregister = operateAgain(r, "deregister", r.deregisterHere)
-	o.registerNode = operateAgain(r, "register-node", r.registerNodeHere)
-	o.deregisterNode = operateAgain(r, "deregister-node", r.deregisterNodeHere)
-	o.addCheck = operateAgain(r, "add-check", r.addCheckHere)
-	o.setCheck = operateAgain(r, "set-check", r.setCheckHere)
-	o.removeCheck = operateAgain(r, "remove-check", r.removeCheckHere)
+	o.register = operate(r, "register", r.registerHere)
+	o.deregister = operate(r, "deregister", r.deregisterHere)
+	o.registerNode = operate(r, "register-node", r.registerNodeHere)
+	o.registerOwnNode = operateAgain(r, "register-node", r.registerNodeHere)
+	o.deregisterNode = operate(r, "deregister-node", r.deregisterNodeHere)
+	o.addCheck = operate(r, "add-check", r.addCheckHere)
+	o.setCheck = operate(r, "set-check", r.setCheckHere)
+	o.removeCheck = operate(r, "remove-check", r.removeCheckHere)
 	o.report = operateAgain(r, "report", r.reportHere)
-	o.maintain = operateAgain(r, "maintain", r.maintainHere)
+	o.maintain = operate(r, "maintain", r.maintainHere)
 	o.releaseGuard = operateAgain(r, "release-guard", r.releaseGuardHere)
 	o.observe = operateAgain(r, "observe", r.observeHere)
 	o.markDrain = operateAgain(r, "mark-drain", r.markDrainHere)
@@ -71,8 +73,9 @@ func operate[A, R any](r *Registry, name string, here operation[A, R]) operation
 	return newOperation(r, name, false, here)
 }
 
-// operateAgain makes an operation that does no harm when it is done twice. It is
-// asked for again when the answer is lost.
+// operateAgain makes an operation that does no harm when it is done twice, whatever
+// was done by others in between: so no replacement or removal is one, which would
+// undo that. It is asked for again when the answer is lost.
 func operateAgain[A, R any](r *Registry, name string, here operation[A, R]) operation[A, R] {
 	return newOperation(r, name, true, here)
 }

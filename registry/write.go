@@ -165,6 +165,9 @@ func noNode(op, name string) error {
 // RegisterNode writes a node, and returns the index of NodeTopic. An empty ID, an
 // empty Address and nil Checks leave what the node has.
 func (r *Registry) RegisterNode(ctx context.Context, n weft.Node) (uint64, error) {
+	if n.Name == r.node {
+		return r.operations.registerOwnNode(ctx, n)
+	}
 	return r.operations.registerNode(ctx, n)
 }
 
