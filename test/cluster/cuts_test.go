@@ -56,7 +56,7 @@ func (c *cluster) cutOff(t *testing.T, one *server, others []*server) {
 	t.Logf("it took part %s after that", time.Since(healed))
 	c.settled()
 	l.stop()
-	l.readsWentOn(time.Second)
+	l.readsWentOn(readsWithin)
 	l.nothingLost(c.servers...)
 }
 

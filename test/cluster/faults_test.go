@@ -13,6 +13,9 @@ import (
 // writesWithin is how long a fault of one server may cost writes.
 const writesWithin = 3 * time.Second
 
+// readsWithin is how long a read may take at most: none waits for an election.
+const readsWithin = 2 * time.Second
+
 // tree reads all keys below a prefix, as consistent.
 func (s *server) tree(prefix string) map[string]string {
 	s.c.t.Helper()
@@ -44,7 +47,7 @@ func TestOneServerGrowsToThree(t *testing.T) {
 	l.ackedSince(time.Now(), time.Second, c.servers...)
 	l.stop()
 	l.writesWentOn()
-	l.readsWentOn(2 * time.Second)
+	l.readsWentOn(readsWithin)
 	l.nothingLost(c.servers...)
 }
 
@@ -67,7 +70,7 @@ func TestTheLeaderIsKilled(t *testing.T) {
 	leader.start()
 	c.settled()
 	l.stop()
-	l.readsWentOn(time.Second)
+	l.readsWentOn(readsWithin)
 	l.nothingLost(c.servers...)
 	locks.delayOutlives(c)
 }
@@ -109,7 +112,7 @@ func TestTheLeaderIsStopped(t *testing.T) {
 	lease.renewFor(2 * time.Second)
 	l.ackedSince(time.Now(), 5*time.Second, c.servers...)
 	l.stop()
-	l.readsWentOn(time.Second)
+	l.readsWentOn(readsWithin)
 	l.nothingLost(c.servers...)
 	lease.neverLapsed(c.servers...)
 }
@@ -148,7 +151,7 @@ func TestAFollowerIsStopped(t *testing.T) {
 	l.ackedSince(time.Now(), 5*time.Second, c.servers...)
 	l.stop()
 	l.writesWentOn()
-	l.readsWentOn(time.Second)
+	l.readsWentOn(readsWithin)
 	l.nothingLost(c.servers...)
 
 	// All of them at once, as a machine that sleeps: nobody lapses for that.

@@ -31,7 +31,7 @@ func TestMembersComeAndGo(t *testing.T) {
 	c.remove(leader, others[1])
 	l.ackedSince(time.Now(), 5*time.Second, others...)
 	l.stop()
-	l.readsWentOn(2 * time.Second)
+	l.readsWentOn(readsWithin)
 	l.writesWentOn()
 	l.nothingLost(others...)
 }
@@ -128,7 +128,7 @@ func TestTwoOfFiveAreKilledAtOnce(t *testing.T) {
 	others[0].start()
 	c.settled()
 	l.stop()
-	l.readsWentOn(time.Second)
+	l.readsWentOn(readsWithin)
 	l.nothingLost(c.servers...)
 }
 
