@@ -22,7 +22,10 @@ var compressors = sync.Pool{New: func() any {
 
 // accepted says whether a request takes gzip.
 func accepted(r *http.Request) bool {
-	for _, header := range r.Header.Values("Accept-Encoding") {
+	for _, header := range r.Header["Accept-Encoding"] {
+		if header == "gzip" { // as most clients send it
+			return true
+		}
 		for coding := range strings.SplitSeq(header, ",") {
 			name, quality, _ := strings.Cut(strings.TrimSpace(coding), ";")
 			if strings.EqualFold(strings.TrimSpace(name), "gzip") && strings.ReplaceAll(quality, " ", "") != "q=0" {

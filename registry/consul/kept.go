@@ -37,8 +37,9 @@ type keptAnswer struct {
 	guard  []string // why failed instances are told as passing; nil: none is
 	body   []byte
 
-	zipOnce sync.Once
-	zipped  []byte
+	zipOnce      sync.Once
+	zipped       []byte   // by gzip
+	zippedLength []string // of zipped
 }
 
 // keptAnswers are bounded by their size; the ones that were not asked for longest go
@@ -112,7 +113,7 @@ func (k *keptAnswers) keep(q keptQuery, e *keptEntry, a *keptAnswer) {
 	if k.by[q] != e { // it went meanwhile
 		return
 	}
-	size := keptOverhead + len(q.rest) + len(a.body)*9/8 // an eighth for the compressed form
+	size := keptOverhead + len(q.rest) + len(a.body)*5/4 // a quarter for the compressed form
 	k.size += size - e.size
 	if e.size = size; k.size > maxKept {
 		k.shrink()
@@ -139,8 +140,13 @@ func (k *keptAnswers) shrink() {
 	}
 }
 
-// compressed is the body for those who take gzip.
-func (a *keptAnswer) compressed() []byte {
+// minKeptCompressed is the size from which a kept body goes compressed to those who
+// take it so: that is done once, and what is longer does not leave net/http's buffers
+// in one write.
+const minKeptCompressed = 4 << 10
+
+// compressed is the body for those who take gzip, with its length.
+func (a *keptAnswer) compressed() ([]byte, []string) {
 	a.zipOnce.Do(func() {
 		var out bytes.Buffer
 		z := compressors.Get().(*gzip.Writer)
@@ -149,9 +155,9 @@ func (a *keptAnswer) compressed() []byte {
 		z.Close()
 		z.Reset(nil)
 		compressors.Put(z)
-		a.zipped = out.Bytes()
+		a.zipped, a.zippedLength = out.Bytes(), []string{strconv.Itoa(out.Len())}
 	})
-	return a.zipped
+	return a.zipped, a.zippedLength
 }
 
 // keptParams are those that a kept answer may be asked with, and whether its body
@@ -252,12 +258,10 @@ func (a *api) writeKept(w http.ResponseWriter, r *http.Request, answer *keptAnsw
 	if answer.guard != nil {
 		h["X-Weft-Guard"] = answer.guard
 	}
-	if len(body) >= minCompressed && accepted(r) {
-		body = answer.compressed()
+	h["Content-Length"] = answer.length
+	if len(body) >= minKeptCompressed && accepted(r) {
+		body, h["Content-Length"] = answer.compressed()
 		h["Content-Encoding"], h["Vary"] = codingGzip, varyCoding
-		h.Set("Content-Length", strconv.Itoa(len(body)))
-	} else {
-		h["Content-Length"] = answer.length
 	}
 	w.WriteHeader(http.StatusOK)
 	w.Write(body) // an error here means that the client has gone
