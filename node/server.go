@@ -22,7 +22,7 @@ import (
 	"github.com/weftmesh/weft/node/cluster"
 	"github.com/weftmesh/weft/node/handover"
 	"github.com/weftmesh/weft/registry"
-	"github.com/weftmesh/weft/registry/consul"
+	"github.com/weftmesh/weft/registry/eureka"
 	"github.com/weftmesh/weft/store"
 	"github.com/weftmesh/weft/telemetry/collect"
 	"github.com/weftmesh/weft/telemetry/metric"
@@ -45,7 +45,6 @@ type ServerConfig struct {
 	EnableScripts bool     // checks may run programs on this server
 	Recursors     []string // resolvers, host:port, that DNS asks for names that are not ours
 	Sources                // what else fills the registry
-	Access                 // who may use it
 
 	// of a cluster; see package node/cluster
 	Peer        string // host:port where the other servers' stores reach this one; empty: as at the last start, or alone
@@ -67,11 +66,9 @@ var DefaultServer = ServerConfig{
 type Server struct {
 	config    ServerConfig
 	logger    *slog.Logger
-	log       *consul.LogTap // what logger writes
 	process   *Process
 	doors     doors
 	token     string
-	seal      []byte // key of what is secret in the store
 	authority *ca.Authority
 	store     *store.Store
 	cluster   *cluster.Cluster // nil: this server is alone
@@ -81,11 +78,8 @@ type Server struct {
 	control   *control.Control
 	collector *collect.Collector
 	metrics   *metric.Registry
-
-	certificates *certificates // of the doors with TLS; nil: there are none
-
-	undo    closers
-	started time.Time
+	undo      closers
+	started   time.Time
 }
 
 // NewServer binds every port and opens the data directory, when the process before
@@ -95,20 +89,15 @@ func NewServer(ctx context.Context, c ServerConfig) (_ *Server, err error) {
 	if s.logger == nil {
 		s.logger = slog.New(slog.DiscardHandler)
 	}
-	s.log = new(consul.LogTap)
-	s.logger = slog.New(s.log.Handler(s.logger.Handler()))
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.undo.close())
 		}
 	}()
-	if err := s.admit(c); err != nil {
-		return nil, err
-	}
 	if err := s.bind(c); err != nil {
 		return nil, err
 	}
-	if err := c.Process.onlyUses("api", "consul", "consul-https", "eureka", "eureka-https", "dns", dnsPackets, "control", "otlp-http", "otlp-grpc"); err != nil {
+	if err := c.Process.onlyUses("api", "consul", "eureka", "dns", dnsPackets, "control", "otlp-http", "otlp-grpc"); err != nil {
 		return nil, err
 	}
 	if err := c.Process.link().Ready(ctx); err != nil {
@@ -220,7 +209,6 @@ func (s *Server) openCA(ctx context.Context, dir string) (*ca.Authority, error) 
 	if err != nil {
 		return nil, err
 	}
-	s.seal = seal
 	authority, err := ca.Open(ctx, caStorage{s.store}, ca.Config{SealKey: seal, SealKeyFile: sealFile})
 	if err != nil {
 		return nil, err
@@ -361,7 +349,10 @@ func (s *Server) parts() *parts {
 		Listeners: s.Listeners(), Started: s.started, Logger: s.logger}))
 	s.figures()
 	p.add("weft API", serveHTTP(s.doors.api, faces, s.logger))
-	s.addCatalogue(&p)
+	s.serveConsul(&p)
+	e := eureka.New(s.registry, eureka.Config{Logger: s.logger})
+	p.add("Eureka", serveHTTP(s.doors.eureka, e, s.logger))
+	p.add("leases of Eureka", e.Run)
 	for _, source := range s.sources {
 		p.add(source.what, source.run)
 	}
