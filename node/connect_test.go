@@ -33,12 +33,9 @@ func newConsulWorld(t *testing.T, c consul.Config) *consulWorld {
 	return &consulWorld{T: t, Server: s, api: consul.New(s.Registry, c)}
 }
 
-const testSecret = "secret"
-
 func (w *consulWorld) send(method, path, body string) (status int, answer string) {
 	w.Helper()
 	r := httptest.NewRequest(method, path, strings.NewReader(body))
-	r.Header.Set("X-Consul-Token", testSecret)
 	rec := httptest.NewRecorder()
 	w.api.ServeHTTP(rec, r)
 	return rec.Code, strings.TrimSpace(rec.Body.String())
@@ -271,9 +268,9 @@ func clientOf(t *testing.T, pair tls.Certificate, authority *ca.Authority) *tls.
 
 // The policies that intentions become decide as the intentions do, read one by one.
 func TestIntentionsDecideAlike(t *testing.T) {
-	for _, byDefault := range []string{"allow", "deny"} {
-		t.Run(byDefault, func(t *testing.T) {
-			w := newConsulWorld(t, consul.Config{ACL: &consul.ACL{DefaultPolicy: byDefault, InitialManagement: testSecret}})
+	for _, closed := range []bool{false, true} {
+		t.Run(fmt.Sprintf("closed %v", closed), func(t *testing.T) {
+			w := newConsulWorld(t, consul.Config{Closed: closed})
 			random := rand.New(rand.NewPCG(5, 5))
 			for _, name := range []string{"x", "y"} {
 				w.Instance(name, "v1", 1)
@@ -288,7 +285,7 @@ func TestIntentionsDecideAlike(t *testing.T) {
 					b, _ := json.Marshal(e)
 					w.must("PUT", "/v1/config", string(b))
 				}
-				checkDecisions(w, random, entries, byDefault == "allow")
+				checkDecisions(w, random, entries, !closed)
 			}
 		})
 	}

@@ -112,8 +112,8 @@ func (out meshResources) add(version, kind string, n weft.ServiceName, suffix st
 
 // checkMesh refuses a change that the mesh cannot carry out.
 func (a *api) checkMesh(ctx context.Context, before, after *entrySet) error {
-	was, _ := compileMesh(before, a.allowedByDefault())
-	will, err := compileMesh(after, a.allowedByDefault())
+	was, _ := compileMesh(before, !a.closed)
+	will, err := compileMesh(after, !a.closed)
 	if err != nil {
 		return refuse(http.StatusBadRequest, "config entry: %v", err)
 	}
@@ -136,7 +136,7 @@ func (a *api) carryOut(ctx context.Context) error {
 	if a.mesh == nil {
 		return nil
 	}
-	is, err := compileMesh(a.entries(), a.allowedByDefault())
+	is, err := compileMesh(a.entries(), !a.closed)
 	if err != nil { // what the mesh has stays: half of the policies may allow more than all
 		return weft.Errorf(weft.Invalid, "carry out", "config entries", "%v", err)
 	}
@@ -150,7 +150,7 @@ const again = 30 * time.Second
 // wrote them: through another server, before this one started, or by a restored
 // snapshot. Handlers do so by themselves for what they write. c is the handler's.
 func CarryOut(ctx context.Context, r *registry.Registry, c Config) error {
-	a := &api{registry: r, logger: c.Logger, acl: newAccessControl(c.ACL), mesh: c.Mesh}
+	a := &api{registry: r, logger: c.Logger, mesh: c.Mesh, closed: c.Closed}
 	if a.logger == nil {
 		a.logger = slog.New(slog.DiscardHandler)
 	}
@@ -171,10 +171,6 @@ func CarryOut(ctx context.Context, r *registry.Registry, c Config) error {
 	}
 	return nil
 }
-
-// allowedByDefault says what holds where there is no intention: what access control
-// says, and everything without it.
-func (a *api) allowedByDefault() bool { return a.acl == nil || a.acl.byDefault != denied }
 
 // differentFrom are the documents that was does not have so, sorted.
 func (out meshResources) differentFrom(was meshResources) (documents []Document) {

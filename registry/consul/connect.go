@@ -323,7 +323,7 @@ func (a *api) connectAuthorize(w http.ResponseWriter, q *query) error {
 	}
 	allowed, reason := false, "Identity from an external trust domain: "+trustDomain
 	if strings.EqualFold(trustDomain, a.ca.TrustDomain()) {
-		allowed, reason = a.entries().decide(source, target, a.allowedByDefault(), false)
+		allowed, reason = a.entries().decide(source, target, !a.closed, false)
 	}
 	return a.fixed(w, q, map[string]any{"Authorized": allowed, "Reason": reason})
 }

@@ -53,6 +53,11 @@ type Config struct {
 	ACL     *ACL         // access control; nil: off
 	CA      CA           // signs for Connect; nil: Connect is off
 	Mesh    Resources    // carries out intentions and config entries; nil: they are kept only
+
+	// Closed says what holds between services of which no intention speaks: nothing
+	// is allowed. It is apart from ACL, so that who protects the API by tokens does
+	// not at once close a mesh that has no intentions.
+	Closed bool
 }
 
 // New returns the handler of everything under /v1/.
@@ -65,7 +70,7 @@ func New(r *registry.Registry, c Config) http.Handler {
 	if a.version == "" {
 		a.version = weft.Version
 	}
-	a.acl, a.ca, a.mesh = newAccessControl(c.ACL), c.CA, c.Mesh
+	a.acl, a.ca, a.mesh, a.closed = newAccessControl(c.ACL), c.CA, c.Mesh, c.Closed
 	a.queries = NewQueries(r)
 	a.install(a.tables())
 	return a
@@ -88,6 +93,7 @@ type api struct {
 	acl      *accessControl // nil: everybody may do everything
 	ca       CA             // nil: Connect is off
 	mesh     Resources      // nil: there is no mesh to carry out what is written
+	closed   bool           // what no intention allows is denied
 
 	queries     *Queries
 	configuring sync.Mutex // so that the mesh gets changes in the order of their writes

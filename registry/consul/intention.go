@@ -539,7 +539,7 @@ func (a *api) intentionCheck(w http.ResponseWriter, q *query) error {
 	if kind := q.params.Get("source-type"); kind != "" && kind != "consul" {
 		return refuse(http.StatusBadRequest, "source-type: want consul")
 	}
-	allowed, _ := a.entries().decide(source, destination, a.allowedByDefault(), false)
+	allowed, _ := a.entries().decide(source, destination, !a.closed, false)
 	return a.fixed(w, q, map[string]bool{"Allowed": allowed})
 }
 
