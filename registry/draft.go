@@ -282,7 +282,7 @@ func (d *draft) txn() store.Txn {
 	}
 	for name, ed := range touched {
 		before := d.view.services[name]
-		if !sameInMap(before, before.with(ed)) {
+		if !before.onlyGrows(ed) && !sameInMap(before, before.with(ed)) {
 			cells[servicesCell] = true
 			break
 		}

@@ -197,6 +197,8 @@ func (h *history) revision(ctx context.Context, b store.Batch) error {
 			changes = append(changes, c)
 		}
 	}
+	// The store keeps the changes of one index in no order.
+	slices.SortStableFunc(changes, func(a, b Change) int { return compareKeys(a.Key, b.Key) })
 	h.add(changes)
 	return nil
 }

@@ -101,16 +101,26 @@ func (s *schedule) lead(on bool, now time.Time) {
 	s.waiting, s.byTime = nil, nil
 	for _, list := range s.owned {
 		for i, old := range list {
-			old.gone, old.place = true, -1
+			old.place = -1
 			if s.checks[old.key] != old {
+				old.gone = true
 				continue // it went to another owner
 			}
-			c := &checkState{key: old.key, owner: old.owner, check: old.check, critical: old.critical, fell: old.fell, place: -1}
+			c := old
+			if old.running { // somebody has it, and will come with a result
+				old.gone = true
+				c = new(checkState)
+				list[i], s.checks[old.key] = c, c
+			}
+			*c = checkState{key: old.key, owner: old.owner, check: old.check, critical: old.critical, fell: old.fell, place: -1}
 			c.begin(c.check, now, c.check.Interval.Std())
-			list[i], s.checks[c.key] = c, c
-			s.arm(c)
+			if c.at = c.next(); !c.at.IsZero() {
+				c.place = len(s.byTime)
+				s.byTime = append(s.byTime, c)
+			}
 		}
 	}
+	heap.Init(&s.byTime)
 }
 
 // set tells the checks that an instance or a node has now in the catalogue.

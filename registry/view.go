@@ -63,6 +63,18 @@ func newState() state {
 // edits are changes to the instances of one service; nil takes one away.
 type edits map[weft.InstanceKey]*weft.Instance
 
+// keys returns what is edited, sorted.
+func (ed edits) keys() []weft.InstanceKey {
+	keys := make([]weft.InstanceKey, 0, len(ed))
+	for key := range ed {
+		keys = append(keys, key)
+	}
+	if len(keys) > 1 {
+		slices.SortFunc(keys, compareKeys)
+	}
+	return keys
+}
+
 var noService serviceEntry
 
 // with returns the entry after some edits.
@@ -77,11 +89,9 @@ func (e *serviceEntry) with(ed edits) *serviceEntry {
 	rest := e.instances
 	next.instances = make([]*weft.Instance, 0, len(rest)+len(ed))
 	sameTags := len(rest) > 0
-	for _, key := range slices.SortedFunc(maps.Keys(ed), compareKeys) {
+	for _, key := range ed.keys() {
 		in := ed[key]
-		at, found := slices.BinarySearchFunc(rest, key, func(in *weft.Instance, k weft.InstanceKey) int {
-			return compareKeys(in.Key(), k)
-		})
+		at, found := findInstance(rest, key)
 		next.instances = append(next.instances, rest[:at]...)
 		rest = rest[at:]
 		if found {
@@ -100,6 +110,37 @@ func (e *serviceEntry) with(ed edits) *serviceEntry {
 		next.tags = unionTags(next.instances)
 	}
 	return next
+}
+
+// onlyGrows reports whether edits add instances that bring no new tag to a service that
+// has some: the common case, in which Services cannot be different.
+func (e *serviceEntry) onlyGrows(ed edits) bool {
+	if e == nil || len(e.instances) == 0 {
+		return false
+	}
+	for key, in := range ed {
+		if in == nil || !containsAll(e.tags, in.Tags) {
+			return false
+		}
+		if _, found := findInstance(e.instances, key); found {
+			return false
+		}
+	}
+	return true
+}
+
+// findInstance returns the place of an instance in a sorted list.
+func findInstance(list []*weft.Instance, key weft.InstanceKey) (int, bool) {
+	low, high := 0, len(list)
+	for low < high {
+		mid := int(uint(low+high) >> 1)
+		if in := list[mid]; in.Node < key.Node || in.Node == key.Node && in.ID < key.ID {
+			low = mid + 1
+		} else {
+			high = mid
+		}
+	}
+	return low, low < len(list) && list[low].Node == key.Node && list[low].ID == key.ID
 }
 
 func compareKeys(a, b weft.InstanceKey) int {

@@ -55,9 +55,9 @@ func nodeName(_ options, i int) string { return "node-" + strconv.Itoa(i%nodes) 
 
 // server is weft's registry in this process.
 type server struct {
-	store    *store.Store
-	registry *registry.Registry
-	start    time.Duration // of both
+	store           *store.Store
+	registry        *registry.Registry
+	storeOpen, open time.Duration // of the store alone, and of both
 }
 
 func open(ctx context.Context, o options) (s server, err error) {
@@ -65,8 +65,9 @@ func open(ctx context.Context, o options) (s server, err error) {
 	if s.store, err = store.Open(ctx, store.Config{Dir: filepath.Join(o.dir, "weft")}); err != nil {
 		return s, err
 	}
+	s.storeOpen = time.Since(began)
 	s.registry, err = registry.Open(ctx, registry.Config{Store: s.store, Node: weft.Node{Name: "server", Address: "127.0.0.1"}})
-	s.start = time.Since(began)
+	s.open = time.Since(began)
 	return s, err
 }
 
