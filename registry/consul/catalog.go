@@ -296,9 +296,10 @@ func (a *api) catalogInstance(q *query, body *catalogBody) (*weft.Instance, erro
 	return &in, err
 }
 
-// checks returns what has to be done for the checks. What is registered in the catalogue is reported by who registers it, and not probed; but
-// for external nodes, which say in their metadata that somebody shall do so: where
-// others run consul-esm for them, the server does it itself.
+// checks returns what has to be done for the checks. What is registered in the
+// catalogue is reported by who registers it, and not probed; but for external nodes,
+// which say in their metadata that somebody shall do so: where others run consul-esm
+// for them, the server does it itself.
 func (b *catalogBody) checks(known *weft.Node) ([]registry.CheckOp, error) {
 	meta := b.NodeMeta
 	if b.SkipNodeUpdate && known != nil {

@@ -28,6 +28,11 @@ type keptQuery struct {
 	rest    string // the parameters that narrow it further, in one spelling; as a rule none
 }
 
+// size is what an entry takes beside its body, in bytes, about.
+func (q *keptQuery) size() int {
+	return keptOverhead + len(q.service.Namespace) + len(q.service.Name) + len(q.rest)
+}
+
 // keptAnswer is constant, but for zipped.
 type keptAnswer struct {
 	at     uint64   // index of the topic that it was made at
@@ -99,7 +104,7 @@ func (k *keptAnswers) enter(q keptQuery) *keptEntry {
 	if k.by == nil {
 		k.by = make(map[keptQuery]*keptEntry)
 	}
-	e := &keptEntry{size: keptOverhead + len(q.rest)}
+	e := &keptEntry{size: q.size()}
 	k.by[q], k.size = e, k.size+e.size
 	return e
 }
@@ -113,7 +118,7 @@ func (k *keptAnswers) keep(q keptQuery, e *keptEntry, a *keptAnswer) {
 	if k.by[q] != e { // it went meanwhile
 		return
 	}
-	size := keptOverhead + len(q.rest) + len(a.body)*5/4 // a quarter for the compressed form
+	size := q.size() + len(a.body)*5/4 // a quarter for the compressed form
 	k.size += size - e.size
 	if e.size = size; k.size > maxKept {
 		k.shrink()

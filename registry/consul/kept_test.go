@@ -153,6 +153,14 @@ func TestKeptAnswersAreBounded(t *testing.T) {
 			t.Fatalf("%d bytes are kept, counted are %d of at most %d", size, k.size, maxKept)
 		}
 	}
+	long := strings.Repeat("x", 1<<20) // nobody fills the memory with names either
+	for i := range 100 {
+		body = nil
+		ask(long + fmt.Sprint(i))
+		if k.size > maxKept || len(k.by) > maxKept>>20+1 {
+			t.Fatalf("%d names are kept, of %d bytes", len(k.by), k.size)
+		}
+	}
 	if !ask("1") {
 		t.Error("the oldest is still there")
 	}
