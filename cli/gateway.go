@@ -46,8 +46,8 @@ process. SIGHUP does nothing: configuration is pushed.`,
 	keepPID := keepPIDFlag(cmd)
 	flags := addProxyFlags(cmd, &c.ProxyConfig)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
-		if len(certs) != len(keys) {
-			return usagef("%d --cert and %d --key: want a key to each certificate", len(certs), len(keys))
+		if c.Certificates, err = certificateFiles(certs, keys); err != nil {
+			return err
 		}
 		if c.HTTPS == "" && len(certs) > 0 {
 			return usagef("--cert and --key belong to --https: want an address, too")
@@ -55,15 +55,8 @@ process. SIGHUP does nothing: configuration is pushed.`,
 		if c.TCP, err = tcpDoors(tcp); err != nil {
 			return err
 		}
-		for _, network := range from {
-			prefix, err := netip.ParsePrefix(network)
-			if err != nil {
-				return usagef("--proxy-protocol %q: want a network, as 10.0.0.0/8", network)
-			}
-			c.ProxyFrom = append(c.ProxyFrom, prefix)
-		}
-		for i := range certs {
-			c.Certificates = append(c.Certificates, node.CertificateFiles{Cert: certs[i], Key: keys[i]})
+		if c.ProxyFrom, err = prefixes("--proxy-protocol", from); err != nil {
+			return err
 		}
 		end, err := flags.begin(&c.ProxyConfig, *keepPID, a.err)
 		if err != nil {
@@ -99,4 +92,27 @@ func tcpDoors(flags []string) (map[uint16]string, error) {
 // keepPIDFlag gives cmd the flag --keep-pid.
 func keepPIDFlag(cmd *cobra.Command) *bool {
 	return cmd.Flags().Bool("keep-pid", false, "stay as the parent of the new process after an upgrade, for a supervisor that watches one process")
+}
+
+// certificateFiles pairs certificates with their keys.
+func certificateFiles(certs, keys []string) (list []node.CertificateFiles, err error) {
+	if len(certs) != len(keys) {
+		return nil, usagef("%d --cert and %d --key: want a key to each certificate", len(certs), len(keys))
+	}
+	for i := range certs {
+		list = append(list, node.CertificateFiles{Cert: certs[i], Key: keys[i]})
+	}
+	return list, nil
+}
+
+// prefixes reads the networks of a flag.
+func prefixes(flag string, networks []string) (list []netip.Prefix, err error) {
+	for _, network := range networks {
+		p, err := netip.ParsePrefix(network)
+		if err != nil {
+			return nil, usagef("%s %q: want a network, as 10.0.0.0/8", flag, network)
+		}
+		list = append(list, p.Masked())
+	}
+	return list, nil
 }

@@ -34,12 +34,16 @@ SIGHUP does nothing.`,
 	}
 	serverFlags(cmd, &c)
 	registryFlags(cmd, &c)
+	access := accessFlags(cmd, &c)
 	token := clusterFlags(cmd, &c)
 	keepPID := keepPIDFlag(cmd)
 	level := levelFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		c.Logger = node.NewLogger(a.err, *level)
 		if c.ServerToken, err = readToken(*token); err != nil {
+			return err
+		}
+		if err = access(); err != nil {
 			return err
 		}
 		if c.Process, err = node.Begin(*keepPID, c.Logger); err != nil {
@@ -78,6 +82,29 @@ func registryFlags(cmd *cobra.Command, c *node.ServerConfig) {
 	f.StringSliceVar(&c.Recursors, "dns-recursor", nil, "`address` of a resolver that DNS asks for names that are not of the catalogue; repeatable")
 }
 
+// accessFlags gives cmd the flags of who may use the catalogue. What is returned
+// reads what they name.
+func accessFlags(cmd *cobra.Command, c *node.ServerConfig) func() error {
+	f := cmd.Flags()
+	f.StringVar(&c.Access.Default, "acl", "", "access control of Consul's and Eureka's clients: what tokens may do that no rule speaks of, `deny` or allow (default no access control)")
+	f.StringVar(&c.ConsulHTTPS, "consul-https", "", "`address` of the Consul API over TLS, as 0.0.0.0:8501; beyond loopback it needs --acl deny")
+	f.StringVar(&c.EurekaHTTPS, "eureka-https", "", "`address` of the Eureka API over TLS; clients have a token as the password in their URL")
+	management := f.String("acl-token-file", "", "`file` with the secret of a token that may do everything (default: the first acl/bootstrap makes one)")
+	networks := f.StringSlice("dns-clients", nil, "`network` that DNS answers beside loopback, as 10.0.0.0/8; repeatable")
+	certs := f.StringArray("cert", nil, "PEM `file` of a certificate for --consul-https and --eureka-https; repeatable")
+	keys := f.StringArray("key", nil, "PEM `file` of the key to the --cert at the same place, mode 0600; repeatable")
+	return func() (err error) {
+		if c.Management, err = readSecret(*management); err != nil {
+			return err
+		}
+		if c.DNSClients, err = prefixes("--dns-clients", *networks); err != nil {
+			return err
+		}
+		c.Certificates, err = certificateFiles(*certs, *keys)
+		return err
+	}
+}
+
 // clusterFlags gives cmd the flags of a server among others, and returns the file
 // with the token by which it joins.
 func clusterFlags(cmd *cobra.Command, c *node.ServerConfig) (tokenFile *string) {
@@ -99,6 +126,14 @@ func readToken(path string) (string, error) {
 		return "", &weft.Error{Kind: weft.Invalid, Op: "read token", Thing: path, Err: err}
 	}
 	return strings.TrimSpace(string(b)), nil
+}
+
+// readSecret reads a token that others must not see.
+func readSecret(path string) (string, error) {
+	if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o077 != 0 {
+		return "", weft.Errorf(weft.Denied, "read token", path, "its mode is %#o: others could read it; chmod 600 it", info.Mode().Perm())
+	}
+	return readToken(path)
 }
 
 // levelFlag gives cmd the flag --log-level.

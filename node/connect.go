@@ -79,7 +79,16 @@ func ofConsul(r *resource.Resource) bool { return r.Labels[consul.WrittenBy] == 
 
 // serveConsul adds Consul's API, and who keeps the mesh as is said through it.
 func (s *Server) serveConsul(p *parts) {
-	c := consul.Config{Logger: s.logger, Address: s.doors.consul.Addr().String(), CA: s.authority, Mesh: consulMesh{s.control}}
-	p.add("Consul API", serveHTTP(s.doors.consul, consul.New(s.registry, c), s.logger))
+	c := consul.Config{
+		Logger: s.logger, Address: s.doors.consul.Addr().String(), Scripts: s.config.EnableScripts,
+		ACL: s.acl(), CA: s.authority, Mesh: consulMesh{s.control},
+		Process: consul.Process{Metrics: s.metricsText, Log: s.log},
+	}
+	if s.cluster != nil {
+		c.Cluster = consulServers{s}
+	}
+	h := consul.New(s.registry, c)
+	p.add("Consul API", serveHTTP(s.doors.consul, h, s.logger))
+	s.addTLS(p, "Consul API over TLS", s.doors.consulHTTPS, h)
 	p.add("config entries", func(ctx context.Context) error { return consul.CarryOut(ctx, s.registry, c) })
 }

@@ -1,7 +1,9 @@
 package node
 
 import (
+	"fmt"
 	"net"
+	"strings"
 
 	"github.com/weftmesh/weft/client"
 )
@@ -9,28 +11,40 @@ import (
 // doors are the bound sockets of a server.
 type doors struct {
 	api, consul, eureka, dns, control, otlpHTTP, otlpGRPC net.Listener
+	consulHTTPS, eurekaHTTPS                              net.Listener // nil: not bound
 	dnsPackets                                            net.PacketConn
 }
 
 // bind takes every port, so that a taken one is found before any state is opened.
 func (s *Server) bind(c ServerConfig) error {
+	const noTokens = "without TLS and tokens, which this version does not have for it; bind it to 127.0.0.1 (the control port is protected and may be bound to any address)"
+	const plain = "in plain text; bind it to 127.0.0.1, and give others %s"
+	secured, named := "", ""
+	if c.Access.Default != "deny" {
+		secured = "to everybody who can reach it; set --acl deny, so that clients need tokens"
+	}
+	if len(c.DNSClients) == 0 {
+		named = "to everybody who can reach it; say by --dns-clients which networks may ask"
+	}
 	for _, d := range []struct {
-		ln                  *net.Listener
-		what, address, flag string
-		protected           bool
+		ln                        *net.Listener
+		what, address, flag, lack string
 	}{
-		{&s.doors.api, "weft API", c.API, "--api", false},
-		{&s.doors.consul, "Consul API", c.Consul, "--consul", false},
-		{&s.doors.eureka, "Eureka", c.Eureka, "--eureka", false},
-		{&s.doors.dns, "DNS", c.DNS, "--dns", false},
-		{&s.doors.control, "control", c.Control, "--control", true},
-		{&s.doors.otlpHTTP, "OTLP/HTTP", c.OTLPHTTP, "--otlp-http", false},
-		{&s.doors.otlpGRPC, "OTLP/gRPC", c.OTLPGRPC, "--otlp-grpc", false},
+		{&s.doors.api, "weft API", c.API, "--api", noTokens},
+		{&s.doors.consul, "Consul API", c.Consul, "--consul", fmt.Sprintf(plain, "--consul-https")},
+		{&s.doors.consulHTTPS, "Consul API over TLS", c.ConsulHTTPS, "--consul-https", secured},
+		{&s.doors.eureka, "Eureka", c.Eureka, "--eureka", fmt.Sprintf(plain, "--eureka-https")},
+		{&s.doors.eurekaHTTPS, "Eureka over TLS", c.EurekaHTTPS, "--eureka-https", secured},
+		{&s.doors.dns, "DNS", c.DNS, "--dns", named},
+		{&s.doors.control, "control", c.Control, "--control", ""},
+		{&s.doors.otlpHTTP, "OTLP/HTTP", c.OTLPHTTP, "--otlp-http", noTokens},
+		{&s.doors.otlpGRPC, "OTLP/gRPC", c.OTLPGRPC, "--otlp-grpc", noTokens},
 	} {
-		if !d.protected {
-			if err := loopbackOnly(d.what, d.address, d.flag); err != nil {
-				return err
-			}
+		if d.address == "" && strings.HasSuffix(d.flag, "-https") {
+			continue
+		}
+		if err := offered(d.what, d.address, d.flag, d.lack); err != nil {
+			return err
 		}
 		ln, err := listen(c.Process, d.what, d.address, d.flag)
 		if err != nil {
@@ -38,13 +52,18 @@ func (s *Server) bind(c ServerConfig) error {
 		}
 		*d.ln = ln
 		s.undo.add(closeQuietly(ln))
-		if err := loopbackOnly(d.what, ln.Addr().String(), d.flag); err != nil && !d.protected {
+		if err := offered(d.what, ln.Addr().String(), d.flag, d.lack); err != nil {
 			return err // a supervisor's socket
 		}
 	}
-	packets, err := c.Process.link().ListenPacket(dnsPackets, s.doors.dns.Addr().String())
+	return s.bindPackets(c)
+}
+
+func (s *Server) bindPackets(c ServerConfig) error {
+	address := s.doors.dns.Addr().String()
+	packets, err := c.Process.link().ListenPacket(dnsPackets, address)
 	if err != nil {
-		return bindError("DNS (UDP)", s.doors.dns.Addr().String(), "--dns", err)
+		return bindError("DNS (UDP)", address, "--dns", err)
 	}
 	s.doors.dnsPackets = packets
 	s.undo.add(func() error { _ = packets.Close(); return nil })
@@ -60,12 +79,18 @@ func closeQuietly(ln net.Listener) func() error {
 }
 
 // Listeners are the server's doors with the ports that were bound.
-func (s *Server) Listeners() []client.Listener {
+func (s *Server) Listeners() (list []client.Listener) {
 	d := &s.doors
-	return []client.Listener{
-		{Name: "api", Address: d.api.Addr().String()}, {Name: "consul", Address: d.consul.Addr().String()},
-		{Name: "eureka", Address: d.eureka.Addr().String()},
-		{Name: "dns", Address: d.dns.Addr().String()}, {Name: "control", Address: d.control.Addr().String()},
-		{Name: "otlp-http", Address: d.otlpHTTP.Addr().String()}, {Name: "otlp-grpc", Address: d.otlpGRPC.Addr().String()},
+	for _, one := range []struct {
+		name string
+		ln   net.Listener
+	}{
+		{"api", d.api}, {"consul", d.consul}, {"consul-https", d.consulHTTPS}, {"eureka", d.eureka}, {"eureka-https", d.eurekaHTTPS},
+		{"dns", d.dns}, {"control", d.control}, {"otlp-http", d.otlpHTTP}, {"otlp-grpc", d.otlpGRPC},
+	} {
+		if one.ln != nil {
+			list = append(list, client.Listener{Name: one.name, Address: one.ln.Addr().String()})
+		}
 	}
+	return list
 }

@@ -14,10 +14,14 @@ import (
 // metricsHandler serves a process's own figures, and the Go runtime's, to
 // Prometheus.
 func metricsHandler(m *metric.Registry, logger *slog.Logger) http.Handler {
+	return promhttp.HandlerFor(gatherer(m), promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelWarn)})
+}
+
+func gatherer(m *metric.Registry) prometheus.Gatherer {
 	r := prometheus.NewRegistry()
 	r.MustRegister(families{m}, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	return promhttp.HandlerFor(r, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelWarn)})
+	return r
 }
 
 // families gives telemetry/metric's values to client_golang. It is "unchecked"

@@ -25,12 +25,18 @@ type runningServer struct {
 	client *client.Client
 }
 
-func startServer(t *testing.T) *runningServer {
-	t.Helper()
+func startServer(t *testing.T) *runningServer { return serveTest(t, onFreePorts(t)) }
+
+func onFreePorts(t *testing.T) ServerConfig {
 	c := ServerConfig{DataDir: t.TempDir(), Node: "server-1", Logger: slog.New(slog.NewTextHandler(t.Output(), nil))}
 	for _, door := range []*string{&c.API, &c.Consul, &c.Eureka, &c.DNS, &c.Control, &c.OTLPHTTP, &c.OTLPGRPC} {
 		*door = "127.0.0.1:0"
 	}
+	return c
+}
+
+func serveTest(t *testing.T, c ServerConfig) *runningServer {
+	t.Helper()
 	s, err := NewServer(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)

@@ -143,6 +143,12 @@ func portOf(address string) string {
 
 // loopbackOnly refuses to offer an unprotected door to a network.
 func loopbackOnly(what, address, flag string) error {
+	return offered(what, address, flag, "without TLS and tokens, which this version does not have for it; bind it to 127.0.0.1")
+}
+
+// offered refuses to offer a door to a network while it lacks something; an empty
+// lack is nothing.
+func offered(what, address, flag, lack string) error {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return weft.Errorf(weft.Invalid, "start", what, "%s %q: want host:port", flag, address)
@@ -150,10 +156,10 @@ func loopbackOnly(what, address, flag string) error {
 	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
 		return weft.Errorf(weft.Invalid, "start", what, "%s %q: %q is not a port number", flag, address, port)
 	}
-	if ip := net.ParseIP(host); host == "localhost" || ip != nil && ip.IsLoopback() {
+	if ip := net.ParseIP(host); lack == "" || host == "localhost" || ip != nil && ip.IsLoopback() {
 		return nil
 	}
-	return weft.Errorf(weft.Denied, "start", what, "%s %s would offer it to the network without TLS and tokens, which this version does not have for it; bind it to 127.0.0.1 (the control port is protected and may be bound to any address)", flag, address)
+	return weft.Errorf(weft.Denied, "start", what, "%s %s would offer it to the network %s", flag, address, lack)
 }
 
 // NewLogger is the log of weft's own processes: JSON lines.

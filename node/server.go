@@ -22,7 +22,7 @@ import (
 	"github.com/weftmesh/weft/node/cluster"
 	"github.com/weftmesh/weft/node/handover"
 	"github.com/weftmesh/weft/registry"
-	"github.com/weftmesh/weft/registry/eureka"
+	"github.com/weftmesh/weft/registry/consul"
 	"github.com/weftmesh/weft/store"
 	"github.com/weftmesh/weft/telemetry/collect"
 	"github.com/weftmesh/weft/telemetry/metric"
@@ -45,6 +45,7 @@ type ServerConfig struct {
 	EnableScripts bool     // checks may run programs on this server
 	Recursors     []string // resolvers, host:port, that DNS asks for names that are not ours
 	Sources                // what else fills the registry
+	Access                 // who may use it
 
 	// of a cluster; see package node/cluster
 	Peer        string // host:port where the other servers' stores reach this one; empty: as at the last start, or alone
@@ -66,9 +67,11 @@ var DefaultServer = ServerConfig{
 type Server struct {
 	config    ServerConfig
 	logger    *slog.Logger
+	log       *consul.LogTap // what logger writes
 	process   *Process
 	doors     doors
 	token     string
+	seal      []byte // key of what is secret in the store
 	authority *ca.Authority
 	store     *store.Store
 	cluster   *cluster.Cluster // nil: this server is alone
@@ -78,8 +81,11 @@ type Server struct {
 	control   *control.Control
 	collector *collect.Collector
 	metrics   *metric.Registry
-	undo      closers
-	started   time.Time
+
+	certificates *certificates // of the doors with TLS; nil: there are none
+
+	undo    closers
+	started time.Time
 }
 
 // NewServer binds every port and opens the data directory, when the process before
@@ -89,15 +95,20 @@ func NewServer(ctx context.Context, c ServerConfig) (_ *Server, err error) {
 	if s.logger == nil {
 		s.logger = slog.New(slog.DiscardHandler)
 	}
+	s.log = new(consul.LogTap)
+	s.logger = slog.New(s.log.Handler(s.logger.Handler()))
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.undo.close())
 		}
 	}()
+	if err := s.admit(c); err != nil {
+		return nil, err
+	}
 	if err := s.bind(c); err != nil {
 		return nil, err
 	}
-	if err := c.Process.onlyUses("api", "consul", "eureka", "dns", dnsPackets, "control", "otlp-http", "otlp-grpc"); err != nil {
+	if err := c.Process.onlyUses("api", "consul", "consul-https", "eureka", "eureka-https", "dns", dnsPackets, "control", "otlp-http", "otlp-grpc"); err != nil {
 		return nil, err
 	}
 	if err := c.Process.link().Ready(ctx); err != nil {
@@ -209,6 +220,7 @@ func (s *Server) openCA(ctx context.Context, dir string) (*ca.Authority, error) 
 	if err != nil {
 		return nil, err
 	}
+	s.seal = seal
 	authority, err := ca.Open(ctx, caStorage{s.store}, ca.Config{SealKey: seal, SealKeyFile: sealFile})
 	if err != nil {
 		return nil, err
@@ -349,10 +361,7 @@ func (s *Server) parts() *parts {
 		Listeners: s.Listeners(), Started: s.started, Logger: s.logger}))
 	s.figures()
 	p.add("weft API", serveHTTP(s.doors.api, faces, s.logger))
-	s.serveConsul(&p)
-	e := eureka.New(s.registry, eureka.Config{Logger: s.logger})
-	p.add("Eureka", serveHTTP(s.doors.eureka, e, s.logger))
-	p.add("leases of Eureka", e.Run)
+	s.addCatalogue(&p)
 	for _, source := range s.sources {
 		p.add(source.what, source.run)
 	}

@@ -147,10 +147,14 @@ func (q *query) secret() string {
 	if s := q.params.Get("token"); s != "" {
 		return s
 	}
-	if s := q.request.Header.Get("X-Consul-Token"); s != "" {
+	return headerToken(q.request)
+}
+
+func headerToken(r *http.Request) string {
+	if s := r.Header.Get("X-Consul-Token"); s != "" {
 		return s
 	}
-	scheme, s, found := strings.Cut(q.request.Header.Get("Authorization"), " ")
+	scheme, s, found := strings.Cut(r.Header.Get("Authorization"), " ")
 	if found && strings.EqualFold(scheme, "Bearer") {
 		return strings.TrimSpace(s)
 	}

@@ -64,6 +64,11 @@ import (
 // Config of the dialect. The zero value is useful.
 type Config struct {
 	Logger *slog.Logger // failures that are ours, and who was deregistered why; nil discards them
+
+	// Permit returns why the sender of a request may not read, or write, a service; an
+	// empty name is all of them. The error is weft.Denied. Without Permit everybody may
+	// do everything.
+	Permit func(r *http.Request, service string, write bool) error
 }
 
 // API is the handler of everything under /eureka/. Its methods may be called from
@@ -72,6 +77,7 @@ type API struct {
 	// constant after New
 	registry *registry.Registry
 	logger   *slog.Logger
+	permit   func(r *http.Request, service string, write bool) error // nil: everything is permitted
 	now      func() time.Time
 	started  time.Time
 	routes   []route
@@ -84,7 +90,7 @@ type API struct {
 // New returns the handler. Run must run beside it.
 func New(r *registry.Registry, c Config) *API {
 	a := &API{
-		registry: r, logger: c.Logger, now: time.Now, started: time.Now(),
+		registry: r, logger: c.Logger, permit: c.Permit, now: time.Now, started: time.Now(),
 		patience: time.Minute, pause: time.Second,
 	}
 	if a.logger == nil {
@@ -158,6 +164,9 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "method "+r.Method+" not allowed, use "+allow(do), http.StatusMethodNotAllowed)
 		return
 	}
+	if !a.permitted(w, r, parts) {
+		return
+	}
 	params, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		http.Error(w, "query: "+err.Error(), http.StatusBadRequest)
@@ -166,6 +175,29 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err := do[method](&call{w: w, r: r, args: args, params: params}); err != nil {
 		a.fail(w, r, err)
 	}
+}
+
+// permitted answers a request that is not permitted. Who came without credentials is
+// asked for some: clients that have them in their URL send them only then.
+func (a *API) permitted(w http.ResponseWriter, r *http.Request, parts []string) bool {
+	if a.permit == nil {
+		return true
+	}
+	service := ""
+	if parts[0] == "apps" && len(parts) > 1 && parts[1] != "delta" {
+		service = serviceOf(parts[1]).Name
+	}
+	err := a.permit(r, service, r.Method != http.MethodGet && r.Method != http.MethodHead)
+	if err == nil {
+		return true
+	}
+	status := statusOf(err)
+	if status == http.StatusForbidden && r.Header.Get("Authorization") == "" {
+		w.Header().Set("WWW-Authenticate", `Basic realm="weft", charset="UTF-8"`)
+		status = http.StatusUnauthorized
+	}
+	http.Error(w, err.Error(), status)
+	return false
 }
 
 // pathParts splits an escaped path below /eureka/ or /eureka/v2/. Empty parts do not
