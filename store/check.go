@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 )
 
 // The files are checked before etcd sees them. Close writes their checksums into
@@ -177,15 +178,21 @@ func checkStructure(dir string, wasOpen bool) error {
 	case info.Size() == 0 && len(logs) == 0 && !wasOpen: // etcd makes the database first
 		return nil
 	}
+	var log logCheck
+	var logErr error
+	var both sync.WaitGroup
+	both.Go(func() { logErr = log.read(logs) })
 	db, err := checkDatabase(path)
-	if err != nil {
+	both.Wait()
+	switch {
+	case err != nil:
 		return damaged(path, err)
+	case logErr != nil:
+		return logErr
+	case len(logs) > 0:
+		return log.reaches(db.applied)
+	case !wasOpen && db.applied == 0 && db.newest.Main == 1:
+		return nil
 	}
-	if len(logs) == 0 {
-		if !wasOpen && db.applied == 0 && db.newest.Main == 1 {
-			return nil
-		}
-		return damaged(logPath(dir), errors.New("the log is not there"))
-	}
-	return checkLog(logs, db.applied)
+	return damaged(logPath(dir), errMissing)
 }

@@ -23,42 +23,51 @@ const frameHead = 8
 // maxTerm is more than elections can come to. Members' ids are greater.
 const maxTerm = 1 << 40
 
-// logCheck reads the log's segments one after the other.
+// logCheck reads the log's segments one after the other. It checks each record's
+// checksum, and that no entry is missing.
 type logCheck struct {
+	files     []string
+	first     uint64 // index with which the oldest segment begins; 0: the beginning of all
 	crc       uint32 // at the end of the segment before
 	lastIndex uint64
 	commit    uint64
 	metadata  []byte
-	from      int64 // index of the newest snapshot, with which etcd begins; -1: none
+	snapshot  int64 // index of the newest one, with which etcd begins; -1: none
 }
 
-// checkLog checks each record's checksum, that no entry is missing, and that the log
-// reaches as far as the database.
-func checkLog(files []string, applied uint64) error {
-	c := logCheck{from: -1}
-	var number, index, first uint64
+func (c *logCheck) read(files []string) error {
+	c.files, c.snapshot = files, -1
+	var number, index uint64
 	for i, path := range files {
 		before := number
 		if _, err := fmt.Sscanf(filepath.Base(path), "%x-%x.wal", &number, &index); err != nil {
 			return damaged(path, errors.New("its name is not that of a part of the log"))
 		}
-		switch {
-		case i > 0 && number != before+1:
+		if i > 0 && number != before+1 {
 			return damaged(path, fmt.Errorf("it is part %d of the log, and part %d is not there", number, before+1))
-		case i == 0 && index > applied+1:
-			return damaged(path, fmt.Errorf("the log begins with entry %d, and the database has %d", index, applied))
-		case i == 0 && index > 0:
-			c.lastIndex, first = index-1, index
+		}
+		if i == 0 && index > 0 {
+			c.lastIndex, c.first = index-1, index
 		}
 		if err := c.segment(path, i == len(files)-1); err != nil {
 			return damaged(path, err)
 		}
 	}
-	if c.from < int64(first) {
-		return damaged(files[0], errors.New("what came before it is not there"))
+	return nil
+}
+
+// reaches checks that the log goes on where the database ends, and ends behind all that
+// was acknowledged.
+func (c *logCheck) reaches(applied uint64) error {
+	oldest, newest := c.files[0], c.files[len(c.files)-1]
+	if c.snapshot < int64(c.first) {
+		return damaged(oldest, errors.New("what came before it is not there"))
+	}
+	if c.first > applied+1 {
+		return damaged(oldest, fmt.Errorf("it begins with entry %d, and the database ends with %d", c.first, applied))
 	}
 	if need := max(applied, c.commit); c.lastIndex < need {
-		return damaged(files[len(files)-1], fmt.Errorf("it ends with entry %d, and entry %d was acknowledged", c.lastIndex, need))
+		return damaged(newest, fmt.Errorf("it ends with entry %d, and entry %d was acknowledged", c.lastIndex, need))
 	}
 	return nil
 }
@@ -153,7 +162,7 @@ func (c *logCheck) record(rec *walpb.Record, n int) error {
 		}
 		// What a leader sent takes the place of entries that never came.
 		c.lastIndex = max(c.lastIndex, s.GetIndex())
-		c.from = max(c.from, int64(s.GetIndex()))
+		c.snapshot = max(c.snapshot, int64(s.GetIndex()))
 	default:
 		return fmt.Errorf("a record of unknown kind %d", rec.GetType())
 	}

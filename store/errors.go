@@ -30,6 +30,7 @@ var (
 	errClosed     = errors.New("the store is closed")
 	errNobody     = errors.New("no other member can be reached")
 	errSlow       = fmt.Errorf("no answer within %v", callTimeout)
+	errDamaged    = errors.New("the disk has changed since the start")
 	errLeaderLost = errors.New("the leader went away meanwhile; whether it happened is not known")
 )
 
@@ -66,6 +67,8 @@ func (s *Store) error(op, thing string, err error) error {
 	case errors.Is(err, mvcc.ErrFutureRev):
 		kind = weft.NotFound
 		err = fmt.Errorf("the newest revision is %d", s.server.KV().Rev())
+	case errors.Is(err, errDamaged):
+		err = damaged(databasePath(s.dir), err)
 	case errors.Is(err, context.Canceled):
 		kind = weft.Unavailable
 	case mayWorkLater(err):

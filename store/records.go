@@ -2,15 +2,13 @@ package store
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash/crc32"
 	"hash/maphash"
 	"os"
 
-	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
-	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/encoding/protowire"
 )
 
 // Neither etcd nor bbolt can tell whether a value is as it was written. So each is
@@ -28,16 +26,13 @@ func sealOf(key, value []byte) uint32 {
 }
 
 // unseal returns what was sealed.
-func unseal(kv *mvccpb.KeyValue) ([]byte, error) {
-	n := len(kv.Value) - sealBytes
-	if n < 0 || binary.LittleEndian.Uint32(kv.Value[n:]) != sealOf(kv.Key, kv.Value[:n]) {
-		return nil, fmt.Errorf("%w: the record of %.100q at revision %d does not fit its checksum", errDamaged, kv.Key, kv.ModRevision)
+func unseal(key, sealed []byte) ([]byte, error) {
+	n := len(sealed) - sealBytes
+	if n < 0 || binary.LittleEndian.Uint32(sealed[n:]) != sealOf(key, sealed[:n]) {
+		return nil, fmt.Errorf("the value of %.100q does not fit its checksum", key)
 	}
-	return kv.Value[:n:n], nil
+	return sealed[:n:n], nil
 }
-
-// errDamaged is met by a read when the disk has changed what it held at the start.
-var errDamaged = errors.New("the database is damaged")
 
 // recordCheck looks at etcd's records, which come in the order of their revisions.
 // Those of one key must follow one another: created, changed, deleted.
@@ -127,14 +122,14 @@ func (c *recordCheck) revision(key, value []byte) error {
 	if len(value) == 0 {
 		return nil // the mark of a restored store
 	}
-	var kv mvccpb.KeyValue
-	if err := proto.Unmarshal(value, &kv); err != nil {
+	kv, err := parseRecord(value)
+	if err != nil {
 		return fmt.Errorf("the record of revision %d cannot be read: %w", rev, err)
 	}
-	if len(kv.Key) == 0 {
+	if len(kv.key) == 0 {
 		return fmt.Errorf("the record of revision %d has no key", rev)
 	}
-	id := maphash.Bytes(c.seed, kv.Key)
+	id := maphash.Bytes(c.seed, kv.key)
 	before, there := c.alive[id]
 	if mvcc.IsTombstone(key) {
 		if !there {
@@ -143,18 +138,60 @@ func (c *recordCheck) revision(key, value []byte) error {
 		delete(c.alive, id)
 		return nil
 	}
-	if _, err := unseal(&kv); err != nil {
-		return err
+	if _, err := unseal(kv.key, kv.value); err != nil {
+		return fmt.Errorf("the record of revision %d: %w", rev, err)
 	}
-	if kv.ModRevision != rev || kv.CreateRevision < 1 || (kv.Version == 1) != (kv.CreateRevision == rev) ||
-		there != (kv.Version > 1) && (there || kv.Version < 1) ||
-		there && (kv.CreateRevision != before.created || kv.Version != before.version+1) {
+	if kv.mod != rev || kv.created < 1 || kv.version < 1 || (kv.version == 1) != (kv.created == rev) ||
+		there && (kv.created != before.created || kv.version != before.version+1) {
 		return fmt.Errorf("the record of revision %d says that it is of %d (created at %d, version %d)",
-			rev, kv.ModRevision, kv.CreateRevision, kv.Version)
+			rev, kv.mod, kv.created, kv.version)
 	}
-	if !there && kv.Version > 1 {
+	if !there && kv.version > 1 {
 		c.orphan = rev
 	}
-	c.alive[id] = life{kv.CreateRevision, kv.Version}
+	c.alive[id] = life{kv.created, kv.version}
 	return nil
+}
+
+// record is etcd's mvccpb.KeyValue, in place: the check reads all there are.
+type record struct {
+	key, value            []byte
+	created, mod, version int64
+}
+
+func parseRecord(b []byte) (r record, err error) {
+	for len(b) > 0 {
+		number, kind, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return r, protowire.ParseError(n)
+		}
+		b = b[n:]
+		var v uint64
+		var data []byte
+		switch {
+		case kind == protowire.VarintType && number >= 2 && number <= 4:
+			v, n = protowire.ConsumeVarint(b)
+		case kind == protowire.BytesType && (number == 1 || number == 5):
+			data, n = protowire.ConsumeBytes(b)
+		default:
+			return r, fmt.Errorf("it has a field %d of kind %d", number, kind)
+		}
+		if n < 0 {
+			return r, protowire.ParseError(n)
+		}
+		b = b[n:]
+		switch number {
+		case 1:
+			r.key = data
+		case 2:
+			r.created = int64(v)
+		case 3:
+			r.mod = int64(v)
+		case 4:
+			r.version = int64(v)
+		case 5:
+			r.value = data
+		}
+	}
+	return r, nil
 }

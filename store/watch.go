@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"fmt"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
@@ -120,7 +121,10 @@ func allFromEtcd(kvs []*mvccpb.KeyValue) (all []KV, err error) {
 }
 
 func fromEtcd(kv *mvccpb.KeyValue) (KV, error) {
-	value, err := unseal(kv)
+	value, err := unseal(kv.Key, kv.Value)
+	if err != nil {
+		err = fmt.Errorf("%w: at revision %d, %w", errDamaged, kv.ModRevision, err)
+	}
 	return KV{Key: string(kv.Key), Value: value, ModRev: kv.ModRevision, CreateRev: kv.CreateRevision}, err
 }
 
