@@ -1,7 +1,8 @@
 // Package consul lets unmodified clients of Consul use weft's registry: it serves
 // Consul's HTTP API under /v1/, which is agent, catalog, health, keys, sessions,
 // transactions, events, coordinates, access control, intentions, config entries,
-// Connect's certificates, snapshots, and what operators ask of the servers.
+// discovery chains, prepared queries, Connect's certificates, snapshots, and what
+// operators ask of the servers.
 //
 // A client sees one datacenter. Every server is an agent too, and there are no other
 // agents: agent endpoints speak of the server's own node. Consul's service metadata
@@ -17,6 +18,10 @@
 //
 // health/service with "passing" also has the failed instances that a guard of the
 // registry keeps, and then says why in X-Weft-Guard.
+//
+// Intentions and config entries become resources of the mesh through Config.Mesh;
+// CarryOut keeps them so. What weft would not carry out is refused with the name of
+// the field. NewQueries gives prepared queries to DNS.
 //
 // The handler matches the escaped path by itself: "//", "%2F" and a trailing "/" reach
 // the endpoint as they were sent, and nothing is ever redirected. So do not put it
