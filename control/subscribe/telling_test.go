@@ -33,6 +33,9 @@ func (t *telling) said(now []Breaker, news letter) string {
 		for _, e := range m.GetEvents() {
 			out = append(out, "!"+e.GetTo())
 		}
+		for _, e := range m.GetEndpoints() {
+			out = append(out, fmt.Sprintf("?%s %d/%d", e.GetId(), e.GetFailures(), e.GetSuccesses()))
+		}
 		if m.GetLost() > 0 {
 			out = append(out, fmt.Sprintf("(%d)", m.GetLost()))
 		}
@@ -58,6 +61,7 @@ func TestOnlyWhatChangedIsTold(t *testing.T) {
 		{what: "opened again at once", do: func() { order.Since = now.Add(time.Second) }, want: "+order open"},
 		{what: "the same instant elsewhere", do: func() { order.Since = order.Since.UTC() }, want: ""},
 		{what: "changes", news: letter{events: []BreakerEvent{{To: "x"}, {To: "y"}}, lost: 3}, want: "!x !y (3)"},
+		{what: "what is seen of endpoints", news: letter{seen: []Observation{{Endpoint: "a/1", Failures: 2}, {Endpoint: "a/2", Successes: 1}}}, want: "?a/1 2/0 ?a/2 0/1"},
 		{what: "a circuit that went", do: func() { cart = order }, want: "-cart"},
 	} {
 		if step.do != nil {
