@@ -120,6 +120,7 @@ func (s *Store) open(ctx context.Context, c *Cluster) error {
 		}
 		return &weft.Error{Kind: weft.Unavailable, Op: "open", Thing: "store " + s.dir, Err: err}
 	}
+	s.lookAtSpace()
 	if err := markOpen(s.dir); err != nil { // on a full disk; then the next start looks no less
 		s.log.Warn("store: cannot note that it is open", "error", err)
 	}

@@ -25,7 +25,9 @@ const (
 	resumeFree = keepFree + 8<<20
 	// reserveBytes is the size of a file that gives its room back when the disk is
 	// all but full, so that the store can still be closed and opened.
-	reserveBytes = 8 << 20
+	reserveBytes = 12 << 20
+	// openFree is what etcd needs to start: a segment of the log, and as much again.
+	openFree = 8 << 20
 	// aheadBytes of the database's file are allocated beyond its pages; more than
 	// etcd writes between two looks.
 	aheadBytes = 16 << 20
@@ -80,14 +82,20 @@ func (sp *space) check() error {
 	return nil
 }
 
-// prepare makes room for a store that is opened on a full disk.
+// prepare makes room for a store that is opened on a full disk. Without any, etcd would
+// end in the middle of its start.
 func (sp *space) prepare() error {
 	free, err := sp.free()
-	if err != nil {
-		return err
+	if err == nil && free < reserveBytes {
+		if err = sp.dropReserve(); err == nil {
+			free, err = sp.free()
+		}
 	}
-	if free < reserveBytes {
-		return sp.dropReserve()
+	if err == nil && free < openFree {
+		err = fmt.Errorf("the disk of %s has %d MB left, and %d MB are needed to open the store; free some", sp.dir, free>>20, openFree>>20)
+	}
+	if err != nil {
+		return dirError(sp.dir, err)
 	}
 	return nil
 }
@@ -170,9 +178,7 @@ func (s *Store) watchSpace() {
 			return
 		case <-tick.C:
 		}
-		if err := s.space.look(); err != nil {
-			s.log.Debug("store: cannot look after the disk's room", "error", err)
-		}
+		s.lookAtSpace()
 		if s.etcdLog.outOfRoom.Load() {
 			s.space.broken.Store(true)
 		}
@@ -188,6 +194,12 @@ func (s *Store) watchSpace() {
 		if low {
 			s.leaveToOthers()
 		}
+	}
+}
+
+func (s *Store) lookAtSpace() {
+	if err := s.space.look(); err != nil {
+		s.log.Debug("store: cannot look after the disk's room", "error", err)
 	}
 }
 

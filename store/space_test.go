@@ -263,19 +263,29 @@ func TestKilledOnFullDisk(t *testing.T) {
 	if !inside(t) {
 		return
 	}
-	disk := smallDisk(t, 96)
+	disk := smallDisk(t, 160)
 	dir := filepath.Join(disk, "state")
 	acked := killInTheMiddle(t, dir, 300)
 	ballast := filepath.Join(disk, "ballast")
 	takeAll(t, ballast)
+	if err := os.Remove(filepath.Join(dir, "RESERVE")); err != nil {
+		t.Fatal(err)
+	}
+	takeAll(t, ballast+"2")
+	_, err := Open(t.Context(), Config{Dir: dir})
+	wantKind(t, err, weft.Unavailable, dir, "0 MB left", "8 MB are needed to open")
+	if err := os.Remove(ballast + "2"); err != nil {
+		t.Fatal(err)
+	}
 	s, err := Open(t.Context(), Config{Dir: dir})
-	if err != nil { // then it says what is needed, and works when it is there
-		wantKind(t, err, weft.Unavailable, dir)
-	} else {
-		wantAll(t, s, "key/", acked)
-		if err := s.Close(); err != nil {
-			t.Fatal(err)
-		}
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantAll(t, s, "key/", acked)
+	_, err = s.Commit(t.Context(), Txn{Put: []KV{{Key: "no"}}})
+	wantKind(t, err, weft.Unavailable, "MB left")
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
 	}
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
