@@ -271,7 +271,7 @@ func TestPropagationIsCounted(t *testing.T) {
 	}
 	s.Instance("order", "v2", 2)
 	r := p.recv()
-	time.Sleep(20 * time.Millisecond) // what is measured
+	time.Sleep(20 * time.Millisecond) //weft:sleep it is what is measured
 	p.ack(r)
 	p.silence("b")
 	if n, seconds := count(m, "endpoints"); n != 1 || seconds < 0.02 || seconds > 5 {
