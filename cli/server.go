@@ -89,6 +89,7 @@ func accessFlags(cmd *cobra.Command, c *node.ServerConfig) func() error {
 	f.StringVar(&c.Access.Default, "acl", "", "access control of Consul's and Eureka's clients: what tokens may do that no rule speaks of, `deny` or allow (default no access control)")
 	f.StringVar(&c.ConsulHTTPS, "consul-https", "", "`address` of the Consul API over TLS, as 0.0.0.0:8501; beyond loopback it needs --acl deny")
 	f.StringVar(&c.EurekaHTTPS, "eureka-https", "", "`address` of the Eureka API over TLS; clients have a token as the password in their URL")
+	f.StringVar(&c.DefaultIntention, "default-intention", "", "what holds between services that no intention speaks of: `allow` or deny (default allow)")
 	management := f.String("acl-token-file", "", "`file` with the secret of a token that may do everything (default: the first acl/bootstrap makes one)")
 	networks := f.StringSlice("dns-clients", nil, "`network` that DNS answers beside loopback, as 10.0.0.0/8; repeatable")
 	certs := f.StringArray("cert", nil, "PEM `file` of a certificate for --consul-https and --eureka-https; repeatable")

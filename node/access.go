@@ -18,6 +18,8 @@ type Access struct {
 	Default    string // what a token may do of which no rule says anything, "allow" or "deny"; empty: there is no access control
 	Management string // a secret that may do everything; empty: the one that acl/bootstrap gives
 
+	DefaultIntention string // what holds where no intention says anything: "deny", or "allow" (also when empty)
+
 	ConsulHTTPS  string // host:port of Consul's API over TLS; none when empty
 	EurekaHTTPS  string
 	Certificates []CertificateFiles // of these two
@@ -31,6 +33,11 @@ func (c *Access) check() error {
 	case "", "allow", "deny":
 	default:
 		return weft.Errorf(weft.Invalid, "start", "server", "--acl %q: use allow or deny", c.Default)
+	}
+	switch c.DefaultIntention {
+	case "", "allow", "deny":
+	default:
+		return weft.Errorf(weft.Invalid, "start", "server", "--default-intention %q: use allow or deny", c.DefaultIntention)
 	}
 	secure := c.ConsulHTTPS != "" || c.EurekaHTTPS != ""
 	switch {

@@ -24,6 +24,7 @@ func TestAccessThatWouldNotHold(t *testing.T) {
 		{Access{Default: "allow"}, ""},
 		{Access{Default: "deny", Management: "secret", EurekaHTTPS: ":8762", Certificates: pair}, ""},
 		{Access{Default: "yes"}, "--acl"},
+		{Access{DefaultIntention: "no"}, "--default-intention"},
 		{Access{Management: "secret"}, "--acl-token-file"},
 		{Access{Default: "deny", ConsulHTTPS: ":8501"}, "--cert"},
 		{Access{Certificates: pair}, "--consul-https"},

@@ -81,7 +81,7 @@ func ofConsul(r *resource.Resource) bool { return r.Labels[consul.WrittenBy] == 
 func (s *Server) serveConsul(p *parts) {
 	c := consul.Config{
 		Logger: s.logger, Address: s.doors.consul.Addr().String(), Scripts: s.config.EnableScripts,
-		ACL: s.acl(), CA: s.authority, Mesh: consulMesh{s.control},
+		ACL: s.acl(), CA: s.authority, Mesh: consulMesh{s.control}, Closed: s.config.DefaultIntention == "deny",
 		Process: consul.Process{Metrics: s.metricsText, Log: s.log},
 	}
 	if s.cluster != nil {
