@@ -384,21 +384,3 @@ func (p *permissions) allowsBelow(resource, prefix string, want access) bool {
 	}
 	return true
 }
-
-// allowsAny says whether there is any thing of the resource that may be had.
-func (p *permissions) allowsAny(resource string, want access) bool {
-	if p.management || p.byDefault != denied && p.byDefault >= want {
-		return true
-	}
-	for _, g := range p.exact[resource] {
-		if g.access >= want {
-			return true
-		}
-	}
-	for _, g := range p.prefixes[resource] {
-		if g.access >= want {
-			return true
-		}
-	}
-	return false
-}

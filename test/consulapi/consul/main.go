@@ -1,4 +1,4 @@
-// Program consul stands in for HashiCorp's program of this name before the tests
+// Command consul stands in for HashiCorp's program of this name before the tests
 // of its API client: it knows "consul version" and "consul agent -config-file F",
 // where F is what their test harness writes, and serves weft's registry through
 // weft's Consul dialect on the ports that F names.
