@@ -18,8 +18,9 @@ const (
 	// maxHistory and maxHistoryBytes bound what one question about the past takes.
 	maxHistory      = 100_000
 	maxHistoryBytes = 64 << 20
-	// historyPage is how many revisions one look into the database reads.
-	historyPage = 256
+	// historyPage is how many revisions one look into the database reads. Each has
+	// maxTxnBytes at most.
+	historyPage = 16
 )
 
 // ListAt returns the keys that start with prefix as they were at revision rev. It

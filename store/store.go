@@ -11,11 +11,26 @@
 // other process can reach the state around weft, there is no socket whose path
 // could be too long, and a request is not encoded twice.
 //
-// The directory has a FORMAT file with a number; a store of a newer format is
+// With Config.Cluster the member meets others, by mutual TLS, and Commit needs a
+// majority of them. A member that was taken out ends with ErrRemoved.
+//
+// The directory has a FORMAT file with a number; a store of another format is
 // refused. It has a LOCK file, which is locked (flock) while the store is open,
-// with the pid of its owner in it. When etcd can no longer write its log (disk
-// full, I/O error), it logs that and ends the process: going on would mean to
-// acknowledge what is not on disk.
+// with the pid of its owner in it; SUMS, by which the next Open checks the files;
+// RESERVE, room that is given back when there is none; and in a cluster NAME.
+//
+// Damage: Open checks the files before etcd reads them, and each value has a
+// checksum that every read checks. Its error is weft.Internal, names the file, and
+// says how to mend it; nothing of a damaged file is served. After Close any changed
+// byte is noticed. After a kill a database's bookkeeping (the index of the log that it
+// has, members' addresses) is only known to be plausible.
+//
+// A full disk: below 32 MB of free space Commit is refused (weft.Unavailable, which
+// names the directory and what is free and needed), and is taken again at 40 MB.
+// Reads and watches go on. A leader hands over to another member. To open the store
+// takes 8 MB. A database that has reached its quota of 8 GB refuses puts until
+// history that is dropped has made room. When etcd can no longer write its log all
+// the same (I/O error), the store ends: see Done and Err.
 package store
 
 import (

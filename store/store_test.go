@@ -26,11 +26,7 @@ func TestMain(m *testing.M) {
 		writeUntilKilled(dir)
 		return
 	}
-	// The two are left behind where etcd panics over a damaged log ("damaged log"
-	// below). An etcd that is not closed would leave dozens of others as well.
-	goleak.VerifyTestMain(m,
-		goleak.IgnoreAnyFunction("go.etcd.io/etcd/server/v3/storage/backend.(*backend).run"),
-		goleak.IgnoreAnyFunction("go.etcd.io/etcd/server/v3/storage/wal.(*filePipeline).run"))
+	goleak.VerifyTestMain(m)
 }
 
 func openTest(t testing.TB, dir string) *Store {
