@@ -35,6 +35,8 @@ type result struct {
 	deps    []dep
 	keep    bool // it may be kept as long as deps hold
 
+	guarded string // why instances are given although they failed
+
 	// follow is another name, to which the one that was asked for leads: the answer
 	// is a CNAME and what that has. doubtful: only if that exists.
 	follow   string
@@ -49,11 +51,13 @@ type spot struct {
 	port   int
 	own    bool // the address is the instance's, not its node's
 	weight uint32
+
+	guarded string // why it is given although it failed
 }
 
 // ready returns where the instances of a service are that may be given: those that
-// pass or warn, by their own and their node's checks; all of them with ill. any
-// says whether the service has instances at all.
+// pass or warn, by their own and their node's checks, or that the service's guard
+// keeps; all of them with ill. any says whether the service has instances at all.
 func (s *Server) ready(n weft.ServiceName, ill bool) (list []spot, deps []dep, any bool) {
 	all, deps := s.instances(n)
 	return s.spots(all, ill), deps, len(all) > 0
@@ -69,6 +73,7 @@ func (s *Server) spots(all []*weft.Instance, ill bool) []spot {
 		health  weft.Health
 	}
 	nodes := make(map[string]nodeState, 1)
+	guards := guards{registry: s.registry}
 	list := make([]spot, 0, len(all))
 	for _, in := range all {
 		node, seen := nodes[in.Node]
@@ -79,10 +84,13 @@ func (s *Server) spots(all []*weft.Instance, ill bool) []spot {
 			}
 			nodes[in.Node] = node
 		}
-		if !ill && max(in.Health(), node.health) > worst {
-			continue
+		why := ""
+		if max(in.Health(), node.health) > worst {
+			if why = guards.keeps(in); why == "" && !ill {
+				continue
+			}
 		}
-		sp := spot{in: in, host: in.Address, port: in.Port, own: in.Address != "", weight: uint32(min(max(in.Weight(), 1), 65535))}
+		sp := spot{in: in, host: in.Address, port: in.Port, own: in.Address != "", weight: uint32(min(max(in.Weight(), 1), 65535)), guarded: why}
 		if !sp.own {
 			sp.host = node.address
 		}
@@ -94,6 +102,37 @@ func (s *Server) spots(all []*weft.Instance, ill bool) []spot {
 		list = append(list, sp)
 	}
 	return list
+}
+
+// guards looks for what guards keep. It is asked after the instances were read: what
+// is newer than those has another index, so that no answer made of it is kept.
+type guards struct {
+	registry *registry.Registry
+
+	service weft.ServiceName // whose guard was looked for last
+	guard   registry.Guard
+}
+
+// keeps returns why an instance that failed gets traffic, "" when it does not.
+func (g *guards) keeps(in *weft.Instance) string {
+	if g.service != in.Service {
+		g.guard, _ = g.registry.Guard(in.Service)
+		g.service = in.Service
+	}
+	if !g.guard.Keeps(in.Key()) {
+		return ""
+	}
+	return g.guard.Reason
+}
+
+// guardOf returns why there are instances in the list that failed.
+func guardOf(list []spot) string {
+	for i := range list {
+		if list[i].guarded != "" {
+			return list[i].guarded
+		}
+	}
+	return ""
 }
 
 func nodeHealth(n *weft.Node) weft.Health {
@@ -119,6 +158,7 @@ func (s *Server) service(t target, qtype uint16) result {
 // consulRecords adds the records of a type that instances have under a name of
 // Consul's.
 func (s *Server) consulRecords(r *result, t target, qtype uint16, list []spot, ttl uint32) {
+	r.guarded = guardOf(list)
 	switch qtype {
 	case dns.TypeA, dns.TypeAAAA, dns.TypeCNAME:
 		addresses(r, qtype, list, ttl)

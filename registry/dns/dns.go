@@ -22,7 +22,9 @@
 //
 // The target of a SRV record is the instance's node, or its address (….addr.…) when
 // the instance has one of its own. Only instances that pass or warn, on nodes that
-// pass or warn, are given (Config.OnlyPassing leaves out who warns); a node is given
+// pass or warn, are given (Config.OnlyPassing leaves out who warns), and the failed ones
+// that the service's guard keeps (registry.Guard): then the answer to a question with
+// EDNS says why, in an Extended DNS Error "stale answer" (RFC 8914). A node is given
 // whatever its health.
 //
 // # Names of Kubernetes

@@ -22,7 +22,7 @@ func (s *Server) kubeService(t target, qtype uint16) result {
 		return clusterService(doc, qtype, ttl)
 	}
 	list, deps, any := s.ready(t.service, doc != nil && doc.PublishNotReady)
-	r := result{found: len(list) > 0, deps: deps, keep: any}
+	r := result{found: len(list) > 0, deps: deps, keep: any, guarded: guardOf(list)}
 	switch qtype {
 	case dns.TypeA, dns.TypeAAAA, dns.TypeCNAME:
 		addresses(&r, qtype, list, ttl)
@@ -74,7 +74,7 @@ func (s *Server) kubePort(t target, qtype uint16) result {
 		return r
 	}
 	list, deps, _ := s.ready(t.service, doc != nil && doc.PublishNotReady)
-	r := result{deps: deps}
+	r := result{deps: deps, guarded: guardOf(list)}
 	headlessPorts(&r, t, doc, list, ttl)
 	r.found = len(r.answers) > 0
 	r.keep = r.found
@@ -153,7 +153,7 @@ func (s *Server) kubeEndpoint(t target, qtype uint16) result {
 	}
 	list, deps, _ := s.ready(t.service, doc != nil && doc.PublishNotReady)
 	list = slices.DeleteFunc(list, func(sp spot) bool { return !sp.addr.IsValid() || kubeLabel(sp) != t.tag })
-	r := result{found: len(list) > 0, deps: deps, keep: len(list) > 0}
+	r := result{found: len(list) > 0, deps: deps, keep: len(list) > 0, guarded: guardOf(list)}
 	if qtype == dns.TypeA || qtype == dns.TypeAAAA {
 		addresses(&r, qtype, list, s.serviceTTL(t.service.Name))
 	}

@@ -2,6 +2,7 @@ package dns
 
 import (
 	"encoding/binary"
+	"strings"
 
 	"github.com/miekg/dns"
 )
@@ -22,6 +23,7 @@ type packed struct {
 	hosts         []string // where each record leads, if they are CNAMEs
 	authority     span     // a whole record, whose name is a pointer into the question
 	glue          []span   // type to data, of the additional section
+	note          []byte   // option of the OPT record that explains the answer; nil: there is nothing to explain
 
 	follow   string
 	doubtful bool
@@ -44,7 +46,7 @@ func (p *packed) part(s span) []byte { return p.bytes[s.at : s.at+s.size] }
 
 // cost is about how much memory it takes.
 func (p *packed) cost() int {
-	return 256 + len(p.bytes) + 24*len(p.records) + 8*len(p.sums) + 8*len(p.glue) + 16*len(p.hosts) + 64*len(p.deps)
+	return 256 + len(p.bytes) + len(p.note) + 24*len(p.records) + 8*len(p.sums) + 8*len(p.glue) + 16*len(p.hosts) + 64*len(p.deps)
 }
 
 // leads says whether an answer may have to go on to another name.
@@ -81,6 +83,9 @@ func (s *Server) pack(t target, name []byte, r result, docs *documents) *packed 
 		p.sums = make([]uint64, 0, len(r.answers))
 	}
 	p.addRecords(r.answers)
+	if r.guarded != "" && len(p.records) > 0 {
+		p.note = staleNote(r.guarded)
+	}
 	if len(p.records) == 0 && t.zone != reverseZone {
 		at := len(p.bytes)
 		p.bytes = binary.BigEndian.AppendUint16(p.bytes, uint16(0xc000|headerSize+len(name)-wireLength(t.domain)))
@@ -148,6 +153,7 @@ type frame struct {
 	limit  int // bytes of the answer at most
 	ra     bool
 	cookie []byte // what the cookie option says, nil for no option
+	note   []byte // another option, whole; nil for none
 }
 
 // write appends the answer to q. A record that does not fit ends the answers, and
@@ -188,6 +194,10 @@ func (w *writer) write(b []byte, q *query, p *packed, f frame) (_ []byte, led in
 		b, additional = w.writeGlue(b, start, end, p)
 	}
 	if q.edns {
+		f.note = p.note
+		if len(b)+len(f.note) > end {
+			f.note, truncated = nil, true // explanations go first, and TC tells of it (RFC 8914 section 3)
+		}
 		b = f.appendOPT(b, q, 0)
 		additional++
 	}
@@ -246,6 +256,22 @@ func (f frame) optSize(q *query) int {
 	return optSize + 4 + len(f.cookie)
 }
 
+// maxNote bounds the text of an explanation, in bytes, so that it leaves the records
+// most of a packet.
+const maxNote = 240
+
+// staleNote is the option Extended DNS Error that says "stale answer", and why
+// (RFC 8914 sections 2 and 4.4).
+func staleNote(why string) []byte {
+	if len(why) > maxNote {
+		why = strings.ToValidUTF8(why[:maxNote], "") // a letter that was cut
+	}
+	b := binary.BigEndian.AppendUint16(nil, dns.EDNS0EDE)
+	b = binary.BigEndian.AppendUint16(b, uint16(2+len(why)))
+	b = binary.BigEndian.AppendUint16(b, dns.ExtendedErrorCodeStaleAnswer)
+	return append(b, why...)
+}
+
 // appendOPT appends our OPT record. high is the upper part of the response code.
 func (f frame) appendOPT(b []byte, q *query, high byte) []byte {
 	do := byte(0)
@@ -253,12 +279,17 @@ func (f frame) appendOPT(b []byte, q *query, high byte) []byte {
 		do = 0x80
 	}
 	b = append(b, 0, 0, byte(dns.TypeOPT), advertisedUDP>>8, advertisedUDP&0xff, high, 0, do, 0)
-	if f.cookie == nil {
-		return append(b, 0, 0)
-	}
 	n := len(f.cookie)
-	b = append(b, byte((4+n)>>8), byte(4+n), 0, dns.EDNS0COOKIE, byte(n>>8), byte(n))
-	return append(b, f.cookie...)
+	size := len(f.note)
+	if n > 0 {
+		size += 4 + n
+	}
+	b = append(b, byte(size>>8), byte(size))
+	if n > 0 {
+		b = append(b, 0, dns.EDNS0COOKIE, byte(n>>8), byte(n))
+		b = append(b, f.cookie...)
+	}
+	return append(b, f.note...)
 }
 
 // plain appends an answer without records.
@@ -266,6 +297,7 @@ func plain(b []byte, q *query, rcode int, f frame) []byte {
 	start := len(b)
 	b = begin(b, q, uint8(rcode&0xf), false, f.ra)
 	if q.edns {
+		f.note = nil // there is no answer to explain
 		b = f.appendOPT(b, q, byte(rcode>>4))
 		b[start+11] = 1
 	}

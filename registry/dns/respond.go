@@ -215,6 +215,7 @@ func (r *responder) complete(ctx context.Context, wait bool, b []byte, q *query,
 	if err != nil {
 		return plain(b, q, dns.RcodeServerFailure, f), true
 	}
+	f.note = p.note
 	host, ttl := p.follow, r.server.ttl
 	if led >= 0 {
 		host, ttl = p.hosts[led], binary.BigEndian.Uint32(p.part(p.records[led].span)[4:])
@@ -223,7 +224,7 @@ func (r *responder) complete(ctx context.Context, wait bool, b []byte, q *query,
 		Hdr: dns.RR_Header{Name: asked, Rrtype: dns.TypeCNAME, Class: dns.ClassINET, Ttl: ttl}, Target: dns.Fqdn(host),
 	}}}
 	for hop := 1; hop <= maxChase; hop++ {
-		next, known := r.ask(ctx, wait, q, host)
+		next, note, known := r.ask(ctx, wait, q, host)
 		switch {
 		case !known:
 			return b, false
@@ -234,6 +235,9 @@ func (r *responder) complete(ctx context.Context, wait bool, b []byte, q *query,
 			return r.send(b, q, f, m), true
 		case next.Rcode == dns.RcodeServerFailure:
 			return plain(b, q, dns.RcodeServerFailure, f), true
+		}
+		if f.note == nil {
+			f.note = note
 		}
 		m.Answer, m.Extra, m.Rcode = append(m.Answer, next.Answer...), next.Extra, next.Rcode
 		if len(next.Answer) == 0 {
@@ -259,13 +263,14 @@ func aliasAtEnd(list []dns.RR, qtype uint16) string {
 
 // ask finds what another name has for the type of q: among our names, or with
 // others. It answers REFUSED when there is nobody to ask, SERVFAIL when they do not
-// know. known is false when it must be waited for.
-func (r *responder) ask(ctx context.Context, wait bool, q *query, host string) (m *dns.Msg, known bool) {
+// know. note explains what we answer ourselves. known is false when it must be waited
+// for.
+func (r *responder) ask(ctx context.Context, wait bool, q *query, host string) (m *dns.Msg, note []byte, known bool) {
 	failed := &dns.Msg{MsgHdr: dns.MsgHdr{Rcode: dns.RcodeServerFailure}}
 	s := r.server
 	name, ok := appendName(nil, strings.ToLower(host))
 	if !ok {
-		return failed, true
+		return failed, nil, true
 	}
 	sub := query{message: subMessage(q, name), name: name, qtype: q.qtype, qclass: dns.ClassINET, do: q.do}
 	sub.end = len(sub.message)
@@ -273,32 +278,32 @@ func (r *responder) ask(ctx context.Context, wait bool, q *query, host string) (
 	m = new(dns.Msg)
 	switch {
 	case p.follow != "": // one completion is enough
-		return &dns.Msg{MsgHdr: dns.MsgHdr{Rcode: dns.RcodeNameError}}, true
+		return &dns.Msg{MsgHdr: dns.MsgHdr{Rcode: dns.RcodeNameError}}, nil, true
 	case p.rcode != dns.RcodeRefused:
 		answer, _ := r.writer.write(nil, &sub, p, frame{limit: maxTCPAnswer})
 		if m.Unpack(answer) != nil {
-			return failed, true
+			return failed, nil, true
 		}
-		return m, true
+		return m, p.note, true
 	case !s.reaches(q, host):
 		m.Rcode = dns.RcodeRefused
-		return m, true
+		return m, nil, true
 	}
 	e := s.recursor.remembered(&sub)
 	if e == nil && !wait {
-		return nil, false
+		return nil, nil, false
 	}
 	if e == nil {
 		e = s.recursor.resolve(ctx, &sub)
 	}
 	if e == nil {
-		return failed, true
+		return failed, nil, true
 	}
 	m, err := e.message(time.Now())
 	if err != nil {
-		return failed, true
+		return failed, nil, true
 	}
-	return m, true
+	return m, nil, true
 }
 
 // subMessage is a question for another name, with the flags of q.
@@ -335,6 +340,10 @@ func (r *responder) send(b []byte, q *query, f frame, m *dns.Msg) []byte {
 	start := len(b)
 	b = append(b, packed...)
 	if q.edns {
+		if len(packed)+f.optSize(q)+len(f.note) > f.limit {
+			f.note = nil // as in writer.write
+			b[start+2] |= 0x02
+		}
 		b = f.appendOPT(b, q, 0)
 		b[start+11]++
 		if b[start+11] == 0 {
