@@ -14,7 +14,7 @@ type Access struct{ api *api }
 
 // NewAccess returns the access control that New has for the same ACL.
 func NewAccess(r *registry.Registry, c *ACL) *Access {
-	return &Access{&api{registry: r, acl: newAccessControl(c), logger: slog.New(slog.DiscardHandler)}}
+	return &Access{&api{registry: r, acl: newAccessControl(c), logger: slog.New(slog.DiscardHandler), catchUp: catchUpOf(r)}}
 }
 
 // Service returns why the sender of a request may not read, or write, a service; an

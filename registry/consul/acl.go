@@ -9,6 +9,7 @@ import (
 	"crypto/subtle"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -45,6 +46,7 @@ type accessControl struct {
 
 	mu       sync.Mutex
 	resolved map[[sha256.Size]byte]*known // by the secret's hash
+	missed   map[[sha256.Size]byte]*miss  // by the secret's hash
 	reaped   time.Time                    // when expired tokens were last cleared away
 }
 
@@ -78,7 +80,7 @@ func newAccessControl(c *ACL) *accessControl {
 	if c == nil {
 		return nil
 	}
-	ac := &accessControl{byDefault: writable, resolved: make(map[[sha256.Size]byte]*known)}
+	ac := &accessControl{byDefault: writable, resolved: make(map[[sha256.Size]byte]*known), missed: make(map[[sha256.Size]byte]*miss)}
 	if c.DefaultPolicy == "deny" {
 		ac.byDefault = denied
 	}
@@ -163,7 +165,7 @@ func headerToken(r *http.Request) string {
 
 // resolve returns the permissions of a secret: the same ones until something changes
 // that they were made of.
-func (a *api) resolve(_ context.Context, secret string) (*permissions, error) {
+func (a *api) resolve(ctx context.Context, secret string) (*permissions, error) {
 	if secret == "" {
 		secret = anonymousSecret
 	}
@@ -172,7 +174,10 @@ func (a *api) resolve(_ context.Context, secret string) (*permissions, error) {
 	k := a.acl.remembered(hash)
 	if k == nil || !a.holds(k) {
 		var err error
-		if k, err = a.look(secret, hash); err != nil {
+		if k, err = a.look(secret, hash); err == nil && k == nil {
+			k, err = a.lookAgain(ctx, secret, hash)
+		}
+		if err != nil {
 			return nil, err
 		}
 		a.acl.remember(hash, k)
@@ -214,6 +219,61 @@ func (ac *accessControl) remember(hash [sha256.Size]byte, k *known) {
 		delete(ac.resolved, other)
 	}
 	ac.resolved[hash] = k
+}
+
+const (
+	// missAgain is for how long a secret that nobody knew is not asked about again: a
+	// client with a wrong token may try all the time.
+	missAgain = time.Second
+	// maxMissed bounds the secrets that are remembered for it.
+	maxMissed = 1 << 10
+)
+
+// miss is a secret that nobody knew here.
+type miss struct {
+	at   time.Time
+	over chan struct{} // closed when this server has caught up since
+}
+
+// lookAgain looks for a secret that nobody knows here: its token may have just been
+// made on another server.
+func (a *api) lookAgain(ctx context.Context, secret string, hash [sha256.Size]byte) (*known, error) {
+	m, first := a.acl.miss(hash, time.Now())
+	if m == nil {
+		return nil, nil
+	}
+	if first {
+		err := a.catchUp(ctx)
+		close(m.over)
+		if err != nil {
+			return nil, err
+		}
+	} else {
+		select {
+		case <-m.over:
+		case <-ctx.Done():
+		}
+	}
+	return a.look(secret, hash)
+}
+
+// miss returns what is known of a miss, and whether the caller is the first who has
+// it; nil when there are so many that they are guesses.
+func (ac *accessControl) miss(hash [sha256.Size]byte, now time.Time) (m *miss, first bool) {
+	ac.mu.Lock()
+	defer ac.mu.Unlock()
+	if m := ac.missed[hash]; m != nil && now.Sub(m.at) < missAgain {
+		return m, false
+	}
+	if len(ac.missed) >= maxMissed {
+		maps.DeleteFunc(ac.missed, func(_ [sha256.Size]byte, m *miss) bool { return now.Sub(m.at) >= missAgain })
+	}
+	if len(ac.missed) >= maxMissed {
+		return nil, false
+	}
+	m = &miss{at: now, over: make(chan struct{})}
+	ac.missed[hash] = m
+	return m, true
 }
 
 // notFound is what is said of a secret that nobody knows.

@@ -164,6 +164,7 @@ func (a *api) attend(w http.ResponseWriter, q *query, path string, do serve) err
 		if err := a.admit(w, q, path); err != nil {
 			return err
 		}
+		q.sign()
 		if err := do(w, q); err != errRightsChanged { //nolint:errorlint // stillMay returned this very value
 			return err
 		}

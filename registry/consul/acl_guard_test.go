@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/registry"
 )
 
 const rootSecret = "11111111-2222-3333-4444-555555555555"
@@ -389,5 +390,28 @@ func TestWithoutAccessControl(t *testing.T) {
 		}
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+// TestHistorySaysWho: with the accessor of the token, and never with its secret.
+func TestHistorySaysWho(t *testing.T) {
+	w := secured(t)
+	secret, accessor := w.tokenWith(`service_prefix "" { policy = "write" }`)
+	w.as(secret, "PUT", "/v1/agent/service/register", `{"Name":"signed","Port":1}`).want(200)
+	w.as(rootSecret, "PUT", "/v1/agent/service/deregister/signed", "").want(200)
+	h, err := w.registry.History(t.Context(), registry.HistoryRequest{Service: weft.NewServiceName("", "signed"), Since: weft.Duration(time.Hour)})
+	if err != nil || len(h.Changes) != 2 {
+		t.Fatalf("%+v, %v", h, err)
+	}
+	for i, token := range []string{accessor, initialAccessor} {
+		if want := "Consul client 127.0.0.1 (token " + token + ")"; h.Changes[i].By != want {
+			t.Errorf("by %q, want %q", h.Changes[i].By, want)
+		}
+	}
+	open := newWorld(t)
+	open.put("/v1/agent/service/register", `{"Name":"signed","Port":1}`)
+	in, _ := open.registry.Instance(weft.InstanceKey{Node: "server-1", ID: "signed"})
+	if h, err = open.registry.History(t.Context(), registry.HistoryRequest{Service: in.Service, Since: weft.Duration(time.Hour)}); err != nil || len(h.Changes) != 1 || h.Changes[0].By != "Consul client 127.0.0.1" {
+		t.Errorf("without access control: %+v, %v", h, err)
 	}
 }

@@ -34,6 +34,7 @@
 package consul
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"net"
@@ -76,9 +77,17 @@ func New(r *registry.Registry, c Config) http.Handler {
 		a.version = weft.Version
 	}
 	a.acl, a.ca, a.mesh, a.closed = newAccessControl(c.ACL), c.CA, c.Mesh, c.Closed
+	a.catchUp = catchUpOf(r)
 	a.queries = NewQueries(r)
 	a.install(a.tables())
 	return a
+}
+
+func catchUpOf(r *registry.Registry) func(context.Context) error {
+	return func(ctx context.Context) error {
+		_, err := r.Fresh(ctx, false)
+		return err
+	}
 }
 
 // api is constant after New, but for indexes, kept and leaves. Its goroutines are those of net/http.
@@ -99,6 +108,9 @@ type api struct {
 	ca       CA             // nil: Connect is off
 	mesh     Resources      // nil: there is no mesh to carry out what is written
 	closed   bool           // what no intention allows is denied
+	// catchUp makes this server's view as new as the writes that were acknowledged
+	// before, on any server. It does not wait long, nor fail, when no server leads.
+	catchUp func(context.Context) error
 
 	queries     *Queries
 	configuring sync.Mutex // so that the mesh gets changes in the order of their writes

@@ -120,9 +120,14 @@ func (a *api) commit(ctx context.Context, c *change) (done bool, index uint64, e
 const maxTries = 16
 
 // update plans a write on what is there, and does it. When somebody else changed it
-// meanwhile, it plans again.
+// meanwhile, it plans again, on what they wrote: this server may not have it yet.
 func (a *api) update(ctx context.Context, op, thing string, plan func(c *change) error) (index uint64, err error) {
-	for range maxTries {
+	for try := range maxTries {
+		if try > 0 {
+			if err := a.catchUp(ctx); err != nil {
+				return 0, err
+			}
+		}
 		var c change
 		if err := plan(&c); err != nil {
 			return 0, err

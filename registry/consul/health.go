@@ -36,9 +36,6 @@ func (a *api) healthService(w http.ResponseWriter, q *query) error {
 		}
 		return a.answerKept(w, q, k, entries)
 	}
-	if g, guarded := a.registry.Guard(service); guarded {
-		w.Header()["X-Weft-Guard"] = guardHeader(g)
-	}
 	return a.answerEntries(w, q, registry.ServiceTopic(service), list)
 }
 
@@ -72,7 +69,11 @@ func (a *api) connectable(service weft.ServiceName) (out []*weft.Instance, index
 
 // answerEntries answers instances with their node and all checks.
 func (a *api) answerEntries(w http.ResponseWriter, q *query, t registry.Topic, list func() ([]*weft.Instance, uint64)) error {
-	entries, err := a.entriesOf(q, list)
+	entries, err := a.entriesOf(q, func() ([]*weft.Instance, uint64) {
+		instances, index := list()
+		a.tellGuard(w, instances) // of what is told: there may have been a long wait before
+		return instances, index
+	})
 	if err != nil {
 		return err
 	}
@@ -108,6 +109,23 @@ func (a *api) entriesOf(q *query, list func() ([]*weft.Instance, uint64)) (func(
 		near(a, q, out, func(e *entryRecord) string { return e.Node.Node })
 		return out, index
 	}, nil
+}
+
+// tellGuard says in a header why failed instances are among those that pass.
+func (a *api) tellGuard(w http.ResponseWriter, instances []*weft.Instance) {
+	h := w.Header()
+	delete(h, "X-Weft-Guard")
+	var of weft.ServiceName
+	for _, in := range instances {
+		if in.Service == of {
+			continue
+		}
+		of = in.Service
+		if g, guarded := a.registry.Guard(of); guarded {
+			h["X-Weft-Guard"] = guardHeader(g)
+			return
+		}
+	}
 }
 
 func (a *api) keeps(in *weft.Instance) bool {

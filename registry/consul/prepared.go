@@ -274,7 +274,8 @@ func (s *Queries) run(p *preparedQuery, from string, connect bool) (list []found
 	return list, failovers
 }
 
-// fitting returns the instances of a service that are well and as a query wants them.
+// fitting returns the instances of a service that are well, or kept by its guard, and as
+// a query wants them.
 func (s *Queries) fitting(p *preparedQuery, name weft.ServiceName, connect bool) (out []found) {
 	want := &p.Service
 	instances, _ := s.api.registry.Instances(name)
@@ -291,7 +292,7 @@ func (s *Queries) fitting(p *preparedQuery, name weft.ServiceName, connect bool)
 		if n == nil || !carries(n.Labels, want.NodeMeta) || !carries(in.Labels, want.ServiceMeta) || !hasTags(in.Tags, want.Tags) {
 			continue
 		}
-		if max(want.health(in.Checks), want.health(n.Checks)) <= worst {
+		if max(want.health(in.Checks), want.health(n.Checks)) <= worst || s.api.keeps(in) {
 			out = append(out, found{in, n})
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/url"
 	"reflect"
@@ -75,6 +76,23 @@ func (a *api) parseQuery(r *http.Request, argument string) (*query, error) {
 		q.nodeMeta[key] = value
 	}
 	return q, nil
+}
+
+// sign says for the registry's history who sends a write: where from, and with which
+// token, by its accessor id.
+func (q *query) sign() {
+	if q.request.Method == http.MethodGet || q.request.Method == http.MethodHead {
+		return
+	}
+	who, _, err := net.SplitHostPort(q.request.RemoteAddr)
+	if err != nil {
+		who = q.request.RemoteAddr
+	}
+	who = "Consul client " + who
+	if q.acl != nil && q.acl.accessor != anonymousAccessor {
+		who += " (token " + q.acl.accessor + ")"
+	}
+	q.request = q.request.WithContext(registry.WithActor(q.request.Context(), who))
 }
 
 // parseTenancy refuses to answer from here what is asked of somewhere else.
