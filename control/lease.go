@@ -14,6 +14,7 @@ import (
 
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/control/weftpb"
+	"github.com/weftmesh/weft/registry"
 )
 
 const (
@@ -49,36 +50,51 @@ func (w workloads) Lease(rpc leaseStream) error {
 	if register == nil {
 		return status.Error(codes.InvalidArgument, "the first message of a lease registers an instance")
 	}
-	in, ttl, err := c.leased(rpc.Context(), id, register)
+	ctx := registry.WithActor(rpc.Context(), sidecarOf(rpc.Context(), id, register))
+	in, ttl, err := c.leased(ctx, id, register)
 	if err != nil {
 		return rpcError(err)
 	}
 	if register.GetProxy() != "" {
 		p := c.hold(proxyKey{identity: id, id: register.GetProxy()}, &in)
 		defer c.release(p)
-		if err := c.enforced(rpc.Context(), p, &in); err != nil {
+		if err := c.enforced(ctx, p, &in); err != nil {
 			return rpcError(err)
 		}
 	}
-	index, err := c.registry.Register(rpc.Context(), in)
+	index, err := c.registry.Register(ctx, in)
 	if err != nil {
 		return rpcError(err)
 	}
 	if err := rpc.Send(&weftpb.LeaseResponse{Index: index, Ttl: durationpb.New(ttl), Node: in.Node}); err != nil {
 		return err
 	}
-	return c.keep(rpc, in, requests)
+	return c.keep(ctx, rpc, in, requests)
 }
 
-// keep passes heartbeats on until the stream ends or the instance is drained.
-func (c *Control) keep(rpc leaseStream, in weft.Instance, requests <-chan received[*weftpb.LeaseRequest]) error {
+// sidecarOf names a sidecar for the registry's history: "sidecar of order-service v2
+// at 10.0.0.7".
+func sidecarOf(ctx context.Context, id weft.Identity, r *weftpb.LeaseRegister) string {
+	name := "sidecar of " + id.ServiceAccount()
+	if v := r.GetInstance().GetLabels()["version"]; v != "" {
+		name += " " + v
+	}
+	if host, _, err := net.SplitHostPort(peerAddress(ctx)); err == nil {
+		name += " at " + host
+	}
+	return name
+}
+
+// keep passes heartbeats on until the stream ends or the instance is drained. ctx is
+// the stream's, and says who it is.
+func (c *Control) keep(ctx context.Context, rpc leaseStream, in weft.Instance, requests <-chan received[*weftpb.LeaseRequest]) error {
 	for {
-		m, err := nextOf(c, rpc.Context(), requests)
+		m, err := nextOf(c, ctx, requests)
 		if err != nil {
 			return ended(err)
 		}
 		if m.GetDrain() != nil {
-			r, err := c.drain(rpc.Context(), in)
+			r, err := c.drain(ctx, in)
 			if err != nil {
 				return rpcError(err)
 			}
@@ -88,7 +104,7 @@ func (c *Control) keep(rpc leaseStream, in weft.Instance, requests <-chan receiv
 		if beat == nil {
 			return status.Error(codes.InvalidArgument, "after the first message a lease has heartbeats and drain")
 		}
-		if err := c.beat(rpc.Context(), in, beat); err != nil {
+		if err := c.beat(ctx, in, beat); err != nil {
 			return rpcError(err)
 		}
 		if err := rpc.Send(&weftpb.LeaseResponse{}); err != nil {

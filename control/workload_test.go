@@ -20,6 +20,7 @@ import (
 	"github.com/weftmesh/weft/ca"
 	"github.com/weftmesh/weft/control/controltest"
 	"github.com/weftmesh/weft/control/weftpb"
+	"github.com/weftmesh/weft/registry"
 )
 
 // stranger connects without a certificate.
@@ -220,6 +221,15 @@ func TestLeaseKeepsAnInstanceRegistered(t *testing.T) {
 		t.Fatal(err)
 	}
 	healthIs(weft.Passing)
+	h, err := s.Registry.History(t.Context(), registry.HistoryRequest{Service: in.Service, Since: weft.Duration(time.Hour)})
+	if err != nil || len(h.Changes) == 0 {
+		t.Fatalf("%+v, %v", h, err)
+	}
+	for _, c := range h.Changes {
+		if c.By != "sidecar of order v1 at 127.0.0.1" {
+			t.Errorf("%v by %q", c.What, c.By)
+		}
+	}
 	die()
 	if in, _ := s.Registry.Instance(key); in == nil {
 		t.Error("it is removed as soon as its stream ends")

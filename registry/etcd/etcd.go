@@ -170,6 +170,7 @@ func (s *Source) Status() mirror.Status { return s.mirror.Status() }
 
 // Run follows etcd until ctx ends. What was imported stays then.
 func (s *Source) Run(ctx context.Context) error {
+	ctx = registry.WithActor(ctx, "import from "+s.Status().Source)
 	wait := firstRetry
 	for ctx.Err() == nil {
 		began := time.Now()

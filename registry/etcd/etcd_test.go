@@ -209,6 +209,12 @@ func TestFollow(t *testing.T) {
 	w.wants("web/a=10.0.0.1:80 web/b=10.0.0.2:81")
 	w.delete("services/web/a")
 	w.wants("web/b=10.0.0.2:81")
+	h, err := w.registry.History(w.Context(), registry.HistoryRequest{Service: in.Service, Since: weft.Duration(time.Hour)})
+	for _, c := range h.Changes {
+		if want := "import from " + s.Status().Source; c.By != want || err != nil {
+			t.Errorf("%v by %q, want %q; %v", c.What, c.By, want, err)
+		}
+	}
 
 	// What went while nobody looked goes with the next start; what is broken by then
 	// stays as it was.

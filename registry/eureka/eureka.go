@@ -52,6 +52,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -109,7 +110,14 @@ type call struct {
 	params url.Values // of the query
 }
 
-func (c *call) context() context.Context { return c.r.Context() }
+// context is the request's, with who sent it for the registry's history.
+func (c *call) context() context.Context {
+	host, _, err := net.SplitHostPort(c.r.RemoteAddr)
+	if err != nil {
+		host = c.r.RemoteAddr
+	}
+	return registry.WithActor(c.r.Context(), "Eureka client "+host)
+}
 
 // replica says whether another Eureka server passes on what it was told.
 func (c *call) replica() bool {

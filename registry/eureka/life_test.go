@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/registry"
 )
 
 // A registration is an instance like any other for everybody else.
@@ -378,4 +379,19 @@ func TestReplication(t *testing.T) {
 		t.Errorf("left: %v", got)
 	}
 	w.send("POST", "/eureka/peerreplication/batch", `[`).want(400)
+}
+
+func TestHistorySaysWho(t *testing.T) {
+	w := newWorld(t)
+	w.registerHere("ORDER", "o-1")
+	w.send("DELETE", "/eureka/apps/ORDER/o-1", "").want(200)
+	h, err := w.registry.History(t.Context(), registry.HistoryRequest{Service: serviceOf("ORDER"), Since: weft.Duration(time.Hour)})
+	if err != nil || len(h.Changes) < 2 {
+		t.Fatalf("%+v, %v", h, err)
+	}
+	for _, c := range h.Changes {
+		if c.By != "Eureka client 127.0.0.1" {
+			t.Errorf("%v by %q", c.What, c.By)
+		}
+	}
 }

@@ -107,6 +107,7 @@ func (a *API) evict(ctx context.Context, instances []*weft.Instance, since map[w
 // remove deregisters an instance, unless it changed meanwhile: each server of a
 // cluster runs Run, and each must decide by what is true.
 func (a *API) remove(ctx context.Context, in *weft.Instance) error {
+	ctx = registry.WithActor(ctx, "lease of "+in.ID+" lapsed")
 	err := a.transact(ctx, "deregister", registry.InstanceOp{Verb: "delete-cas", Instance: *in})
 	switch {
 	case weft.KindOf(err) == weft.Conflict || ctx.Err() != nil:

@@ -121,8 +121,30 @@ func New(r *registry.Registry, c Config) (*Watcher, error) {
 			w.dirs = append(w.dirs, abs)
 		}
 	}
-	w.mirror = mirror.New(r, mirror.Config{Node: w.node, Dialect: Dialect, Source: "files in " + strings.Join(w.dirs, ", "), Logger: c.Logger})
+	w.mirror = mirror.New(signing{r}, mirror.Config{Node: w.node, Dialect: Dialect, Source: "files in " + strings.Join(w.dirs, ", "), Logger: c.Logger})
 	return w, nil
+}
+
+// signing is a registry whose history tells which file it was.
+type signing struct{ *registry.Registry }
+
+// Register implements mirror.Catalogue.
+func (s signing) Register(ctx context.Context, in weft.Instance) (uint64, error) {
+	return s.Registry.Register(actor(ctx, &in), in)
+}
+
+// Deregister implements mirror.Catalogue.
+func (s signing) Deregister(ctx context.Context, key weft.InstanceKey) (uint64, error) {
+	if in, _ := s.Instance(key); in != nil {
+		ctx = actor(ctx, in)
+	}
+	return s.Registry.Deregister(ctx, key)
+}
+
+// actor names the file with its directory only: where that is says Status.
+func actor(ctx context.Context, in *weft.Instance) context.Context {
+	path := pathOf(in)
+	return registry.WithActor(ctx, "file "+filepath.Join(filepath.Base(filepath.Dir(path)), filepath.Base(path)))
 }
 
 // Status tells what is registered, and what is wrong with the files.

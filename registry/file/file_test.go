@@ -307,3 +307,23 @@ func TestBadDirectories(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+func TestHistorySaysWhichFile(t *testing.T) {
+	w := newWorld(t)
+	w.dir = filepath.Join(w.dir, "services")
+	w.must(os.Mkdir(w.dir, 0o700))
+	w.write("orders.yaml", "service: {name: a, port: 80}\n")
+	w.watch()
+	w.wants("a:80")
+	w.must(os.Remove(filepath.Join(w.dir, "orders.yaml")))
+	w.wants("")
+	h, err := w.registry.History(w.Context(), registry.HistoryRequest{Service: weft.NewServiceName("", "a"), Since: weft.Duration(time.Hour)})
+	if err != nil || len(h.Changes) != 2 {
+		t.Fatalf("%+v, %v", h, err)
+	}
+	for _, c := range h.Changes {
+		if c.By != "file services/orders.yaml" {
+			t.Errorf("%v by %q", c.What, c.By)
+		}
+	}
+}

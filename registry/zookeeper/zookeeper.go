@@ -121,6 +121,7 @@ func (s *Source) Status() mirror.Status { return s.mirror.Status() }
 
 // Run follows ZooKeeper until ctx ends. What was imported stays then.
 func (s *Source) Run(ctx context.Context) error {
+	ctx = registry.WithActor(ctx, "import from "+s.Status().Source)
 	wait := firstRetry
 	for ctx.Err() == nil {
 		began := time.Now()
