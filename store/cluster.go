@@ -213,11 +213,8 @@ func (s *Store) RemoveMember(ctx context.Context, id uint64) error {
 	_, err := s.change(ctx, func(ctx context.Context) ([]*membership.Member, error) {
 		return s.server.RemoveMember(ctx, id)
 	})
-	if err != nil && id == s.ID() && errors.Is(err, etcderrors.ErrStopped) {
-		<-s.done // its own end was faster than the answer
-		if errors.Is(s.Err(), ErrRemoved) {
-			return nil
-		}
+	if err != nil && id == s.ID() && s.wasRemoved() {
+		return nil
 	}
 	if err != nil {
 		return s.memberError("remove", thing, err)
@@ -246,6 +243,18 @@ func (s *Store) handOverFrom(ctx context.Context, id uint64) error {
 // handOverTimeout is long for a hand-over, which takes some round trips, and is lost
 // when the leader does not answer.
 const handOverTimeout = 2 * time.Second
+
+// wasRemoved waits for this member's own end, which may be faster than the answer, or
+// come instead of it: who is out is told no more, until it asks.
+func (s *Store) wasRemoved() bool {
+	late := time.NewTimer(callTimeout)
+	defer late.Stop()
+	select {
+	case <-s.done:
+	case <-late.C:
+	}
+	return errors.Is(s.Err(), ErrRemoved)
+}
 
 func (s *Store) mayRemove(ctx context.Context, id uint64, thing string) error {
 	list := s.Members()

@@ -14,11 +14,9 @@ import (
 // and across a compaction.
 func TestHistory(t *testing.T) {
 	s := openTest(t, t.TempDir())
-	type state map[string]string
-	states := make(map[int64]state) // by revision
-	changes := make(map[int64]string)
+	past := past{make(map[int64]state), make(map[int64]string), 0}
 	now := state{}
-	var first, last int64
+	var first int64
 	for i := range 3*historyPage + 5 {
 		key, value := "a/"+strconv.Itoa(i%7), strconv.Itoa(i)
 		txn := Txn{Put: []KV{{Key: key, Value: []byte(value)}, {Key: "b/" + strconv.Itoa(i%3)}}}
@@ -39,76 +37,90 @@ func TestHistory(t *testing.T) {
 		if first == 0 {
 			first = rev
 		}
-		last = rev
-		states[rev], changes[rev] = make(state), change
+		past.last = rev
+		past.states[rev], past.changes[rev] = make(state), change
 		for k, v := range now {
-			states[rev][k] = v
+			past.states[rev][k] = v
 		}
 	}
-	check := func(from int64) {
-		t.Helper()
-		for rev := from; rev <= last; rev++ {
-			kvs, err := s.ListAt(t.Context(), "a/", rev)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got := make(state)
-			for _, kv := range kvs {
-				got[kv.Key] = string(kv.Value)
-				one, ok, err := s.GetAt(t.Context(), kv.Key, rev)
-				if err != nil || !ok || string(one.Value) != string(kv.Value) || one.ModRev != kv.ModRev {
-					t.Errorf("%s at %d is %+v, %v, %v", kv.Key, rev, one, ok, err)
-				}
-			}
-			if fmt.Sprint(got) != fmt.Sprint(states[rev]) {
-				t.Errorf("at %d it was %v; want %v", rev, got, states[rev])
-			}
-		}
-	}
-	checkHistory := func(from int64) {
-		t.Helper()
-		batches, err := s.History(t.Context(), "a/", from, last+100)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(batches) != int(last-from+1) {
-			t.Errorf("%d batches for the revisions from %d to %d", len(batches), from, last)
-		}
-		for _, b := range batches {
-			text := ""
-			for i, ev := range b.Events {
-				if i > 0 {
-					text += " "
-				}
-				if ev.Deleted {
-					text += "-" + ev.Key
-				} else {
-					text += ev.Key + "=" + string(ev.Value)
-				}
-				if ev.ModRev != b.Rev {
-					t.Errorf("an event of %d in the batch of %d", ev.ModRev, b.Rev)
-				}
-			}
-			if text != changes[b.Rev] {
-				t.Errorf("revision %d changed %s; want %s", b.Rev, text, changes[b.Rev])
-			}
-		}
-	}
-	check(first)
-	checkHistory(first)
+	past.checkStates(t, s, first)
+	past.checkChanges(t, s, first)
 
 	compacted := first + historyPage + 3
 	if _, err := s.server.Compact(t.Context(), &pb.CompactionRequest{Revision: compacted, Physical: true}); err != nil {
 		t.Fatal(err)
 	}
-	check(compacted) // the state at it is still known
-	checkHistory(compacted + 1)
+	past.checkStates(t, s, compacted) // the state at it is still known
+	past.checkChanges(t, s, compacted+1)
 	_, err := s.ListAt(t.Context(), "a/", compacted-1)
 	wantKind(t, err, weft.NotFound, "compacted", fmt.Sprintf("before revision %d", compacted+1))
 	_, _, err = s.GetAt(t.Context(), "a/1", compacted-1)
 	wantKind(t, err, weft.NotFound, "compacted")
-	_, err = s.History(t.Context(), "a/", compacted-1, last)
+	_, err = s.History(t.Context(), "a/", compacted-1, past.last)
 	wantKind(t, err, weft.NotFound, "compacted")
+}
+
+// state is what a store holds below "a/".
+type state map[string]string
+
+// past is a model of a store's history, by revision.
+type past struct {
+	states  map[int64]state
+	changes map[int64]string
+	last    int64
+}
+
+// checkStates compares ListAt and GetAt with it, from a revision on.
+func (p past) checkStates(t *testing.T, s *Store, from int64) {
+	t.Helper()
+	for rev := from; rev <= p.last; rev++ {
+		kvs, err := s.ListAt(t.Context(), "a/", rev)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make(state)
+		for _, kv := range kvs {
+			got[kv.Key] = string(kv.Value)
+			one, ok, err := s.GetAt(t.Context(), kv.Key, rev)
+			if err != nil || !ok || string(one.Value) != string(kv.Value) || one.ModRev != kv.ModRev {
+				t.Errorf("%s at %d is %+v, %v, %v", kv.Key, rev, one, ok, err)
+			}
+		}
+		if fmt.Sprint(got) != fmt.Sprint(p.states[rev]) {
+			t.Errorf("at %d it was %v; want %v", rev, got, p.states[rev])
+		}
+	}
+}
+
+// checkChanges compares History with it.
+func (p past) checkChanges(t *testing.T, s *Store, from int64) {
+	t.Helper()
+	batches, err := s.History(t.Context(), "a/", from, p.last+100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(batches) != int(p.last-from+1) {
+		t.Errorf("%d batches for the revisions from %d to %d", len(batches), from, p.last)
+	}
+	for _, b := range batches {
+		text := ""
+		for i, ev := range b.Events {
+			if i > 0 {
+				text += " "
+			}
+			if ev.Deleted {
+				text += "-" + ev.Key
+			} else {
+				text += ev.Key + "=" + string(ev.Value)
+			}
+			if ev.ModRev != b.Rev {
+				t.Errorf("an event of %d in the batch of %d", ev.ModRev, b.Rev)
+			}
+		}
+		if text != p.changes[b.Rev] {
+			t.Errorf("revision %d changed %s; want %s", b.Rev, text, p.changes[b.Rev])
+		}
+	}
 }
 
 func TestHistoryLimits(t *testing.T) {
