@@ -2,6 +2,7 @@ package consul
 
 import (
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -29,6 +30,22 @@ func TestGuardedService(t *testing.T) {
 			t.Errorf("%s: %s, guard %q", query, a.body, a.header.Get("X-Weft-Guard"))
 		}
 	}
+	w.createQuery(`{"Name":"web","Service":{"Service":"web"}}`)
+	if a := w.get("/v1/query/web/execute"); a.header.Get("X-Weft-Guard") == "" || strings.Count(a.body, `"ID":"web-`) != 3 {
+		t.Errorf("a prepared query: guard %q, %s", a.header.Get("X-Weft-Guard"), a.body)
+	}
+	// A read that waited tells of what it waited for.
+	guarded := w.get("/v1/health/service/web?passing&near=_agent")
+	waited := make(chan answer, 1)
+	go func() {
+		a, _ := w.trySend("GET", "/v1/health/service/web?passing&near=_agent&wait=10s&index="+itoa(guarded.index()), "")
+		waited <- a
+	}()
+	w.put("/v1/agent/check/pass/service:web-1", "")
+	if a := <-waited; a.header.Get("X-Weft-Guard") != "" || a.ids() != "web-1" {
+		t.Errorf("after a wait: %s, guard %q", a.body, a.header.Get("X-Weft-Guard"))
+	}
+	w.put("/v1/agent/check/fail/service:web-1", "")
 	if a := w.get("/v1/health/state/critical"); a.field("2.ServiceID") != "web-3" {
 		t.Errorf("the checks themselves: %s", a.body)
 	}

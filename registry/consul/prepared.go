@@ -252,7 +252,7 @@ type found struct {
 // random order. failovers counts the other places that were asked.
 func (s *Queries) run(p *preparedQuery, from string, connect bool) (list []found, failovers int) {
 	name := weft.NewServiceName(p.Service.Namespace, p.Service.Service)
-	list = s.fitting(p, name, connect)
+	list = s.fitting(p, name, connect, false)
 	f := &p.Service.Failover
 	places := len(f.Datacenters)
 	for _, t := range f.Targets {
@@ -261,10 +261,10 @@ func (s *Queries) run(p *preparedQuery, from string, connect bool) (list []found
 		if len(list) > 0 || !here || t.Namespace == "" {
 			continue
 		}
-		list, failovers = s.fitting(p, weft.NewServiceName(t.Namespace, name.Name), connect), places
+		list, failovers = s.fitting(p, weft.NewServiceName(t.Namespace, name.Name), connect, false), places
 	}
 	if len(list) == 0 {
-		failovers = places
+		list, failovers = s.fitting(p, name, connect, true), places
 	}
 	rand.Shuffle(len(list), func(i, k int) { list[i], list[k] = list[k], list[i] })
 	if from == "" {
@@ -274,9 +274,9 @@ func (s *Queries) run(p *preparedQuery, from string, connect bool) (list []found
 	return list, failovers
 }
 
-// fitting returns the instances of a service that are well, or kept by its guard, and as
-// a query wants them.
-func (s *Queries) fitting(p *preparedQuery, name weft.ServiceName, connect bool) (out []found) {
+// fitting returns the instances of a service that are as a query wants them, and well,
+// or else kept by the service's guard.
+func (s *Queries) fitting(p *preparedQuery, name weft.ServiceName, connect, kept bool) (out []found) {
 	want := &p.Service
 	instances, _ := s.api.registry.Instances(name)
 	if connect || want.Connect {
@@ -292,7 +292,7 @@ func (s *Queries) fitting(p *preparedQuery, name weft.ServiceName, connect bool)
 		if n == nil || !carries(n.Labels, want.NodeMeta) || !carries(in.Labels, want.ServiceMeta) || !hasTags(in.Tags, want.Tags) {
 			continue
 		}
-		if max(want.health(in.Checks), want.health(n.Checks)) <= worst || s.api.keeps(in) {
+		if max(want.health(in.Checks), want.health(n.Checks)) <= worst || kept && s.api.keeps(in) {
 			out = append(out, found{in, n})
 		}
 	}
@@ -451,6 +451,11 @@ func (a *api) queryExecute(w http.ResponseWriter, q *query, name string, connect
 		}
 	}
 	list, failovers := a.queries.run(p, a.nearOf(q), connect)
+	instances := make([]*weft.Instance, len(list))
+	for i, f := range list {
+		instances[i] = f.in
+	}
+	a.tellGuard(w, instances)
 	out := executed{Service: p.Service.Service, DNS: p.DNS, Datacenter: a.registry.Datacenter(), Failovers: failovers, Namespace: noDefault(p.Service.Namespace)}
 	out.Nodes = make([]entryRecord, 0, len(list))
 	for _, f := range list {
