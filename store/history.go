@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"strings"
@@ -122,17 +123,26 @@ func (s *Store) changes(ctx context.Context, from, to int64) ([]Event, error) {
 	if from <= s.server.KV().FirstRev() {
 		return nil, mvcc.ErrCompacted
 	}
-	events := make([]Event, len(keys))
+	events := make([]Event, 0, len(keys))
+	var before []byte
 	for i, key := range keys {
+		// Just after etcd wrote its buffer into its file, what was in it comes twice:
+		// from the file, and then from a copy of the buffer.
+		if bytes.Compare(key, before) <= 0 {
+			continue
+		}
+		before = key
 		var kv mvccpb.KeyValue
 		if err := proto.Unmarshal(values[i], &kv); err != nil {
 			return nil, err
 		}
-		if mvcc.IsTombstone(key) { // its record has only the key
-			events[i] = Event{KV: KV{Key: string(kv.Key), ModRev: mvcc.BytesToRev(key).Main}, Deleted: true}
-		} else if events[i].KV, err = fromEtcd(&kv); err != nil {
+		ev := Event{Deleted: mvcc.IsTombstone(key)}
+		if ev.Deleted { // its record has only the key
+			ev.KV = KV{Key: string(kv.Key), ModRev: mvcc.BytesToRev(key).Main}
+		} else if ev.KV, err = fromEtcd(&kv); err != nil {
 			return nil, err
 		}
+		events = append(events, ev)
 	}
 	return events, nil
 }

@@ -45,6 +45,8 @@ func TestHistory(t *testing.T) {
 	}
 	past.checkStates(t, s, first)
 	past.checkChanges(t, s, first)
+	s.server.Backend().ForceCommit() // what was read from etcd's buffer is in its file now
+	past.checkChanges(t, s, first)
 
 	compacted := first + historyPage + 3
 	if _, err := s.server.Compact(t.Context(), &pb.CompactionRequest{Revision: compacted, Physical: true}); err != nil {
