@@ -138,8 +138,10 @@ func TestGuard(t *testing.T) {
 	if l := w.apps(); l.Applications.Hash != "UP_3_" {
 		t.Errorf("guarded: %s", l.Applications.Hash)
 	}
-	if got := w.send("GET", "/eureka/apps", "").header.Get("X-Weft-Preserved"); !strings.HasPrefix(got, "WEB: 3 of 3 instances failed") {
-		t.Errorf("header %q", got)
+	for _, path := range []string{"/eureka/apps", "/eureka/v2/apps", "/eureka/apps/delta", "/eureka/apps/WEB", "/eureka/apps/WEB/server-1:w-0", "/eureka/instances/server-1:w-0", "/eureka/vips/web"} {
+		if got := w.send("GET", path, "").want(200).header.Get("X-Weft-Preserved"); !strings.HasPrefix(got, "WEB: 3 of 3 instances failed") {
+			t.Errorf("%s: header %q", path, got)
+		}
 	}
 	var s statusAnswer
 	w.getJSON("/eureka/status", &s)
@@ -151,6 +153,11 @@ func TestGuard(t *testing.T) {
 	}
 	if l := w.apps(); l.Applications.Hash != "DOWN_3_" {
 		t.Errorf("released: %s", l.Applications.Hash)
+	}
+	for _, path := range []string{"/eureka/apps/delta", "/eureka/apps/WEB/server-1:w-0", "/eureka/vips/web"} {
+		if got := w.send("GET", path, "").want(200).header.Get("X-Weft-Preserved"); got != "" {
+			t.Errorf("%s after the release: header %q", path, got)
+		}
 	}
 	if d := w.delta(); d.Applications.Hash != "DOWN_3_" || len(d.Applications.List) != 1 || d.Applications.List[0].Instances[0].Action != modified {
 		t.Errorf("delta: %+v", d)

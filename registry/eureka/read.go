@@ -130,6 +130,7 @@ func (a *API) getDelta(c *call) error {
 	if d == nil {
 		return weft.Errorf(weft.Denied, "read", "the delta", "too much was deregistered in the last %s; fetch the full list", retention)
 	}
+	tellPreserved(c.w, a.view.current().preserved())
 	return c.give(f, d)
 }
 
@@ -141,9 +142,7 @@ func (a *API) getApp(c *call) error {
 		return weft.Errorf(weft.NotFound, "find", "application "+name, "it has no instances")
 	}
 	f := c.form()
-	if found.preserved() || len(found.guards) > 0 {
-		tellPreserved(c.w, []*app{found})
-	}
+	tellPreserved(c.w, found.ifPreserved())
 	b := f.appendApp(nil, found.name, found.rows, alwaysAdded)
 	if f.json() {
 		b = append(append([]byte(`{"application":`), b...), '}')
@@ -153,24 +152,28 @@ func (a *API) getApp(c *call) error {
 
 // getInstance: GET /apps/{app}/{id}
 func (a *API) getInstance(c *call) error {
-	w := a.view.current().app(strings.ToUpper(c.args[0])).row(c.args[1])
+	found := a.view.current().app(strings.ToUpper(c.args[0]))
+	w := found.row(c.args[1])
 	if w == nil {
 		return noInstance(c.args[0], c.args[1])
 	}
-	return c.giveRow(w)
+	return c.giveRow(found, w)
 }
 
 // getInstanceByID: GET /instances/{id}
 func (a *API) getInstanceByID(c *call) error {
 	for _, app := range a.view.current().apps {
 		if w := app.row(c.args[0]); w != nil {
-			return c.giveRow(w)
+			return c.giveRow(app, w)
 		}
 	}
 	return weft.Errorf(weft.NotFound, "find", "instance "+c.args[0], "no application has it")
 }
 
-func (c *call) giveRow(w *row) error {
+func (c *call) giveRow(of *app, w *row) error {
+	if w.lapsed || of.keeps(w.in.Key()) {
+		tellPreserved(c.w, of.ifPreserved())
+	}
 	f, r := c.form(), w.record()
 	return c.give(f, newAnswer(f.appendInstance(nil, &r)))
 }
@@ -189,6 +192,7 @@ func (a *API) giveVIP(c *call, secure bool) error {
 	f := c.form()
 	var b []byte
 	var n counts
+	var preserved []*app
 	for _, app := range a.view.current().apps {
 		var rows []*row
 		for _, w := range app.rows {
@@ -203,11 +207,13 @@ func (a *API) giveVIP(c *call, secure bool) error {
 		if f.json() && len(b) > 0 {
 			b = append(b, ',')
 		}
+		preserved = append(preserved, app.ifPreserved()...)
 		b = f.appendApp(b, app.name, rows, alwaysAdded)
 	}
 	if b == nil {
 		return weft.Errorf(weft.NotFound, "find", "VIP address "+c.args[0], "no instance has it")
 	}
+	tellPreserved(c.w, preserved)
 	return c.give(f, newAnswer([]byte(f.listHead(n.hash())+string(b)+f.listTail())))
 }
 

@@ -280,11 +280,17 @@ func (a *app) row(id string) *row {
 // preserved returns the applications that show instances as healthy that are not.
 func (p *picture) preserved() (apps []*app) {
 	for _, a := range p.apps {
-		if a.preserved() || len(a.guards) > 0 {
-			apps = append(apps, a)
-		}
+		apps = append(apps, a.ifPreserved()...)
 	}
 	return apps
+}
+
+// ifPreserved is a itself if it shows instances as healthy that are not.
+func (a *app) ifPreserved() []*app {
+	if a.preserved() || len(a.guards) > 0 {
+		return []*app{a}
+	}
+	return nil
 }
 
 // stream returns the full list.
