@@ -320,11 +320,12 @@ func (d *draft) nodeTxn(name string, before, after *weft.Node, t *store.Txn, cel
 	if !sameChecks(before, after) {
 		cells[instancesCell] = true
 	}
-	// The node is part of what is told of the services on it. Instances that this
-	// draft adds have their record's revision.
+	// The node is part of what is told of the services on it, and so of all instances.
+	// Instances that this draft adds have their record's revision.
 	if n := d.view.nodes[name]; n != nil {
 		for _, in := range n.instances {
 			cells[serviceCell(in.Service)] = true
+			cells[instancesCell] = true
 		}
 	}
 }
@@ -334,7 +335,9 @@ func sameListing(a, b *weft.Node) bool {
 	if a == nil || b == nil {
 		return a == b
 	}
-	return a.ID == b.ID && a.Address == b.Address && maps.Equal(a.Labels, b.Labels)
+	x, y := *a, *b
+	x.Checks, y.Checks = nil, nil
+	return sameNode(&x, &y)
 }
 
 func sameChecks(a, b *weft.Node) bool {

@@ -54,7 +54,7 @@ func (m *model) tell() map[string]string {
 		name := in.Service.String()
 		told["service "+name] += text(in) + text(m.nodes[in.Node])
 		told["node "+in.Node] += text(in)
-		told["instances"] += text(in)
+		told["instances"] += text(in) + text(m.nodes[in.Node])
 		if services[name] == nil {
 			services[name] = make(map[string]bool)
 		}
@@ -128,7 +128,7 @@ func realTell(r *registry.Registry) (told map[string]string, index map[string]ui
 		return strings.Compare(a.Node+"\x00"+a.ID, b.Node+"\x00"+b.ID)
 	})
 	for _, in := range byKey {
-		told["instances"] += text(bare(in))
+		told["instances"] += text(bare(in)) + text(nodes[in.Node])
 	}
 	for _, name := range modelNodes {
 		if n := nodes[name]; len(n.Checks) > 0 {
@@ -289,17 +289,18 @@ func replaceCheck(checks []weft.Check, c weft.Check, there bool) []weft.Check {
 
 func nodeOperation(rng *rand.Rand, node string) operation {
 	address, labels := pick(rng, "10.0.0.1", "10.0.0.2"), pick(rng, nil, map[string]string{"os": "linux"})
+	zone := pick(rng, "", "west")
 	if node == ownNode { // a restart sets it to what is configured
-		address, labels = "127.0.0.1", nil
+		address, labels, zone = "127.0.0.1", nil, ""
 	}
 	return operation{"register node " + node,
 		func(r *registry.Registry) error {
-			_, err := r.RegisterNode(context.Background(), weft.Node{Name: node, Address: address, Labels: labels})
+			_, err := r.RegisterNode(context.Background(), weft.Node{Name: node, Address: address, Labels: labels, Zone: zone})
 			return err
 		},
 		func(m *model) bool {
 			n := m.nodes[node]
-			n.Name, n.Address, n.Labels = node, address, labels
+			n.Name, n.Address, n.Labels, n.Zone = node, address, labels, zone
 			m.nodes[node] = n
 			return true
 		}}

@@ -38,14 +38,15 @@ func ServiceTopic(n weft.ServiceName) Topic {
 // changes, in any namespace.
 func ServicesTopic() Topic { return Topic{kind: servicesTopic} }
 
-// NodesTopic changes when a node appears, goes, or has another id, address or
-// labels; not with its checks.
+// NodesTopic changes when a node appears, goes, or is anything else than it was; not
+// with its checks.
 func NodesTopic() Topic { return Topic{kind: nodesTopic} }
 
 // NodeTopic changes with a node, its checks, its instances and their checks.
 func NodeTopic(name string) Topic { return Topic{kind: nodeTopic, name: name} }
 
-// InstancesTopic changes with any instance and any check, also of nodes.
+// InstancesTopic changes with any instance, any check, also of nodes, and any node that
+// instances are on: whatever moves the index of a service moves this one.
 func InstancesTopic() Topic { return Topic{kind: instancesTopic} }
 
 func (t Topic) service() weft.ServiceName {

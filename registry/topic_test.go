@@ -75,7 +75,7 @@ func TestWhatWakesWhom(t *testing.T) {
 		{"a node moves", func(r *registry.Registry) error {
 			_, err := r.RegisterNode(ctx, weft.Node{Name: "db-1", Address: "10.0.0.2"})
 			return err
-		}, []string{"nodes", "db-1", "user"}},
+		}, []string{"nodes", "db-1", "user", "instances"}},
 		{"a node's check", func(r *registry.Registry) error {
 			return r.SetCheck(ctx, "db-1", "disk", weft.Check{Kind: weft.StaticCheck, Status: weft.Critical})
 		}, []string{"db-1", "user", "instances"}},
