@@ -150,13 +150,14 @@ func (d *draft) guardTxn(t *store.Txn, cells map[string]bool) {
 		switch {
 		case after == nil && before != nil:
 			t.Delete = append(t.Delete, guardRecord(n))
-			cells[serviceCell(n)] = true
+			cells[serviceCell(n)], cells[instancesCell] = true, true
 			if by, ok := d.released[n]; ok {
 				d.depart(n, guardRecord(n), by)
 			}
 		case after != nil && (before == nil || !slices.Equal(before.Kept, after.Kept)):
 			if b, err := json.Marshal(after); err == nil { // texts and a time of ours
 				d.put(guardRecord(n), b)
+				cells[instancesCell] = true
 			}
 		}
 	}

@@ -189,6 +189,9 @@ func TestGuardOverARestart(t *testing.T) {
 	if released <= index {
 		t.Errorf("released at %d; it began at %d", released, index)
 	}
+	if _, i := r.AllInstances(); i != released {
+		t.Errorf("who reads all instances is at %d, and is not told that it was released at %d", i, released)
+	}
 	wantEndpoints(t, r, "order")
 	_, err = r.ReleaseGuard(t.Context(), service("order"))
 	wantKind(t, err, weft.NotFound, "order.default", "not guarded")
