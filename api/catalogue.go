@@ -31,6 +31,9 @@ func (a *api) services(r *http.Request) (any, error) {
 			}
 		}
 		s.Tags, s.Versions = sortedSet(s.Tags), sortedSet(s.Versions)
+		if g, guarded := a.Registry.Guard(first); guarded {
+			s.Kept, s.Guard = len(g.Kept), g.Reason
+		}
 		out = append(out, s)
 	})
 	return out, nil
@@ -82,6 +85,7 @@ func (a *api) instances(r *http.Request) (any, error) {
 		return nil, weft.Errorf(weft.NotFound, "list", "instances of "+n.String(),
 			"no instance of this service is registered; \"weft services\" lists those that have one")
 	}
+	guard, _ := a.Registry.Guard(n)
 	nodes := map[string]*weft.Node{}
 	out := make([]client.Instance, len(list))
 	for i, in := range list {
@@ -94,6 +98,9 @@ func (a *api) instances(r *http.Request) (any, error) {
 			node = &weft.Node{} // it went a moment ago
 		}
 		out[i] = instanceOf(in, node)
+		if guard.Keeps(in.Key()) {
+			out[i].Kept = guard.Reason
+		}
 	}
 	return out, nil
 }

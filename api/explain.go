@@ -54,7 +54,20 @@ func (a *api) explain(r *http.Request) (any, error) {
 	} else {
 		v.run(out)
 	}
+	a.tellGuards(out)
 	return out, nil
+}
+
+// tellGuards says why there are failed instances among the endpoints.
+func (a *api) tellGuards(e *client.Explanation) {
+	for _, r := range e.Routes {
+		for i := range r.Destinations {
+			d := &r.Destinations[i]
+			if g, guarded := a.Registry.Guard(weft.NewServiceName(d.Namespace, d.Service)); guarded {
+				d.Guard = g.Reason
+			}
+		}
+	}
 }
 
 // serves reports whether a gateway has rules for what is asked about.

@@ -230,6 +230,7 @@ func (x explainer) destination(d *client.Destination) error {
 	}
 	fmt.Fprintf(x.out, "%s to %s (weight %d)\n", percent(d.Share), printable(name), d.Weight)
 	x.line("  ", "problem", d.Problem)
+	x.line("  ", "guarded", d.Guard)
 	if p := d.Policy; p != nil {
 		x.line("  ", "balancing", p.LoadBalancer)
 		x.line("  ", "limits", limits(p))

@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"fmt"
+
 	"github.com/spf13/cobra"
 )
 
@@ -11,7 +13,8 @@ func (a *app) instances() *cobra.Command {
 		Short: "List the instances of a service",
 		Long: `List the instances of a service: where each runs and how it is.
 
-HEALTH is the worst of the instance's own checks and its node's. PID is known
+HEALTH is the worst of the instance's own checks and its node's; "kept" are those that
+get traffic though they failed, because too many failed together. PID is known
 for what "weft run" started. With -o json every check is shown with its last
 output, and the address and identity of the sidecar.`,
 		Example: `  weft instances order-service
@@ -34,11 +37,20 @@ output, and the address and identity of the sidecar.`,
 		if out.value == "json" {
 			return printJSON(a.out, list)
 		}
+		guard := ""
 		t := newTable(a.out, "", "ID", "ADDRESS", "VERSION", "ZONE", "HEALTH", "PID", "NODE")
 		for _, i := range list {
-			t.row("", i.ID, i.Address, i.Version, i.Zone, i.Health.String(), number(i.PID), i.Node)
+			health := i.Health.String()
+			if i.Kept != "" {
+				health, guard = health+", kept", i.Kept
+			}
+			t.row("", i.ID, i.Address, i.Version, i.Zone, health, number(i.PID), i.Node)
 		}
-		return t.flush()
+		if err := t.flush(); err != nil || guard == "" {
+			return err
+		}
+		fmt.Fprintf(a.out, "\nguarded: %s\n", printable(guard))
+		return nil
 	}
 	return cmd
 }

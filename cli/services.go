@@ -1,10 +1,13 @@
 package cli
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/weftmesh/weft/client"
 )
 
 func (a *app) services() *cobra.Command {
@@ -14,7 +17,9 @@ func (a *app) services() *cobra.Command {
 		Short: "List the services and how many of their instances are healthy",
 		Long: `List every service that has an instance, with its versions and tags.
 
-HEALTHY counts the instances that get traffic: those that pass or only warn.`,
+HEALTHY counts the instances that get traffic: those that pass or only warn. Of a
+service that is guarded, "+3 kept" says that three that failed get traffic, too; why,
+says "weft guard".`,
 		Example: `  weft services
   weft services -n shop
   weft services -o json | jq -r '.[].name'`,
@@ -33,10 +38,18 @@ HEALTHY counts the instances that get traffic: those that pass or only warn.`,
 		}
 		t := newTable(a.out, "", "NAMESPACE", "NAME", "INSTANCES", "HEALTHY", "VERSIONS", "TAGS")
 		for _, s := range list {
-			t.row("", s.Namespace, s.Name, strconv.Itoa(s.Instances), strconv.Itoa(s.Healthy),
+			t.row("", s.Namespace, s.Name, strconv.Itoa(s.Instances), healthy(&s),
 				strings.Join(s.Versions, ","), strings.Join(s.Tags, ","))
 		}
 		return t.flush()
 	}
 	return cmd
+}
+
+// healthy is how many instances of a service get traffic.
+func healthy(s *client.Service) string {
+	if s.Kept == 0 {
+		return strconv.Itoa(s.Healthy)
+	}
+	return fmt.Sprintf("%d +%d kept", s.Healthy, s.Kept)
 }

@@ -14,6 +14,8 @@ type Service struct {
 	Versions  []string `json:"versions,omitempty"` // sorted, of the instances' "version" label
 	Instances int      `json:"instances"`          // all of them
 	Healthy   int      `json:"healthy"`            // passing or warning: these get traffic
+	Kept      int      `json:"kept,omitempty"`     // get traffic though they failed, as the service is guarded
+	Guard     string   `json:"guard,omitempty"`    // why it is; see Client.Guards
 }
 
 // Instance is one running process of a service.
@@ -26,8 +28,9 @@ type Instance struct {
 	Protocol    weft.Protocol     `json:"protocol,omitempty"` // declared; empty: found out by the first bytes
 	Version     string            `json:"version,omitempty"`
 	Zone        string            `json:"zone,omitempty"`
-	Health      weft.Health       `json:"health"`        // the worst of its own and its node's checks
-	PID         int               `json:"pid,omitempty"` // 0 when not known
+	Health      weft.Health       `json:"health"`         // the worst of its own and its node's checks
+	Kept        string            `json:"kept,omitempty"` // why it gets traffic though it failed
+	PID         int               `json:"pid,omitempty"`  // 0 when not known
 	Tags        []string          `json:"tags,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty"`
 	Identity    weft.Identity     `json:"identity,omitempty"`    // set when a sidecar stands before it

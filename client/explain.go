@@ -114,6 +114,8 @@ type Destination struct {
 	// Resilience is what guards the request; nil: nothing does.
 	Resilience *Resilience `json:"resilience,omitempty"`
 	Endpoints  []Endpoint  `json:"endpoints"` // the healthy ones
+	// Guard is why failed instances are among them.
+	Guard string `json:"guard,omitempty"`
 	// Authorization at the endpoints: one verdict, or several when the
 	// endpoints' labels differ so that other policies select them.
 	Authorization []Verdict `json:"authorization,omitempty"`
