@@ -81,7 +81,7 @@ func weMatch(t *testing.T, address, text string) (bool, error) {
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	must(t, err)
-	if resp.StatusCode == http.StatusBadRequest && strings.HasPrefix(string(body), "filter at ") {
+	if resp.StatusCode == http.StatusBadRequest && strings.HasPrefix(string(body), "Failed to create boolean expression evaluator") {
 		return false, errors.New(string(body))
 	}
 	var list []api.ServiceEntry
