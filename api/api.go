@@ -47,8 +47,9 @@ type Config struct {
 	// Hosts are names and addresses by which this server may be called beside
 	// the loopback ones: "weft.example.com", "10.0.0.5".
 	Hosts     []string
-	Listeners []client.Listener // of the whole server, for status
-	Started   time.Time         // of the server; when New was called if zero
+	Listeners []client.Listener      // of the whole server, for status
+	Sources   func() []client.Source // how things are with them; nil: there are none
+	Started   time.Time              // of the server; when New was called if zero
 	Logger    *slog.Logger
 }
 

@@ -146,6 +146,9 @@ func (a *api) status(*http.Request) (any, error) {
 	for _, n := range a.Registry.Guarded() {
 		s.Guarded = append(s.Guarded, n.String())
 	}
+	if a.Sources != nil {
+		s.Sources = a.Sources()
+	}
 	for _, p := range a.Control.Proxies() {
 		s.Proxies = append(s.Proxies, proxyOf(p))
 	}

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -20,6 +21,9 @@ sidecar and gateway that takes its configuration from it.
 A proxy is "current" when it took over everything that concerns it, "behind" while
 something is on its way to it, and "rejected" with the reason when it refused its
 newest configuration and runs on the one before.
+
+A source is another place that fills the catalogue, such as a directory of files. What
+is wrong with what it says follows its line, each with its place.
 
 With --breakers the circuits are shown instead, one line for each target at each proxy
 that calls it: state, since when, and the shares of failed and slow calls among those
@@ -74,6 +78,9 @@ func (a *app) printStatus(s *client.Status) error {
 			return err
 		}
 	}
+	if err := a.printSources(s.Sources); err != nil {
+		return err
+	}
 	fmt.Fprintln(a.out)
 	if len(s.Proxies) == 0 {
 		fmt.Fprintln(a.out, "no proxy is connected")
@@ -84,6 +91,54 @@ func (a *app) printStatus(s *client.Status) error {
 		t.row("", p.Role, p.Service, p.ID, number(p.PID), p.Address, number(p.Applied), proxyState(&p))
 	}
 	return t.flush()
+}
+
+// shownProblems is how many problems of a source are worth a line each.
+const shownProblems = 10
+
+func (a *app) printSources(list []client.Source) error {
+	if len(list) == 0 {
+		return nil
+	}
+	fmt.Fprintln(a.out)
+	t := newTable(a.out, "", "SOURCE", "NODE", "INSTANCES", "SYNCED", "STATE")
+	for i := range list {
+		s := &list[i]
+		synced := ""
+		if !s.Synced.IsZero() {
+			synced = timestamp(s.Synced)
+		}
+		t.row("", s.Name, s.Node, strconv.Itoa(s.Instances), synced, sourceState(s))
+	}
+	if err := t.flush(); err != nil {
+		return err
+	}
+	for i := range list {
+		problems := list[i].Problems
+		for _, p := range problems[:min(len(problems), shownProblems)] {
+			fmt.Fprintf(a.out, "  %s\n", printable(p))
+		}
+		if more := len(problems) - shownProblems; more > 0 {
+			fmt.Fprintf(a.out, "  and %d more; -o json has all\n", more)
+		}
+	}
+	return nil
+}
+
+func sourceState(s *client.Source) string {
+	state := "not read yet"
+	switch {
+	case s.Away != "":
+		return "away since " + timestamp(s.AwaySince) + ", what it said last stands: " + s.Away
+	case s.Standby:
+		state = "standby, another server writes"
+	case s.Up():
+		state = "current"
+	}
+	if n := len(s.Problems); n > 0 {
+		state += ", " + plural(n, "problem")
+	}
+	return state
 }
 
 func proxyState(p *client.Proxy) string {

@@ -67,8 +67,26 @@ type Status struct {
 	Resources  int        `json:"resources"`
 	Guarded    []string   `json:"guarded,omitempty"` // services whose failed instances get traffic; see Client.Guards
 	Listeners  []Listener `json:"listeners,omitempty"`
-	Proxies    []Proxy    `json:"proxies"` // connected now, sorted by identity and id
+	Sources    []Source   `json:"sources,omitempty"` // what else fills the catalogue, through this server
+	Proxies    []Proxy    `json:"proxies"`           // connected now, sorted by identity and id
 }
+
+// Source is another place that says which instances run: directories of files, an etcd,
+// a ZooKeeper.
+type Source struct {
+	Name      string    `json:"name"` // "files in /etc/weft/services", "etcd at 10.0.0.1:2379/services"
+	Dialect   string    `json:"dialect"`
+	Node      string    `json:"node"` // on which its instances are
+	Instances int       `json:"instances"`
+	Synced    time.Time `json:"synced,omitzero"`    // when the catalogue last said what the source says
+	Standby   bool      `json:"standby,omitempty"`  // another server writes what it says
+	Away      string    `json:"away,omitempty"`     // why it cannot be read; the catalogue keeps what it said last
+	AwaySince time.Time `json:"awaySince,omitzero"` // when that began
+	Problems  []string  `json:"problems,omitempty"` // with what it says, each with its place and mend
+}
+
+// Up reports whether the source can be read, and was.
+func (s *Source) Up() bool { return s.Away == "" && (s.Standby || !s.Synced.IsZero()) }
 
 // Listener is a door of the server.
 type Listener struct {

@@ -18,6 +18,7 @@ import (
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/api"
 	"github.com/weftmesh/weft/ca"
+	"github.com/weftmesh/weft/client"
 	"github.com/weftmesh/weft/control"
 	"github.com/weftmesh/weft/node/cluster"
 	"github.com/weftmesh/weft/node/handover"
@@ -358,11 +359,12 @@ func (s *Server) parts() *parts {
 	faces.HandleFunc("/healthz", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "ok") })
 	keys := api.NewIdempotency(s.store, s.logger)
 	faces.Handle("/", api.New(api.Config{Registry: s.registry, Control: s.control, Collector: s.collector, Idempotency: keys, Cluster: members{s},
-		Listeners: s.Listeners(), Started: s.started, Logger: s.logger}))
+		Listeners: s.Listeners(), Sources: func() []client.Source { return statuses(s.sources) }, Started: s.started, Logger: s.logger}))
 	s.figures()
 	p.add("weft API", serveHTTP(s.doors.api, faces, s.logger))
 	s.addCatalogue(&p)
 	for _, source := range s.sources {
+		source.figures(s.metrics)
 		p.add(source.what, source.run)
 	}
 	p.add("OTLP/HTTP", serveHTTP(s.doors.otlpHTTP, s.collector.Handler(), s.logger))

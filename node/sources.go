@@ -4,10 +4,13 @@ import (
 	"context"
 	"log/slog"
 
+	"github.com/weftmesh/weft/client"
 	"github.com/weftmesh/weft/registry"
 	"github.com/weftmesh/weft/registry/etcd"
 	"github.com/weftmesh/weft/registry/file"
+	"github.com/weftmesh/weft/registry/mirror"
 	"github.com/weftmesh/weft/registry/zookeeper"
+	"github.com/weftmesh/weft/telemetry/metric"
 )
 
 // Sources are other places that say which instances run.
@@ -19,8 +22,9 @@ type Sources struct {
 
 // source is one of them, as a part of a server.
 type source struct {
-	what string
-	run  func(context.Context) error
+	what   string
+	run    func(context.Context) error
+	status func() mirror.Status
 }
 
 // open reads what the sources' addresses say; they are followed later, and may be
@@ -31,7 +35,7 @@ func (c Sources) open(r *registry.Registry, log *slog.Logger) (list []source, er
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, source{"files of services", w.Run})
+		list = append(list, source{"files of services", w.Run, w.Status})
 	}
 	for _, address := range c.Etcd {
 		config, err := etcd.Parse(address)
@@ -43,7 +47,7 @@ func (c Sources) open(r *registry.Registry, log *slog.Logger) (list []source, er
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, source{"import from etcd", s.Run})
+		list = append(list, source{"import from etcd", s.Run, s.Status})
 	}
 	for _, address := range c.ZooKeeper {
 		config, err := zookeeper.Parse(address)
@@ -55,7 +59,41 @@ func (c Sources) open(r *registry.Registry, log *slog.Logger) (list []source, er
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, source{"import from ZooKeeper", s.Run})
+		list = append(list, source{"import from ZooKeeper", s.Run, s.Status})
 	}
 	return list, nil
+}
+
+// statuses tells how things are with the sources.
+func statuses(list []source) []client.Source {
+	var out []client.Source
+	for _, s := range list {
+		out = append(out, s.told())
+	}
+	return out
+}
+
+func (s source) told() client.Source {
+	m := s.status()
+	return client.Source{
+		Name: m.Source, Dialect: m.Dialect, Node: m.Node, Instances: m.Instances,
+		Synced: m.Synced, Standby: m.Standby, Away: m.Away, AwaySince: m.AwaySince, Problems: m.Problems,
+	}
+}
+
+// figures are a source's metrics.
+func (s source) figures(m *metric.Registry) {
+	label := metric.Label{Name: "source", Value: s.status().Source}
+	m.GaugeFunc("weft_source_up", "Whether a source of the catalogue can be read: 1, else 0.", func() float64 {
+		if told := s.told(); !told.Up() {
+			return 0
+		}
+		return 1
+	}, label)
+	m.GaugeFunc("weft_source_problems", "What is wrong with what a source of the catalogue says.", func() float64 {
+		return float64(len(s.status().Problems))
+	}, label)
+	m.GaugeFunc("weft_source_instances", "Instances that a source of the catalogue says there are.", func() float64 {
+		return float64(s.status().Instances)
+	}, label)
 }
