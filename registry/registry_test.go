@@ -542,3 +542,37 @@ func eventually(t testing.TB, what string, ok func() bool) {
 		time.Sleep(time.Millisecond)
 	}
 }
+
+// TestNamesOfChecks: only what comes with an instance is named for its service.
+func TestNamesOfChecks(t *testing.T) {
+	r := open(t)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	static := weft.Check{Kind: weft.StaticCheck, Status: weft.Passing}
+	in := weft.Instance{ID: "web-1", Service: weft.NewServiceName("", "web"), Checks: []weft.Check{static}}
+	_, err := r.Register(t.Context(), in)
+	must(err)
+	must(r.SetCheck(t.Context(), ownNode, "own", static))
+	must(r.AddCheck(t.Context(), weft.InstanceKey{ID: "web-1"}, weft.Check{ID: "second", Kind: weft.StaticCheck}))
+	put := registry.InstanceOp{Verb: "set", Instance: weft.Instance{ID: "web-2", Service: in.Service, Checks: []weft.Check{static}}}
+	_, err = r.Transact(t.Context(), registry.TxnRequest{Ops: []registry.Op{{Service: &put}}})
+	must(err)
+	names := func(checks []weft.Check) (out []string) {
+		for _, c := range checks {
+			out = append(out, c.ID+"="+c.Name)
+		}
+		return out
+	}
+	web1, _ := r.Instance(weft.InstanceKey{Node: ownNode, ID: "web-1"})
+	web2, _ := r.Instance(weft.InstanceKey{Node: ownNode, ID: "web-2"})
+	node, _, _ := r.Node(ownNode)
+	got := slices.Concat(names(web1.Checks), names(web2.Checks), names(node.Checks))
+	want := []string{"second=", "service:web-1=Service 'web' check", "service:web-2=", "own=", "serfHealth=Serf Health Status"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}

@@ -215,7 +215,7 @@ func prepare(in weft.Instance, node string) (own *weft.Instance, record []byte, 
 		c.CreateIndex, c.ModifyIndex = 0, 0
 		c.Output = shortOutput(c.Output)
 	}
-	nameChecks(&in)
+	identifyChecks(&in)
 	if err := checkInstance(&in); err != nil {
 		return nil, nil, err
 	}
@@ -239,8 +239,8 @@ func encode(thing string, v any) ([]byte, error) {
 	return b, nil
 }
 
-// nameChecks gives ids and names to the checks that have none, and sorts them.
-func nameChecks(in *weft.Instance) {
+// identifyChecks gives ids to the checks that have none, and sorts them.
+func identifyChecks(in *weft.Instance) {
 	for i := range in.Checks {
 		c := &in.Checks[i]
 		if c.ID == "" {
@@ -249,11 +249,18 @@ func nameChecks(in *weft.Instance) {
 				c.ID += ":" + strconv.Itoa(i+1)
 			}
 		}
-		if c.Name == "" {
-			c.Name = "Service '" + in.Service.Name + "' check"
-		}
 	}
 	sortChecks(in.Checks)
+}
+
+// nameChecks gives names to the checks that come with an instance and have none.
+// Those that are put by themselves, or by a transaction, stay as they are: so does
+// Consul, and a restored catalogue is what it was.
+func nameChecks(in *weft.Instance) {
+	in.Checks = slices.Clone(in.Checks)
+	for i := range in.Checks {
+		in.Checks[i].Name = orElse(in.Checks[i].Name, "Service '"+in.Service.Name+"' check")
+	}
 }
 
 func sortChecks(checks []weft.Check) {

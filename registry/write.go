@@ -22,6 +22,7 @@ func (r *Registry) Register(ctx context.Context, in weft.Instance) (index uint64
 }
 
 func (r *Registry) registerHere(ctx context.Context, in weft.Instance) (index uint64, err error) {
+	nameChecks(&in)
 	own, record, err := prepare(in, r.node)
 	if err != nil {
 		return 0, err
@@ -177,7 +178,7 @@ func (r *Registry) registerNodeHere(ctx context.Context, n weft.Node) (uint64, e
 	given := n.Checks != nil
 	n.Checks = ownChecks(n.Checks)
 	for i := range n.Checks {
-		nameNodeCheck(&n.Checks[i])
+		n.Checks[i].ID = orElse(n.Checks[i].ID, n.Checks[i].Name)
 	}
 	sortChecks(n.Checks)
 	if err := r.allow("register", "node "+n.Name, n.Checks); err != nil {
@@ -274,10 +275,6 @@ func (r *Registry) addCheckHere(ctx context.Context, e checkEdit) (bool, error) 
 	return err == nil, err
 }
 
-func nameNodeCheck(c *weft.Check) {
-	c.ID, c.Name = orElse(c.ID, c.Name), orElse(c.Name, c.ID)
-}
-
 // SetCheck adds or replaces the check checkID of a node: an instance's check when
 // one of the node's instances has a check of that id, else a check of the node
 // itself.
@@ -314,7 +311,6 @@ func planCheck(d *draft, key weft.InstanceKey, c weft.Check) error {
 			*before = c
 			return checks
 		}
-		c.Name = orElse(c.Name, c.ID)
 		checks = append(checks, c)
 		sortChecks(checks)
 		return checks
