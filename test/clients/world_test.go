@@ -2,6 +2,8 @@ package clients
 
 import (
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -19,7 +21,10 @@ import (
 	"github.com/weftmesh/weft/test/world"
 )
 
-func TestMain(m *testing.M) { world.Main(m) }
+func TestMain(m *testing.M) {
+	log.SetOutput(io.Discard) // several libraries tell each of their steps
+	world.Main(m)
+}
 
 // soon is how long a client may take to notice a change. Weft needs milliseconds;
 // the rest is for a machine that is busy.
@@ -42,7 +47,6 @@ func start(t *testing.T) *server {
 	s.eureka, s.dns = s.door("eureka"), s.door("dns")
 	target := &url.URL{Scheme: "http", Host: w.Consul}
 	proxy := httputil.NewSingleHostReverseProxy(target)
-	proxy.ErrorLog = nil
 	proxy.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) }
 	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.requests.count(r.URL.Path)
