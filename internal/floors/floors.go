@@ -105,6 +105,7 @@ var plan = []room{
 	{at: "control/controltest", floor: beside, what: "a control plane for tests", tests: true},
 
 	{at: "node/handover", floor: faces, what: "sockets from one process to the next"},
+	{at: "node/express", floor: faces, what: "answers that lie ready, before net/http"},
 	{at: "node", floor: compositions, what: "config → build → run → drain"},
 	{at: "node/cluster", floor: compositions, what: "how servers join each other, and carry writes"},
 
