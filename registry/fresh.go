@@ -42,6 +42,15 @@ func (r *Registry) Fresh(ctx context.Context, strict bool) (Freshness, error) {
 	return r.Stale(), nil
 }
 
+// FreshNow is Fresh without strict for who cannot wait: ok is false when it would
+// have to.
+func (r *Registry) FreshNow() (f Freshness, ok bool) {
+	if r.peers != nil && !r.writes.Load() {
+		return f, false
+	}
+	return r.Stale(), true
+}
+
 // Stale says how new reads are without waiting for anything.
 func (r *Registry) Stale() Freshness {
 	if r.store.Leader() != 0 {
