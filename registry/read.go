@@ -184,6 +184,14 @@ func worst(checks []weft.Check) weft.Health {
 	return health
 }
 
+// NodeNamed returns a node, nil when it is not there, without its instances, which may
+// have to be sorted first.
+func (r *Registry) NodeNamed(name string) *weft.Node {
+	r.view.mu.RLock()
+	defer r.view.mu.RUnlock()
+	return r.view.node(name)
+}
+
 // NodeAddress returns the address of a node, "" when it is not there.
 func (r *Registry) NodeAddress(name string) string {
 	r.view.mu.RLock()

@@ -372,7 +372,7 @@ func registersNode(a *api, w http.ResponseWriter, q *query) error {
 	if err := peek(w, q, &body); err != nil {
 		return err
 	}
-	known, _, _ := a.registry.Node(body.Node)
+	known := a.registry.NodeNamed(body.Node)
 	if known == nil || !body.SkipNodeUpdate && alters(known, body.node(known)) {
 		if err := a.authorize(q, nodeResource, body.Node, writable); err != nil {
 			return err

@@ -1,6 +1,8 @@
 package consul
 
 import (
+	"context"
+	"encoding/json"
 	"net/http"
 	"slices"
 
@@ -38,7 +40,7 @@ func (a *api) newNodeCache() *nodeCache {
 func (c *nodeCache) get(name string) *weft.Node {
 	n, ok := c.seen[name]
 	if !ok {
-		n, _, _ = c.registry.Node(name)
+		n = c.registry.NodeNamed(name)
 		c.seen[name] = n
 	}
 	return n
@@ -74,44 +76,66 @@ func (a *api) catalogNodes(w http.ResponseWriter, q *query) error {
 // and any of these may change the answer.
 func (a *api) catalogServices(w http.ResponseWriter, q *query) error {
 	if q.nodeMeta == nil && q.params.Get("filter") == "" {
-		return a.answer(w, q, view{topic: registry.ServicesTopic(), part: true, build: func() (any, uint64) {
-			services, index := a.registry.Services(q.namespace)
-			out := make(map[string][]string, len(services))
-			for name, tags := range services {
-				out[name] = orNone(tags)
-			}
-			return out, index
-		}})
+		return a.catalogServiceNames(w, q)
 	}
 	fits, err := keep[catalogRecord](q)
 	if err != nil {
 		return err
 	}
-	return a.answer(w, q, view{topic: registry.InstancesTopic(), part: true, build: func() (any, uint64) {
-		instances, index := a.registry.AllInstances()
-		return a.tagsByService(q, instances, fits), index
-	}})
+	v := a.ofAllInstances()
+	v.build = func() (any, uint64) {
+		_, index := v.now()
+		out := make(map[string][]string)
+		a.eachService(q.namespace, func(name weft.ServiceName, instances []*weft.Instance) {
+			if tags := a.tagsOf(q, instances, fits); tags != nil {
+				out[name.Name] = tags
+			}
+		})
+		return out, index
+	}
+	v.assemble = func(was pieces) ([]byte, pieces, error) {
+		return a.assemble(q.namespace, "{}", nil, was, func(name weft.ServiceName, instances []*weft.Instance) ([]byte, error) {
+			tags := a.tagsOf(q, instances, fits)
+			if tags == nil {
+				return nil, nil
+			}
+			b, err := json.Marshal(map[string][]string{name.Name: tags})
+			if err != nil {
+				return nil, err
+			}
+			return b[1 : len(b)-1], nil
+		})
+	}
+	return a.answerKept(w, q, catalogServicesKept, q.service(""), v)
 }
 
-// tagsByService maps each service that has a fitting instance to the union of the
-// tags of those.
-func (a *api) tagsByService(q *query, instances []*weft.Instance, fits func(*catalogRecord) bool) map[string][]string {
+func (a *api) catalogServiceNames(w http.ResponseWriter, q *query) error {
+	return a.answerKept(w, q, catalogServicesKept, q.service(""), lasting{
+		view: view{topic: registry.ServicesTopic(), part: true, build: func() (any, uint64) {
+			services, index := a.registry.Services(q.namespace)
+			return services, index
+		}},
+		now: func() (uint64, uint64) {
+			index := a.registry.Wait(context.Background(), registry.ServicesTopic(), 0)
+			return index, index
+		},
+	})
+}
+
+// tagsOf returns the union of the tags of the instances that fit; nil when none does.
+func (a *api) tagsOf(q *query, instances []*weft.Instance, fits func(*catalogRecord) bool) (tags []string) {
 	nodes := a.newNodeCache()
-	out := make(map[string][]string)
 	for _, in := range instances {
 		n := nodes.get(in.Node)
-		if n == nil || in.Service.Namespace != q.namespace || !q.onNode(n) {
+		if n == nil || !q.onNode(n) {
 			continue
 		}
 		if r := a.catalogRecord(n, in); fits(&r) {
-			out[in.Service.Name] = append(orNone(out[in.Service.Name]), in.Tags...)
+			tags = append(orNone(tags), in.Tags...)
 		}
 	}
-	for name, tags := range out {
-		slices.Sort(tags)
-		out[name] = slices.Compact(tags)
-	}
-	return out
+	slices.Sort(tags)
+	return slices.Compact(tags)
 }
 
 // GET /v1/catalog/service/{name}
@@ -121,9 +145,7 @@ func (a *api) catalogService(w http.ResponseWriter, q *query) error {
 		return err
 	}
 	service := q.service(name)
-	return a.answerCatalog(w, q, registry.ServiceTopic(service), func() ([]*weft.Instance, uint64) {
-		return a.registry.Instances(service)
-	})
+	return a.answerCatalog(w, q, catalogServiceKept, service, a.instancesOf(service))
 }
 
 // GET /v1/catalog/connect/{name}
@@ -132,18 +154,16 @@ func (a *api) catalogConnect(w http.ResponseWriter, q *query) error {
 	if err != nil {
 		return err
 	}
-	return a.answerCatalog(w, q, registry.InstancesTopic(), func() ([]*weft.Instance, uint64) {
-		return a.connectable(q.service(name))
-	})
+	service := q.service(name)
+	return a.answerCatalog(w, q, catalogConnectKept, service, a.connectable(service))
 }
 
-func (a *api) answerCatalog(w http.ResponseWriter, q *query, t registry.Topic, list func() ([]*weft.Instance, uint64)) error {
+func (a *api) answerCatalog(w http.ResponseWriter, q *query, of keptKind, service weft.ServiceName, from selection) error {
 	fits, err := keep[catalogRecord](q)
 	if err != nil {
 		return err
 	}
-	return a.answer(w, q, view{topic: t, part: true, build: func() (any, uint64) {
-		instances, index := list()
+	return a.answerKept(w, q, of, service, from.view(func(instances []*weft.Instance) any {
 		nodes := a.newNodeCache()
 		out := make([]catalogRecord, 0, len(instances))
 		for _, in := range instances {
@@ -156,8 +176,8 @@ func (a *api) answerCatalog(w http.ResponseWriter, q *query, t registry.Topic, l
 			}
 		}
 		near(a, q, out, func(r *catalogRecord) string { return r.Node })
-		return out, index
-	}})
+		return out
+	}))
 }
 
 // GET /v1/catalog/node/{name}. A node that is not there is null, which clients
@@ -242,7 +262,7 @@ func (a *api) catalogRegister(w http.ResponseWriter, q *query) error {
 			return err
 		}
 	}
-	known, _, _ := a.registry.Node(body.Node)
+	known := a.registry.NodeNamed(body.Node)
 	checks, err := body.checks(known)
 	if err != nil {
 		return err

@@ -78,7 +78,7 @@ func New(r *registry.Registry, c Config) http.Handler {
 	}
 	a.acl, a.ca, a.mesh, a.closed = newAccessControl(c.ACL), c.CA, c.Mesh, c.Closed
 	a.catchUp = catchUpOf(r)
-	a.queries = NewQueries(r)
+	a.queries = &Queries{api: a}
 	a.install(a.tables())
 	return a
 }
@@ -90,24 +90,25 @@ func catchUpOf(r *registry.Registry) func(context.Context) error {
 	}
 }
 
-// api is constant after New, but for indexes, kept and leaves. Its goroutines are those of net/http.
+// api is constant after New, but for indexes, kept, connectables and leaves. Its goroutines are those of net/http.
 type api struct {
-	registry *registry.Registry
-	logger   *slog.Logger
-	version  string
-	address  string
-	scripts  bool
-	cluster  Cluster // nil: this server is alone
-	process  Process
-	started  time.Time
-	exact    map[string]endpoint // "agent/self"
-	prefixes []prefixed          // longest first
-	indexes  *exactIndexes
-	kept     keptAnswers
-	acl      *accessControl // nil: everybody may do everything
-	ca       CA             // nil: Connect is off
-	mesh     Resources      // nil: there is no mesh to carry out what is written
-	closed   bool           // what no intention allows is denied
+	registry     *registry.Registry
+	logger       *slog.Logger
+	version      string
+	address      string
+	scripts      bool
+	cluster      Cluster // nil: this server is alone
+	process      Process
+	started      time.Time
+	exact        map[string]endpoint // "agent/self"
+	prefixes     []prefixed          // longest first
+	indexes      *exactIndexes
+	kept         keptAnswers
+	connectables connectables
+	acl          *accessControl // nil: everybody may do everything
+	ca           CA             // nil: Connect is off
+	mesh         Resources      // nil: there is no mesh to carry out what is written
+	closed       bool           // what no intention allows is denied
 	// catchUp makes this server's view as new as the writes that were acknowledged
 	// before, on any server. It does not wait long, nor fail, when no server leads.
 	catchUp func(context.Context) error

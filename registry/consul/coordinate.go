@@ -82,7 +82,7 @@ func (a *api) coordinateUpdate(w http.ResponseWriter, q *query) error {
 	if !body.Coord.valid() {
 		return invalid("invalid coordinate: want %d finite numbers in Vec", dimensions)
 	}
-	if n, _, _ := a.registry.Node(body.Node); n == nil {
+	if n := a.registry.NodeNamed(body.Node); n == nil {
 		return nil // as in Consul: it came too late, or too early
 	}
 	if body.Partition == "default" {
@@ -137,7 +137,7 @@ func (a *api) coordinates(q *query, prefix string) ([]coordinateRecord, uint64) 
 		if json.Unmarshal(e.Value, &c) != nil || c.Coord == nil {
 			continue
 		}
-		if n, _, _ := a.registry.Node(c.Node); n == nil || q.params.Has("segment") && c.Segment != q.params.Get("segment") {
+		if n := a.registry.NodeNamed(c.Node); n == nil || q.params.Has("segment") && c.Segment != q.params.Get("segment") {
 			continue
 		}
 		out = append(out, c)
@@ -194,7 +194,7 @@ func (a *api) coordinateOf(node string) *coordinate {
 }
 
 func (a *api) zoneOf(node string) string {
-	n, _, _ := a.registry.Node(node)
+	n := a.registry.NodeNamed(node)
 	if n == nil {
 		return ""
 	}

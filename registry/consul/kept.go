@@ -6,27 +6,39 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 
 	"github.com/weftmesh/weft"
-	"github.com/weftmesh/weft/registry"
 )
 
-// The answers of health/service are what everybody reads, again and again, and who
-// waits for a service waits with many others. So they are encoded once for each
-// state of the service: at the first request after a change, for all that ask the
-// same. A request that needs nothing else never builds a record.
+// What the catalogue holds is read again and again, and who waits for a service waits
+// with many others. So these answers are encoded once for each state of what they tell:
+// at the first request after a change, for all that ask the same. A request that needs
+// nothing else never builds a record.
 
-// keptQuery is a question whose answers are kept. What it asks for depends on the
-// instances of its service, their checks and their nodes, and on nothing else: all of
-// that moves the index of the service's topic.
+// keptQuery is a question whose answers are kept. What it asks for depends on
+// instances, their checks and their nodes, and on nothing else: all of that moves the
+// index of the view's topic.
 type keptQuery struct {
-	service weft.ServiceName
+	of      keptKind
+	service weft.ServiceName // of one of all services of a namespace, without a name
 	passing bool
 	rest    string // the parameters that narrow it further, in one spelling; as a rule none
 }
+
+// keptKind is an endpoint whose answers are kept.
+type keptKind uint8
+
+const (
+	healthServiceKept keptKind = iota
+	healthConnectKept
+	healthChecksKept
+	healthStateKept // the state stands where another one has its service
+	catalogServiceKept
+	catalogConnectKept
+	catalogServicesKept
+)
 
 // size is what an entry takes beside its body, in bytes, about.
 func (q *keptQuery) size() int {
@@ -41,6 +53,7 @@ type keptAnswer struct {
 	length []string // of body
 	guard  []string // why failed instances are told as passing; nil: none is
 	body   []byte
+	pieces pieces // that body was put together from, if it was
 
 	zipOnce      sync.Once
 	zipped       []byte   // by gzip
@@ -66,12 +79,14 @@ type keptEntry struct {
 }
 
 const (
-	maxKept      = 32 << 20 // bytes of all
-	keptOverhead = 512      // bytes of an entry beside its body
+	maxKept      = 32 << 20    // bytes of all
+	maxKeptOne   = maxKept / 4 // bytes of one: what is longer is made for those who wait for it now
+	keptOverhead = 512         // bytes of an entry beside its body
 )
 
-// get returns the answer at index now, or a newer one.
-func (k *keptAnswers) get(q keptQuery, now uint64, make func() (*keptAnswer, error)) (*keptAnswer, error) {
+// get returns the answer at index now, or a newer one. make is given the one before,
+// nil when there is none.
+func (k *keptAnswers) get(q keptQuery, now uint64, make func(was *keptAnswer) (*keptAnswer, error)) (*keptAnswer, error) {
 	tick := k.clock.Add(1)
 	k.mu.RLock()
 	e := k.by[q]
@@ -85,10 +100,11 @@ func (k *keptAnswers) get(q keptQuery, now uint64, make func() (*keptAnswer, err
 	}
 	e.making.Lock()
 	defer e.making.Unlock()
-	if a := e.answer.Load(); a != nil && a.at >= now {
-		return a, nil
+	was := e.answer.Load()
+	if was != nil && was.at >= now {
+		return was, nil
 	}
-	a, err := make()
+	a, err := make(was)
 	if err == nil {
 		k.keep(q, e, a)
 	}
@@ -118,7 +134,12 @@ func (k *keptAnswers) keep(q keptQuery, e *keptEntry, a *keptAnswer) {
 	if k.by[q] != e { // it went meanwhile
 		return
 	}
-	size := q.size() + len(a.body)*5/4 // a quarter for the compressed form
+	size := q.size() + len(a.body)*5/4 + a.pieces.size() // a quarter for the compressed form
+	if size > maxKeptOne {
+		k.size -= e.size
+		delete(k.by, q)
+		return
+	}
 	k.size += size - e.size
 	if e.size = size; k.size > maxKept {
 		k.shrink()
@@ -174,13 +195,13 @@ var keptParams = map[string]bool{
 	"dc": false, "ns": false, "token": false,
 }
 
-// keptQuery returns what q asks of a service as a question whose answers are kept;
+// keptQuery returns what q asks of an endpoint as a question whose answers are kept;
 // ok is false when it is none.
-func (a *api) keptQuery(q *query, service weft.ServiceName, passing bool) (k keptQuery, ok bool) {
-	if q.acl != nil { // what is shown depends on who asks, and on policies
+func (q *query) keptQuery(of keptKind, service weft.ServiceName) (k keptQuery, ok bool) {
+	if !q.seesAll() { // what is shown depends on who asks, and on policies
 		return k, false
 	}
-	k = keptQuery{service: service, passing: passing}
+	k = keptQuery{of: of, service: service}
 	var narrow []string
 	for name := range q.params {
 		depends, known := keptParams[name]
@@ -197,13 +218,36 @@ func (a *api) keptQuery(q *query, service weft.ServiceName, passing bool) (k kep
 			k.rest += "&" + name + "=" + strconv.Quote(value)
 		}
 	}
-	return k, true
+	passing, err := q.flag("passing")
+	k.passing = passing
+	return k, err == nil
 }
 
-// answerKept answers a question with the answer that is kept, or else with one that
-// entries makes, which is then kept.
-func (a *api) answerKept(w http.ResponseWriter, q *query, k keptQuery, entries func() ([]entryRecord, uint64)) error {
-	topic := registry.ServiceTopic(k.service)
+// seesAll says whether nothing of the catalogue is hidden from the sender.
+func (q *query) seesAll() bool {
+	return q.acl == nil || q.acl.management ||
+		q.acl.allowsBelow(serviceResource, "", readable) && q.acl.allowsBelow(nodeResource, "", readable)
+}
+
+// lasting is a view whose answers are kept.
+type lasting struct {
+	view
+	// now returns the index that an answer has which tells all that there is to tell,
+	// and that of the topic, which may be greater.
+	now func() (at, topic uint64)
+	// assemble is for an answer of all services: it makes the same body as build, of
+	// one piece for each of them.
+	assemble func(was pieces) ([]byte, pieces, error)
+	whole    bool // the plain answer tells all that moves the topic's index
+}
+
+// answerKept answers a question with the answer that is kept, or else with a new one,
+// which is then kept.
+func (a *api) answerKept(w http.ResponseWriter, q *query, of keptKind, service weft.ServiceName, v lasting) error {
+	k, ok := q.keptQuery(of, service)
+	if !ok {
+		return a.answer(w, q, v.view)
+	}
 	ctx, blocking := q.request.Context(), q.index > 0
 	if blocking {
 		limited, cancel := a.waiting(q)
@@ -211,8 +255,8 @@ func (a *api) answerKept(w http.ResponseWriter, q *query, k keptQuery, entries f
 		ctx = limited
 	}
 	for {
-		_, now := a.registry.Instances(k.service)
-		answer, err := a.kept.get(k, now, func() (*keptAnswer, error) { return a.makeKept(q, k, entries) })
+		at, topic := v.now()
+		answer, err := a.kept.get(k, at, func(was *keptAnswer) (*keptAnswer, error) { return a.makeKept(q, k, v, was) })
 		if err != nil {
 			return err
 		}
@@ -221,48 +265,48 @@ func (a *api) answerKept(w http.ResponseWriter, q *query, k keptQuery, entries f
 			a.writeKept(w, q.request, answer)
 			return nil
 		}
-		blocking = a.registry.Wait(ctx, topic, answer.at) > answer.at // else time is up, or the registry closes
+		blocking = a.registry.Wait(ctx, v.topic, topic) > topic // else time is up, or the registry closes
 		q.fresh = a.registry.Stale()
+		if err := a.stillMay(q); err != nil {
+			return err
+		}
 	}
 }
 
-func (a *api) makeKept(q *query, k keptQuery, entries func() ([]entryRecord, uint64)) (*keptAnswer, error) {
-	list, at := entries()
-	body, err := q.marshal(list)
+func (a *api) makeKept(q *query, k keptQuery, v lasting, was *keptAnswer) (answer *keptAnswer, err error) {
+	at, _ := v.now() // before what is told: what changes meanwhile is told again
+	answer = &keptAnswer{at: at, index: at}
+	if v.assemble != nil {
+		var before pieces
+		if was != nil {
+			before = was.pieces
+		}
+		answer.body, answer.pieces, err = v.assemble(before)
+	} else {
+		list, _ := v.build()
+		answer.body, err = q.marshal(list)
+	}
 	if err != nil {
 		return nil, err
 	}
-	answer := &keptAnswer{at: at, index: at, body: body, length: []string{strconv.Itoa(len(body))}}
-	if k.passing || k.rest != "" {
-		answer.index = a.indexes.indexOf(k.String(), body, at)
+	if !v.whole || k.passing || k.rest != "" {
+		answer.index = a.indexes.indexOf(k.String(), answer.body, at)
 	}
-	answer.header = []string{strconv.FormatUint(max(answer.index, 1), 10)}
-	if g, guarded := a.registry.Guard(k.service); guarded {
-		answer.guard = guardHeader(g)
+	if v.guard != nil {
+		answer.guard = v.guard()
 	}
+	answer.header, answer.length = []string{strconv.FormatUint(max(answer.index, 1), 10)}, []string{strconv.Itoa(len(answer.body))}
 	return answer, nil
 }
 
 func (k keptQuery) String() string {
-	return "health/service " + k.service.String() + " " + strconv.FormatBool(k.passing) + k.rest
-}
-
-// guardHeader tells why failed instances are among those that pass.
-func guardHeader(g registry.Guard) []string {
-	return []string{strings.Map(func(r rune) rune {
-		if r < ' ' || r > '~' {
-			return ' '
-		}
-		return r
-	}, g.Reason)}
+	return strconv.Itoa(int(k.of)) + " " + k.service.String() + " " + strconv.FormatBool(k.passing) + k.rest
 }
 
 func (a *api) writeKept(w http.ResponseWriter, r *http.Request, answer *keptAnswer) {
 	h, body := w.Header(), answer.body
 	h["Content-Type"] = contentJSON
-	if answer.guard != nil {
-		h["X-Weft-Guard"] = answer.guard
-	}
+	tellGuard(w, answer.guard)
 	h["Content-Length"] = answer.length
 	if len(body) >= minKeptCompressed && accepted(r) {
 		body, h["Content-Length"] = answer.compressed()
@@ -284,78 +328,3 @@ var (
 	leaderRead  = []string{"leader"}
 	staleRead   = []string{"stale"}
 )
-
-// quick answers the plain reads of health/service from what is kept, without taking
-// the request apart as the others need it. It returns false, and has done nothing,
-// when it is another request, or nothing is kept for it.
-func (a *api) quick(w http.ResponseWriter, r *http.Request) bool {
-	name, ok := strings.CutPrefix(r.URL.Path, "/v1/health/service/")
-	if !ok || name == "" || a.acl != nil || r.URL.RawPath != "" || r.Method != http.MethodGet {
-		return false
-	}
-	p, ok := plainParams(r.URL.RawQuery)
-	if !ok {
-		return false
-	}
-	k := keptQuery{service: weft.ServiceName{Namespace: weft.DefaultNamespace, Name: name}, passing: p.passing}
-	a.kept.mu.RLock()
-	e := a.kept.by[k]
-	a.kept.mu.RUnlock()
-	if e == nil {
-		return false
-	}
-	f := a.registry.Stale()
-	if !p.stale { // newer than this server perhaps is
-		var err error
-		if f, err = a.registry.Fresh(r.Context(), false); err != nil {
-			return false
-		}
-	}
-	answer := e.answer.Load()
-	if _, now := a.registry.Instances(k.service); answer == nil || answer.at < now || answer.index <= p.index && p.index > 0 {
-		return false
-	}
-	e.used.Store(a.kept.clock.Add(1))
-	h := w.Header()
-	h["X-Consul-Index"] = answer.header
-	h["X-Consul-Default-Acl-Policy"], h["X-Consul-Query-Backend"] = allowed, backend
-	h["X-Consul-Effective-Consistency"] = leaderRead
-	if p.stale {
-		h["X-Consul-Effective-Consistency"] = staleRead
-	}
-	freshHeaders(h, f)
-	a.writeKept(w, r, answer)
-	return true
-}
-
-// plain are the parameters of a plain read.
-type plain struct {
-	passing, stale bool
-	index          uint64
-}
-
-// plainParams reads a query that has nothing but these, in the spellings of the usual
-// clients. "wait" is not looked at: who has to wait is not answered here.
-func plainParams(query string) (p plain, ok bool) {
-	for query != "" {
-		var pair string
-		pair, query, _ = strings.Cut(query, "&")
-		name, value, _ := strings.Cut(pair, "=")
-		flag := value == "" || value == "1" || value == "true"
-		switch {
-		case name == "passing" && flag && !p.passing:
-			p.passing = true
-		case name == "stale" && flag && !p.stale:
-			p.stale = true
-		case name == "index" && p.index == 0:
-			n, err := strconv.ParseUint(value, 10, 64)
-			if err != nil {
-				return p, false
-			}
-			p.index = n
-		default:
-			return p, false
-		}
-	}
-	return p, true
-}

@@ -48,10 +48,30 @@ func TestKeptAnswersAreAlwaysFresh(t *testing.T) {
 				random.IntN(9), pick("1", "2"), pick("passing", "critical")))
 		},
 		func() { w.put("/v1/catalog/deregister", `{"Node":"far"}`) },
+		func() {
+			w.put("/v1/agent/service/register", fmt.Sprintf(`{"ID":"p","Name":%q,"Kind":"connect-proxy","Port":%d,"Proxy":{"DestinationServiceName":%q}}`,
+				pick("proxy", "edge"), random.IntN(9)+1, pick("web", "db")))
+		},
+		func() {
+			w.put("/v1/agent/service/register", fmt.Sprintf(`{"ID":"c","Name":%q,"Port":1,"Connect":{"Native":%s}}`, pick("web", "db"), pick("true", "false")))
+		},
+		func() { w.send("PUT", "/v1/agent/service/deregister/"+pick("p", "c"), "") },
 		func() { w.put("/v1/agent/maintenance?enable="+pick("true", "false"), "") },
 		func() {},
 	}
-	queries := []string{"", "?passing", "?passing=1&stale=", "?tag=x", "?passing&tag=y", "?filter=Service.Port==4", "?node-meta=k:1", "?stale"}
+	var paths []string
+	for _, query := range []string{"", "?passing", "?passing=1&stale=", "?tag=x", "?passing&tag=y", "?filter=Service.Port==4", "?node-meta=k:1", "?stale"} {
+		paths = append(paths, "health/service/web"+query, "health/service/db"+query)
+	}
+	for _, query := range []string{"", "?passing", "?node-meta=k:1", "?filter=Node.Node==far"} {
+		paths = append(paths, "health/connect/web"+query, "health/connect/db"+query)
+	}
+	for _, query := range []string{"", "?tag=x", "?filter=ServicePort==4"} {
+		paths = append(paths, "catalog/service/web"+query, "catalog/connect/web"+query, "catalog/connect/db"+query)
+	}
+	paths = append(paths, "health/checks/web", "health/checks/web?node-meta=k:1", "health/checks/db?filter=Status==critical",
+		"health/state/any", "health/state/critical", "health/state/any?node-meta=k:1", "health/state/passing?filter=ServiceName==web", "health/state/warning",
+		"catalog/services", "catalog/services?node-meta=k:1", "catalog/services?filter=ServicePort==4", "catalog/services?filter=ServiceTags+contains+x")
 	type answered struct {
 		body  string
 		index uint64
@@ -59,8 +79,8 @@ func TestKeptAnswersAreAlwaysFresh(t *testing.T) {
 	told := make(map[string]answered)
 	for range 150 {
 		changes[random.IntN(len(changes))]()
-		for _, query := range queries {
-			path := "/v1/health/service/" + pick("web", "db") + query
+		for range 16 {
+			path := "/v1/" + pick(paths...)
 			want := freshly(t, w.registry, path)
 			got := httptest.NewRecorder()
 			api.ServeHTTP(got, httptest.NewRequest("GET", path, nil))
@@ -131,7 +151,7 @@ func TestKeptAnswersAreBounded(t *testing.T) {
 	var k keptAnswers
 	body := make([]byte, 1<<20)
 	ask := func(name string) (made bool) {
-		_, err := k.get(keptQuery{service: weft.NewServiceName("", name)}, 1, func() (*keptAnswer, error) {
+		_, err := k.get(keptQuery{service: weft.NewServiceName("", name)}, 1, func(*keptAnswer) (*keptAnswer, error) {
 			made = true
 			return &keptAnswer{at: 1, body: body}, nil
 		})
@@ -171,7 +191,7 @@ func TestKeptAnswerIsMadeOnce(t *testing.T) {
 	var k keptAnswers
 	made := uint64(0)
 	for _, now := range []uint64{5, 5, 4, 6, 6, 5} {
-		a, err := k.get(keptQuery{}, now, func() (*keptAnswer, error) { made++; return &keptAnswer{at: now}, nil })
+		a, err := k.get(keptQuery{}, now, func(*keptAnswer) (*keptAnswer, error) { made++; return &keptAnswer{at: now}, nil })
 		if err != nil || a.at < now {
 			t.Fatalf("at %d: %+v %v", now, a, err)
 		}
@@ -180,10 +200,10 @@ func TestKeptAnswerIsMadeOnce(t *testing.T) {
 		t.Errorf("made %d times", made)
 	}
 	wrong := weft.Errorf(weft.Internal, "make", "it", "no")
-	if _, err := k.get(keptQuery{}, 7, func() (*keptAnswer, error) { return nil, wrong }); err != wrong {
+	if _, err := k.get(keptQuery{}, 7, func(*keptAnswer) (*keptAnswer, error) { return nil, wrong }); err != wrong {
 		t.Errorf("got %v", err)
 	}
-	if a, err := k.get(keptQuery{}, 7, func() (*keptAnswer, error) { return &keptAnswer{at: 7}, nil }); err != nil || a.at != 7 {
+	if a, err := k.get(keptQuery{}, 7, func(*keptAnswer) (*keptAnswer, error) { return &keptAnswer{at: 7}, nil }); err != nil || a.at != 7 {
 		t.Errorf("after a failure: %v %v", a, err)
 	}
 }

@@ -280,7 +280,7 @@ func (s *Queries) fitting(p *preparedQuery, name weft.ServiceName, connect, kept
 	want := &p.Service
 	instances, _ := s.api.registry.Instances(name)
 	if connect || want.Connect {
-		instances, _ = s.api.connectable(name)
+		instances, _, _ = s.api.connectable(name).list()
 	}
 	worst := weft.Warning
 	if want.OnlyPassing {
@@ -455,7 +455,7 @@ func (a *api) queryExecute(w http.ResponseWriter, q *query, name string, connect
 	for i, f := range list {
 		instances[i] = f.in
 	}
-	a.tellGuard(w, instances)
+	tellGuard(w, a.guardOf(instances))
 	out := executed{Service: p.Service.Service, DNS: p.DNS, Datacenter: a.registry.Datacenter(), Failovers: failovers, Namespace: noDefault(p.Service.Namespace)}
 	out.Nodes = make([]entryRecord, 0, len(list))
 	for _, f := range list {

@@ -251,6 +251,7 @@ type view struct {
 	// own (see exactIndexes). Else its index is the topic's.
 	part  bool
 	build func() (body any, index uint64)
+	guard func() []string // why failed instances are told as passing; nil: none can be
 }
 
 // answer waits as the request asks for, and then writes the view.
@@ -260,6 +261,9 @@ func (a *api) answer(w http.ResponseWriter, q *query, v view) error {
 		return err
 	}
 	q.setHeaders(w, index)
+	if v.guard != nil {
+		tellGuard(w, v.guard())
+	}
 	q.writeAnswer(w, http.StatusOK, body)
 	return nil
 }

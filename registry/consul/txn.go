@@ -129,7 +129,7 @@ func (a *api) txnOp(q *query, o *txnOp) (registry.Op, error) {
 		}}, nil
 	case o.Node != nil:
 		n := &o.Node.Node
-		known, _, _ := a.registry.Node(n.Node)
+		known := a.registry.NodeNamed(n.Node)
 		body := catalogBody{ID: n.ID, Node: n.Node, Address: n.Address, TaggedAddresses: n.TaggedAddresses, NodeMeta: n.Meta, Locality: n.Locality}
 		node := body.node(known)
 		node.Address, node.ModifyIndex = n.Address, n.ModifyIndex
