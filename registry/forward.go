@@ -100,9 +100,13 @@ func newOperation[A, R any](r *Registry, name string, again bool, here operation
 			if !errors.Is(err, errNotWriter) && !(again && errors.Is(err, errNoAnswer)) {
 				return result, err
 			}
-			if !r.awaitWriter(ctx, moved, deadline) {
-				return result, &weft.Error{Kind: weft.Unavailable, Op: name, Thing: "registry",
-					Err: errors.New("no server leads: a majority of the servers must be up and reach each other")}
+			var hindered *cannotWrite
+			known := errors.As(err, &hindered)
+			if alone := r.peers == nil; alone && known || !r.awaitWriter(ctx, moved, deadline) {
+				if err = errNoLeader; known {
+					err = hindered
+				}
+				return result, &weft.Error{Kind: weft.Unavailable, Op: name, Thing: "registry", Err: err}
 			}
 		}
 	}
@@ -120,6 +124,9 @@ const (
 
 // errNoAnswer: the write was forwarded, and may have been done.
 var errNoAnswer = errors.New("the server that leads gave no answer; it may have happened")
+
+// errNoLeader: nothing was done for as long as a write waits.
+var errNoLeader = errors.New("no server leads: a majority of the servers must be up and reach each other")
 
 // errNotWriter: this server does not write, now; nothing was done.
 var errNotWriter = errors.New("this server does not lead")
@@ -151,6 +158,7 @@ type command struct {
 // reply to a forwarded write.
 type reply struct {
 	NotWriter bool            `json:"notWriter,omitempty"`
+	Why       string          `json:"why,omitempty"` // it leads, and cannot write
 	Rev       int64           `json:"rev,omitempty"` // the writer's view has it when it answers
 	Result    json.RawMessage `json:"result,omitempty"`
 	Failure   *failure        `json:"failure,omitempty"`
@@ -183,8 +191,8 @@ func (f *failure) error() error {
 // forward asks the server that writes. When it returns, this server's view has what
 // was written.
 func (r *Registry) forward(ctx context.Context, op string, argument, result any) error {
-	if r.peers == nil {
-		return errNotWriter
+	if r.peers == nil || r.hindered.Load() != nil {
+		return r.notWriter()
 	}
 	b, err := json.Marshal(argument)
 	if err != nil {
@@ -205,6 +213,8 @@ func (r *Registry) forward(ctx context.Context, op string, argument, result any)
 		return weft.Errorf(weft.Internal, op, "answer of the server that leads", "%w", err)
 	}
 	switch {
+	case a.NotWriter && a.Why != "":
+		return &cannotWrite{a.Why}
 	case a.NotWriter:
 		return errNotWriter
 	case a.Failure != nil:
@@ -237,12 +247,12 @@ func (r *Registry) execute(ctx context.Context, b []byte) reply {
 			"this server does not know it; it is of an older version than the one that forwarded it"))}
 	}
 	if !r.writes.Load() {
-		return reply{NotWriter: true}
+		return elsewhere(r.notWriter())
 	}
 	result, err := do(WithActor(ctx, c.Actor), c.Argument)
 	switch {
 	case errors.Is(err, errNotWriter):
-		return reply{NotWriter: true}
+		return elsewhere(err)
 	case err != nil:
 		return reply{Failure: newFailure(err)}
 	}
@@ -251,4 +261,14 @@ func (r *Registry) execute(ctx context.Context, b []byte) reply {
 		return reply{Failure: newFailure(err)}
 	}
 	return reply{Rev: r.view.revision(), Result: encoded}
+}
+
+// elsewhere answers a server that has to ask another one, or later.
+func elsewhere(notWriter error) reply {
+	a := reply{NotWriter: true}
+	var e *cannotWrite
+	if errors.As(notWriter, &e) {
+		a.Why = e.why
+	}
+	return a
 }

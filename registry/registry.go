@@ -69,6 +69,7 @@ type Registry struct {
 	followers  Followers
 	scripts    bool // script checks are run
 	operations operations
+	leadership leadership
 
 	view      view        // written by the loop only
 	committed *draft      // owned by the loop: what it committed and has not seen yet, else nil
@@ -77,7 +78,8 @@ type Registry struct {
 	marked    int64       // owned by the loop: Unix milliseconds of the newest time mark
 	writes    atomic.Bool // this server writes; set by the loop
 
-	leaderless atomic.Int64 // since when no server leads, in Unix nanoseconds; 0: one does; set by the loop
+	hindered   atomic.Pointer[cannotWrite] // set while it leads and cannot write; by the loop
+	leaderless atomic.Int64                // since when no server leads, in Unix nanoseconds; 0: one does; set by the loop
 
 	waiters  waiters
 	checks   *checker
@@ -101,7 +103,17 @@ const (
 
 // Open loads the catalogue from the store, makes the own node known, and starts
 // the watch, the probes and the timers.
-func Open(ctx context.Context, c Config) (*Registry, error) {
+func Open(ctx context.Context, c Config) (*Registry, error) { return open(ctx, c, c.Store) }
+
+// leadership says which server leads.
+type leadership interface {
+	// IsLeader reports whether this one does, as far as it knows.
+	IsLeader() bool
+	// LeaderChanged is closed when another one does, or none.
+	LeaderChanged() <-chan struct{}
+}
+
+func open(ctx context.Context, c Config, l leadership) (*Registry, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
@@ -110,7 +122,7 @@ func Open(ctx context.Context, c Config) (*Registry, error) {
 	}
 	r := &Registry{
 		store: c.Store, log: c.Logger, datacenter: c.Datacenter, node: c.Node.Name, peers: c.Peers,
-		followers: c.Followers, scripts: c.EnableScripts,
+		followers: c.Followers, scripts: c.EnableScripts, leadership: l,
 		requests: make(chan *request, maxBatch),
 	}
 	r.view.moved = make(chan struct{})
@@ -127,7 +139,11 @@ func Open(ctx context.Context, c Config) (*Registry, error) {
 	r.work.Go(func() { r.run(events) })
 	r.work.Go(func() { r.checks.run(r.ctx) })
 	r.work.Go(func() { r.sessions.run(r.ctx) })
-	if err := r.registerOwnNode(ctx, c.Node); err != nil {
+	var hindered *cannotWrite
+	switch err := r.registerOwnNode(ctx, c.Node); {
+	case errors.As(err, &hindered) && r.LocalNode() != nil:
+		r.work.Go(func() { r.registerOwnNodeLater(c.Node) })
+	case err != nil:
 		return nil, errors.Join(err, r.Close())
 	}
 	return r, nil
@@ -161,6 +177,24 @@ func (r *Registry) registerOwnNode(ctx context.Context, n weft.Node) error {
 	_, err := r.RegisterNode(WithActor(ctx, "server "+n.Name), n)
 	return err
 }
+
+// registerOwnNodeLater does it when it can: a server whose disk is full has reads to
+// answer meanwhile, by what it was when it was last started.
+func (r *Registry) registerOwnNodeLater(n weft.Node) {
+	for {
+		select {
+		case <-r.ctx.Done():
+			return
+		case <-time.After(ownNodeAgain):
+		}
+		if r.hindered.Load() == nil && r.registerOwnNode(r.ctx, n) == nil {
+			return
+		}
+	}
+}
+
+// ownNodeAgain is the time between two tries to register the own node.
+const ownNodeAgain = time.Second
 
 // keepOthers adds the checks of old that checks has not.
 func keepOthers(checks, old []weft.Check) []weft.Check {
@@ -249,30 +283,39 @@ const watched = ""
 
 // request is a write on its way through the loop.
 type request struct {
-	ctx  context.Context
-	plan func(*draft) error // on an error it has not changed the draft
-	done chan error         // holds one
+	ctx    context.Context
+	plan   func(*draft) error // on an error it has not changed the draft
+	ticket *ticket            // nil: it is asked for this once
+	done   chan error         // holds one
+
+	// Set by the loop before done, when the ticket was used before.
+	used   int64  // the revision
+	usedIn *draft // or the draft whose revision it is
 }
 
 // do runs plan on the newest catalogue, and returns when what it changed is on disk
 // and in the view. Plans of several callers share a transaction.
 func (r *Registry) do(ctx context.Context, op, thing string, plan func(*draft) error) error {
-	req := &request{ctx: ctx, plan: plan, done: make(chan error, 1)}
+	return r.ask(&request{ctx: ctx, plan: plan, done: make(chan error, 1)}, op, thing)
+}
+
+// ask gives a request to the loop, and waits for its answer.
+func (r *Registry) ask(req *request, op, thing string) error {
 	var err error
 	select {
 	case r.requests <- req:
 		select {
 		case err := <-req.done:
 			return err
-		case <-ctx.Done():
-			err = ctx.Err()
+		case <-req.ctx.Done():
+			err = req.ctx.Err()
 		case <-r.ctx.Done():
-			err = errClosed
+			err = fmt.Errorf("%w: %w", errMayHaveHappened, errClosed)
 		}
-	case <-ctx.Done():
-		err = ctx.Err()
+	case <-req.ctx.Done():
+		err = req.ctx.Err()
 	case <-r.ctx.Done():
-		err = errClosed
+		err = fmt.Errorf("%w: %w", errNotWriter, errClosed)
 	}
 	return &weft.Error{Kind: weft.Unavailable, Op: op, Thing: thing, Err: err}
 }
@@ -284,7 +327,7 @@ var errClosed = errors.New("the registry is closed")
 func (r *Registry) run(events <-chan store.Batch) {
 	defer r.cancel()
 	for {
-		moved := r.store.LeaderChanged()
+		moved := r.leadership.LeaderChanged()
 		r.noteLeader()
 		var again <-chan time.Time
 		var err error
@@ -374,7 +417,7 @@ func (r *Registry) gather(first *request) []*request {
 func (r *Registry) write(events <-chan store.Batch, batch []*request) (<-chan store.Batch, error) {
 	for len(batch) > 0 {
 		if !r.writes.Load() {
-			answer(batch, &weft.Error{Kind: weft.Unavailable, Op: "write", Thing: "registry", Err: errNotWriter})
+			answer(batch, &weft.Error{Kind: weft.Unavailable, Op: "write", Thing: "registry", Err: r.notWriter()})
 			return events, nil
 		}
 		d := newDraft(&r.view.state)
@@ -386,8 +429,14 @@ func (r *Registry) write(events <-chan store.Batch, batch []*request) (<-chan st
 			if req.ctx.Err() != nil {
 				continue // who asked has its own answer and is gone
 			}
-			d.actor = actorOf(req.ctx)
-			if err := req.plan(d); err != nil {
+			done, err := d.admit(req)
+			if err == nil && !done {
+				d.actor = actorOf(req.ctx)
+				if err = req.plan(d); err == nil {
+					d.use(req)
+				}
+			}
+			if err != nil {
 				refused = append(refused, refusal{req, err})
 				continue
 			}
@@ -425,6 +474,7 @@ func (r *Registry) commit(d *draft) (rev int64, err error) {
 	}
 	ctx, cancel := context.WithTimeout(r.ctx, commitTimeout)
 	defer cancel()
+	d.ticketTxn(&txn)
 	txn.If = append(txn.If, store.Cond{Key: fence, ModRev: r.term})
 	now := time.Now().UnixMilli()
 	if now -= now % markEvery.Milliseconds(); now > r.marked {

@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/weftmesh/weft"
@@ -22,8 +23,9 @@ func (r *Registry) Writes() bool { return r.writes.Load() }
 // lead begins or ends writing, as the store says. It is the loop's. again is set
 // when it could not, and has to be tried again.
 func (r *Registry) lead(events <-chan store.Batch) (_ <-chan store.Batch, again <-chan time.Time, err error) {
-	switch leads := r.store.IsLeader(); {
+	switch leads := r.leadership.IsLeader(); {
 	case !leads:
+		r.hindered.Store(nil)
 		r.stepDown("another server leads")
 		return events, nil, nil
 	case r.writes.Load():
@@ -33,9 +35,7 @@ func (r *Registry) lead(events <-chan store.Batch) (_ <-chan store.Batch, again 
 	defer cancel()
 	rev, err := r.store.Commit(ctx, store.Txn{Put: []store.KV{{Key: fence, Value: []byte(r.node)}}})
 	if err != nil {
-		if r.ctx.Err() == nil {
-			r.log.Warn("registry: this server leads and cannot write; it is tried again", "error", err)
-		}
+		r.hinder(err)
 		return events, time.After(takeOverAgain), nil
 	}
 	if events, err = r.catchUp(events, rev); err != nil {
@@ -45,10 +45,38 @@ func (r *Registry) lead(events <-chan store.Batch) (_ <-chan store.Batch, again 
 		return events, time.After(takeOverAgain), nil
 	}
 	r.term = rev
+	r.hindered.Store(nil)
 	r.checks.lead(true)
 	r.startSessions()
 	r.writes.Store(true)
 	return events, nil, nil
+}
+
+// cannotWrite is errNotWriter of the server that leads, with what hinders it.
+type cannotWrite struct{ why string }
+
+func (e *cannotWrite) Error() string { return "the server that leads cannot write: " + e.why }
+
+func (e *cannotWrite) Is(target error) bool { return target == errNotWriter }
+
+// hinder keeps why this server cannot write, and logs it once. It is the loop's.
+func (r *Registry) hinder(err error) {
+	h := &cannotWrite{err.Error()}
+	var e *weft.Error
+	if errors.As(err, &e) && e.Err != nil {
+		h.why = e.Err.Error() // what was to be written is no news
+	}
+	if r.hindered.Swap(h) == nil && r.ctx.Err() == nil {
+		r.log.Warn("registry: this server leads and cannot write; it is tried again", "error", err)
+	}
+}
+
+// notWriter says why this server does not write.
+func (r *Registry) notWriter() error {
+	if e := r.hindered.Load(); e != nil {
+		return e
+	}
+	return errNotWriter
 }
 
 // takeOverAgain is the time between two tries to take over.
@@ -87,7 +115,15 @@ func (r *Registry) doubt(err error) error {
 	case weft.Invalid, weft.TooLarge:
 		return err // refused before it was sent
 	}
+	if errors.Is(err, store.ErrNoRoom) {
+		r.hinder(err)
+		r.stepDown("its disk is full")
+		return &weft.Error{Kind: weft.Unavailable, Op: "write", Thing: "registry", Err: r.notWriter()}
+	}
 	r.stepDown("it is not known what became of a write")
+	if r.peers != nil && !r.leadership.IsLeader() { // who leads next can tell
+		return &weft.Error{Kind: weft.Unavailable, Op: "write", Thing: "registry", Err: fmt.Errorf("%w: %w", errMayHaveHappened, err)}
+	}
 	return err
 }
 

@@ -26,6 +26,10 @@ const (
 // of its cluster. It is for good: its directory must be emptied to join again.
 var ErrRemoved = errors.New("this member was removed from its cluster")
 
+// ErrNoRoom is in the errors of Commit when the disk is full: nothing was sent, and it
+// may be tried again.
+var ErrNoRoom = errors.New("the disk is full")
+
 var (
 	errClosed     = errors.New("the store is closed")
 	errNobody     = errors.New("no other member can be reached")

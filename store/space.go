@@ -74,10 +74,10 @@ func (sp *space) check() error {
 	}
 	switch {
 	case sp.broken.Load():
-		return fmt.Errorf("the disk of %s was full when the log needed room; free some, and start the server again", sp.dir)
+		return fmt.Errorf("%w: that of %s was when the log needed room; free some, and start the server again", ErrNoRoom, sp.dir)
 	case sp.low.Load() || sp.noAhead.Load():
-		return fmt.Errorf("the disk of %s has %d MB left, and %d MB are kept for what is under way; free some: writes go on by themselves at %d MB",
-			sp.dir, free>>20, keepFree>>20, resumeFree>>20)
+		return fmt.Errorf("%w: that of %s has %d MB left, and %d MB are kept for what is under way; free some: writes go on by themselves at %d MB",
+			ErrNoRoom, sp.dir, free>>20, keepFree>>20, resumeFree>>20)
 	}
 	return nil
 }
