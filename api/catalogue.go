@@ -12,6 +12,7 @@ import (
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/client"
 	"github.com/weftmesh/weft/control"
+	"github.com/weftmesh/weft/registry"
 )
 
 // services counts the instances of every service.
@@ -40,7 +41,8 @@ func (a *api) services(r *http.Request) (any, error) {
 }
 
 // eachService calls fn with the instances of one service after another, sorted by
-// namespace and name, and how many of them get traffic.
+// namespace and name, and how many of them get traffic. The servers themselves are none
+// of them.
 func (a *api) eachService(fn func(instances []*weft.Instance, healthy int)) {
 	nodes, _ := a.Registry.Nodes()
 	nodeHealth := make(map[string]weft.Health, len(nodes))
@@ -49,6 +51,7 @@ func (a *api) eachService(fn func(instances []*weft.Instance, healthy int)) {
 	}
 	all, _ := a.Registry.AllInstances()
 	all = slices.Clone(all) // shared, and its order is the registry's
+	all = slices.DeleteFunc(all, func(in *weft.Instance) bool { return in.Dialect == registry.ServerDialect })
 	slices.SortStableFunc(all, func(x, y *weft.Instance) int {
 		return cmp.Or(cmp.Compare(x.Service.Namespace, y.Service.Namespace), cmp.Compare(x.Service.Name, y.Service.Name))
 	})

@@ -3,6 +3,8 @@ package node
 import (
 	"context"
 	"errors"
+	"net"
+	"net/netip"
 
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/control"
@@ -90,5 +92,43 @@ func (s *Server) serveConsul(p *parts) {
 	h := consul.New(s.registry, c)
 	p.add("Consul API", serveHTTP(s.doors.consul, h, s.logger))
 	s.addTLS(p, "Consul API over TLS", s.doors.consulHTTPS, h)
+	known := &consul.Announcement{Registry: s.registry, Address: s.announced(), Members: s.memberNames, Logger: s.logger}
+	p.add("service of the servers", known.Run)
 	p.add("config entries", func(ctx context.Context) error { return consul.CarryOut(ctx, s.registry, c) })
+}
+
+// announced is where Consul's clients find this server: over TLS, if that is where
+// others can reach it.
+func (s *Server) announced() string {
+	ln := s.doors.consul
+	if s.doors.consulHTTPS != nil {
+		ln = s.doors.consulHTTPS
+	}
+	address := ln.Addr().String()
+	host, port, err := net.SplitHostPort(address)
+	if err != nil || s.cluster == nil {
+		return address
+	}
+	if ip, err := netip.ParseAddr(host); err == nil && ip.IsUnspecified() {
+		for _, o := range s.cluster.Servers() {
+			if peer, _, err := net.SplitHostPort(o.Peer); o.Self && err == nil {
+				return net.JoinHostPort(peer, port)
+			}
+		}
+	}
+	return address
+}
+
+// memberNames are the nodes of all servers; none while one is not known by name.
+func (s *Server) memberNames() (names []string) {
+	if s.cluster == nil {
+		return []string{s.registry.LocalNode().Name}
+	}
+	for _, o := range s.cluster.Servers() {
+		if o.Name == "" {
+			return nil
+		}
+		names = append(names, o.Name)
+	}
+	return names
 }

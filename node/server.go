@@ -385,9 +385,15 @@ func (s *Server) figures() {
 		_, index := s.registry.AllInstances()
 		return float64(index)
 	})
-	s.metrics.GaugeFunc("weft_registry_instances", "Registered instances.", func() float64 {
+	s.metrics.GaugeFunc("weft_registry_instances", "Registered instances, without the servers themselves.", func() float64 {
 		all, _ := s.registry.AllInstances()
-		return float64(len(all))
+		n := 0
+		for _, in := range all {
+			if in.Dialect != registry.ServerDialect {
+				n++
+			}
+		}
+		return float64(n)
 	})
 	s.metrics.GaugeFunc("weft_control_proxies", "Connected sidecars and gateways.", func() float64 {
 		return float64(len(s.control.Proxies()))

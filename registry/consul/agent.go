@@ -289,7 +289,7 @@ func (a *api) agentChecks(w http.ResponseWriter, q *query) error {
 		checks, index := a.checksOfNode(q, node)
 		out := make(map[string]checkRecord, len(checks))
 		for i := range checks {
-			if checks[i].CheckID != aliveCheckID && fits(&checks[i]) {
+			if checks[i].CheckID != aliveCheckID && checks[i].CheckID != serverCheckID && fits(&checks[i]) {
 				out[checks[i].CheckID] = checks[i]
 			}
 		}

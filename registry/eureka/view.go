@@ -169,6 +169,9 @@ func newApp(g group, old *app, nodes *nodesOf) *app {
 	}
 	rows := make([]*row, 0, len(g.instances))
 	for _, in := range g.instances {
+		if in.Dialect == registry.ServerDialect {
+			continue
+		}
 		kept, ok := known[in]
 		if !ok {
 			kept = keptOf(in)

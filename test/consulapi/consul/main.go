@@ -19,6 +19,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -137,9 +138,14 @@ func serve(ctx context.Context, stop func(), c config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
-	if err := consul.Announce(ctx, r, c.address(), version); err != nil {
+	known := &consul.Announcement{Registry: r, Address: c.address(), Version: version, Logger: log}
+	if err := known.Announce(ctx); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	var work sync.WaitGroup
+	work.Go(func() { _ = known.Run(ctx) })
+	defer func() { cancel(); work.Wait() }()
 	var api http.Handler
 	authority, err := c.authority(ctx)
 	if err != nil {
