@@ -13,7 +13,7 @@ import (
 
 // addDNS adds DNS, and what keeps it up to date about Services.
 func (s *Server) addDNS(p *parts) {
-	d := dns.New(s.registry, dns.Config{Recursors: s.config.Recursors, Clients: s.config.DNSClients, Queries: consul.NewQueries(s.registry), Logger: s.logger})
+	d := dns.New(s.registry, dns.Config{Recursors: s.config.Recursors, Clients: s.config.DNSClients, Queries: consul.NewQueries(s.registry, s.acl()), Logger: s.logger})
 	p.add("DNS", func(ctx context.Context) error {
 		unhook := context.AfterFunc(ctx, func() { _ = d.Close() })
 		defer unhook()

@@ -221,7 +221,8 @@ func (r *Registry) destroySessionHere(ctx context.Context, id string) (there boo
 // released in several transactions, and the session goes with the last.
 const maxEnding = 1 << 20
 
-// end ends a session and releases its keys. It is false when there was no room for
+// end ends a session and releases its keys. What a dialect keeps locked by a session is
+// bound to it, and goes. It is false when there was no room for
 // all of them, and the rest has to be done in another draft.
 func (d *draft) end(s *Session) bool {
 	var until int64
@@ -233,7 +234,7 @@ func (d *draft) end(s *Session) bool {
 			return false
 		}
 		before := d.size
-		d.release(key, until, s.DeleteKeys)
+		d.release(key, until, s.DeleteKeys || key.tree != KV)
 		d.keys.ended += d.size - before
 	}
 	d.unset(treeRef{sessionTree, s.ID})

@@ -45,9 +45,9 @@ type accessControl struct {
 	seal      cipher.AEAD // constant; nil without a key
 
 	mu       sync.Mutex
-	resolved map[[sha256.Size]byte]*known // by the secret's hash
-	missed   map[[sha256.Size]byte]*miss  // by the secret's hash
-	reaped   time.Time                    // when expired tokens were last cleared away
+	resolved map[credential]*known       // by the secret's hash
+	missed   map[[sha256.Size]byte]*miss // by the secret's hash
+	reaped   time.Time                   // when expired tokens were last cleared away
 }
 
 // known is what a secret was resolved to. It is immutable, and holds while what it
@@ -80,7 +80,7 @@ func newAccessControl(c *ACL) *accessControl {
 	if c == nil {
 		return nil
 	}
-	ac := &accessControl{byDefault: writable, resolved: make(map[[sha256.Size]byte]*known), missed: make(map[[sha256.Size]byte]*miss)}
+	ac := &accessControl{byDefault: writable, resolved: make(map[credential]*known), missed: make(map[[sha256.Size]byte]*miss)}
 	if c.DefaultPolicy == "deny" {
 		ac.byDefault = denied
 	}
@@ -163,6 +163,13 @@ func headerToken(r *http.Request) string {
 	return ""
 }
 
+// credential is what permissions are resolved by. What clients send is a secret, never
+// an accessor: that one names a token, and is known to many.
+type credential struct {
+	secret   [sha256.Size]byte // its hash
+	accessor string
+}
+
 // resolve returns the permissions of a secret: the same ones until something changes
 // that they were made of.
 func (a *api) resolve(ctx context.Context, secret string) (*permissions, error) {
@@ -170,19 +177,35 @@ func (a *api) resolve(ctx context.Context, secret string) (*permissions, error) 
 		secret = anonymousSecret
 	}
 	hash := sha256.Sum256([]byte(secret))
-	now := time.Now()
-	k := a.acl.remembered(hash)
+	return a.resolveBy(credential{secret: hash}, func() (*known, error) {
+		k, err := a.look(secret, hash)
+		if k == nil && err == nil {
+			return a.lookAgain(ctx, secret, hash)
+		}
+		return k, err
+	})
+}
+
+// resolveAccessor is resolve for a token that something kept refers to.
+func (a *api) resolveAccessor(accessor string) (*permissions, error) {
+	return a.resolveBy(credential{accessor: accessor}, func() (*known, error) {
+		if accessor == initialAccessor && a.acl.initial != nil {
+			return a.manager(), nil
+		}
+		return (&reading{api: a}).token(accessor)
+	})
+}
+
+func (a *api) resolveBy(c credential, look func() (*known, error)) (*permissions, error) {
+	k := a.acl.remembered(c)
 	if k == nil || !a.holds(k) {
 		var err error
-		if k, err = a.look(secret, hash); err == nil && k == nil {
-			k, err = a.lookAgain(ctx, secret, hash)
-		}
-		if err != nil {
+		if k, err = look(); err != nil {
 			return nil, err
 		}
-		a.acl.remember(hash, k)
+		a.acl.remember(c, k)
 	}
-	if k == nil || !k.expires.IsZero() && !now.Before(k.expires) {
+	if k == nil || !k.expires.IsZero() && !time.Now().Before(k.expires) {
 		return nil, a.notFound()
 	}
 	return k.permissions, nil
@@ -197,18 +220,18 @@ func (a *api) holds(k *known) bool {
 	return true
 }
 
-func (ac *accessControl) remembered(hash [sha256.Size]byte) *known {
+func (ac *accessControl) remembered(c credential) *known {
 	ac.mu.Lock()
 	defer ac.mu.Unlock()
-	return ac.resolved[hash]
+	return ac.resolved[c]
 }
 
-// remember forgets what a secret was resolved to when k is nil: what nobody knows
+// remember forgets what a credential was resolved to when k is nil: what nobody knows
 // is not worth room.
-func (ac *accessControl) remember(hash [sha256.Size]byte, k *known) {
+func (ac *accessControl) remember(c credential, k *known) {
 	ac.mu.Lock()
 	defer ac.mu.Unlock()
-	delete(ac.resolved, hash)
+	delete(ac.resolved, c)
 	if k == nil {
 		return
 	}
@@ -218,7 +241,7 @@ func (ac *accessControl) remember(hash [sha256.Size]byte, k *known) {
 		}
 		delete(ac.resolved, other)
 	}
-	ac.resolved[hash] = k
+	ac.resolved[c] = k
 }
 
 const (
@@ -311,19 +334,28 @@ func take[T any](r *reading, tree, key string) *document[T] {
 // look resolves a secret. It returns nil when no token has it.
 func (a *api) look(secret string, hash [sha256.Size]byte) (*known, error) {
 	if a.acl.initial != nil && subtle.ConstantTimeCompare(hash[:], a.acl.initial) == 1 {
-		p := newPermissions(initialAccessor, a.acl.byDefault)
-		p.management = true
-		return &known{permissions: p}, nil
+		return a.manager(), nil
 	}
 	r := &reading{api: a}
-	accessor := anonymousAccessor
-	if secret != anonymousSecret {
-		ref := take[string](r, secretTree, hex.EncodeToString(hash[:]))
-		if ref == nil {
-			return nil, nil
-		}
-		accessor = ref.Value
+	if secret == anonymousSecret {
+		return r.token(anonymousAccessor)
 	}
+	ref := take[string](r, secretTree, hex.EncodeToString(hash[:]))
+	if ref == nil {
+		return nil, nil
+	}
+	return r.token(ref.Value)
+}
+
+// manager is the token whose secret is configured.
+func (a *api) manager() *known {
+	p := newPermissions(initialAccessor, a.acl.byDefault)
+	p.management = true
+	return &known{permissions: p}
+}
+
+// token resolves a token by its accessor. It returns nil when there is none.
+func (r *reading) token(accessor string) (*known, error) {
 	token := &keptToken{tokenRecord: tokenRecord{AccessorID: anonymousAccessor}}
 	if d := take[keptToken](r, tokenTree, accessor); d != nil {
 		token = &d.Value

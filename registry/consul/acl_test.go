@@ -297,7 +297,7 @@ func TestPermissionsAreRemembered(t *testing.T) {
 		t.Error("the policy changed, and the permissions did not")
 	}
 	for range maxResolved + 10 {
-		a.acl.remember([32]byte{byte(len(a.acl.resolved)), byte(len(a.acl.resolved) >> 8), 1}, &known{})
+		a.acl.remember(credential{secret: [32]byte{byte(len(a.acl.resolved)), byte(len(a.acl.resolved) >> 8), 1}}, &known{})
 	}
 	if n := len(a.acl.resolved); n > maxResolved {
 		t.Errorf("%d tokens are remembered", n)

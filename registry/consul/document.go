@@ -92,6 +92,12 @@ func (c *change) write(verb, tree, key string, index uint64, value any) {
 	c.ops = append(c.ops, registry.Op{Key: &registry.KeyOp{Tree: tree, Verb: verb, Key: key, Value: b, Index: index}})
 }
 
+// bind locks a document by a session, with which it then goes, or unlocks it.
+func (c *change) bind(verb, tree, key, session string, value any) {
+	c.write(verb, tree, key, 0, value)
+	c.ops[len(c.ops)-1].Key.Session = session
+}
+
 // remove deletes a document that is still as it was.
 func (c *change) remove(tree, key string, index uint64) {
 	c.ops = append(c.ops, registry.Op{Key: &registry.KeyOp{Tree: tree, Verb: "delete-cas", Key: key, Index: index}})

@@ -20,19 +20,27 @@ import (
 )
 
 // preparedQuery says which instances of which service to give to whoever executes it
-// by its id or its name. It is kept with its session's id, and is gone when the
-// session is.
+// by its id or its name. Its document is locked by its session, if it has one, and so
+// goes when that ends.
 type preparedQuery struct {
 	ID       string
 	Name     string
 	Session  string
-	Token    string // with whose rights it is executed; "": the sender's
+	Token    string // of those that are sent and told: with whose rights it is executed; "": the sender's
 	Service  serviceQuery
 	DNS      queryDNS
 	Template queryTemplate
 
 	CreateIndex uint64
 	ModifyIndex uint64
+
+	accessor string // of those that are kept: names Token, which is a secret
+}
+
+// keptPrepared is a query as it is kept.
+type keptPrepared struct {
+	preparedQuery
+	TokenAccessor string `json:",omitempty"`
 }
 
 type serviceQuery struct {
@@ -88,12 +96,14 @@ type executed struct {
 
 // Queries executes prepared queries by name, for package dns.
 type Queries struct {
-	api     *api // of which only the registry is looked at
+	api     *api // of which only the registry, access control and connectables are used
 	current atomic.Pointer[querySet]
 }
 
-// NewQueries returns the prepared queries that are kept in a registry.
-func NewQueries(r *registry.Registry) *Queries { return &Queries{api: &api{registry: r}} }
+// NewQueries returns the prepared queries that are kept in a registry, with the access
+// control that New has for the same ACL: who asks DNS has no token, and so sees what
+// the anonymous one may, or that of the query.
+func NewQueries(r *registry.Registry, c *ACL) *Queries { return &Queries{api: NewAccess(r, c).api} }
 
 // querySet is every query, as it was at an index. It is immutable.
 type querySet struct {
@@ -106,8 +116,7 @@ type querySet struct {
 
 var queriesTopic = registry.KeysTopic(queryTree, "")
 
-// all returns the queries that there are. One whose session has ended is not in
-// it: alive is asked whenever one is used.
+// all returns the queries that there are.
 func (s *Queries) all() *querySet {
 	r := s.api.registry
 	index := r.Wait(context.Background(), queriesTopic, 0)
@@ -117,32 +126,24 @@ func (s *Queries) all() *querySet {
 	kept, index := r.Keys(queryTree, "")
 	set := &querySet{index: index, byID: make(map[string]*preparedQuery), byName: make(map[string]*preparedQuery)}
 	for _, e := range kept {
-		p := new(preparedQuery)
-		if json.Unmarshal(e.Value, p) != nil {
+		k := new(keptPrepared)
+		if json.Unmarshal(e.Value, k) != nil {
 			continue // this server wrote it: an older or newer one that means something else by it
 		}
-		p.CreateIndex, p.ModifyIndex = e.CreateIndex, e.ModifyIndex
+		p := &k.preparedQuery
+		p.CreateIndex, p.ModifyIndex, p.Session, p.accessor = e.CreateIndex, e.ModifyIndex, e.Session, k.TokenAccessor
 		set.list = append(set.list, p)
 		set.byID[p.ID] = p
 		switch {
 		case p.Template.Type != "":
 			set.templates = append(set.templates, p)
-		case p.Name != "" && s.alive(p):
+		case p.Name != "":
 			set.byName[strings.ToLower(p.Name)] = p
 		}
 	}
 	slices.SortStableFunc(set.templates, func(x, y *preparedQuery) int { return len(y.Name) - len(x.Name) })
 	s.current.Store(set)
 	return set
-}
-
-// alive says whether a query's session stands, if it has one.
-func (s *Queries) alive(p *preparedQuery) bool {
-	if p.Session == "" {
-		return true
-	}
-	session, _ := s.api.registry.Session(p.Session)
-	return session != nil
 }
 
 // find returns the query that an id or a name means, with its template filled in;
@@ -153,14 +154,14 @@ func (s *Queries) find(idOrName string) *preparedQuery {
 	if p == nil {
 		p = all.byName[strings.ToLower(idOrName)]
 	}
-	if p != nil && s.alive(p) {
+	if p != nil {
 		if p.Template.Type == "" {
 			return p
 		}
 		return p.fill(idOrName)
 	}
 	for _, t := range all.templates {
-		if len(idOrName) >= len(t.Name) && strings.EqualFold(idOrName[:len(t.Name)], t.Name) && s.alive(t) {
+		if len(idOrName) >= len(t.Name) && strings.EqualFold(idOrName[:len(t.Name)], t.Name) {
 			return t.fill(idOrName)
 		}
 	}
@@ -327,12 +328,45 @@ func (s *Queries) Execute(name string, limit int) (instances []*weft.Instance, t
 	if p == nil {
 		return nil, 0, false
 	}
+	ttl, _ = time.ParseDuration(p.DNS.TTL) // 0 without one, or when a template made none
+	ttl = max(ttl, 0)
+	var reader *permissions
+	if s.api.acl != nil {
+		var err error
+		if reader, err = s.api.resolve(context.Background(), anonymousSecret); err == nil {
+			reader, err = s.reader(p, reader)
+		}
+		if err != nil { // its token has ended: nobody sees anything by it
+			return nil, ttl, true
+		}
+	}
 	list, _ := s.run(p, "", false)
-	for _, f := range list[:min(limit, len(list))] {
+	for _, f := range seenBy(reader, list) {
+		if len(instances) == limit {
+			break
+		}
 		instances = append(instances, f.in)
 	}
-	ttl, _ = time.ParseDuration(p.DNS.TTL) // 0 without one, or when a template made none
-	return instances, max(ttl, 0), true
+	return instances, ttl, true
+}
+
+// reader returns with whose rights a query is executed: those of its token, or else the
+// sender's.
+func (s *Queries) reader(p *preparedQuery, sender *permissions) (*permissions, error) {
+	if s.api.acl == nil || p.accessor == "" {
+		return sender, nil
+	}
+	return s.api.resolveAccessor(p.accessor)
+}
+
+// seenBy leaves out what a reader may not see; nil sees everything.
+func seenBy(reader *permissions, list []found) []found {
+	if reader == nil || reader.management {
+		return list
+	}
+	return slices.DeleteFunc(list, func(f found) bool {
+		return !reader.allows(serviceResource, f.in.Service.Name, readable) || !reader.allows(nodeResource, f.node.Name, readable)
+	})
 }
 
 func (a *api) queryEndpoints() endpoints {
@@ -342,17 +376,20 @@ func (a *api) queryEndpoints() endpoints {
 	}
 }
 
-// hiddenToken stands for a token in the sight of those who may not manage tokens.
-const hiddenToken = "<hidden>"
-
-// shown is a query as the sender of a request may see it.
-func (q *query) shownQuery(p *preparedQuery) *preparedQuery {
-	if p.Token == "" || q.acl == nil || q.acl.management {
+// shownQuery is a query as the sender of a request may see it: its token is told to
+// those only who may do everything.
+func (a *api) shownQuery(q *query, p *preparedQuery) *preparedQuery {
+	if p.accessor == "" {
 		return p
 	}
-	hidden := *p
-	hidden.Token = hiddenToken
-	return &hidden
+	shown := *p
+	shown.Token = hidden
+	if a.acl != nil && q.acl.management {
+		if t := a.tokenByAccessor(p.accessor); t != nil {
+			shown.Token = a.acl.unsealed(t.Sealed, p.accessor)
+		}
+	}
+	return &shown
 }
 
 // mayQuery says whether the sender may have access to a query. One without a name is
@@ -367,13 +404,11 @@ func (a *api) queryList(w http.ResponseWriter, q *query) error {
 		all := a.queries.all()
 		out := make([]*preparedQuery, 0, len(all.list))
 		for _, p := range all.list {
-			switch {
-			case !a.queries.alive(p):
-			case p.Name == "" && p.Template.Type == "" && q.acl != nil && !q.acl.management, !q.mayQuery(p, readable):
+			if p.Name == "" && p.Template.Type == "" && q.acl != nil && !q.acl.management || !q.mayQuery(p, readable) {
 				q.filtered = true
-			default:
-				out = append(out, q.shownQuery(p))
+				continue
 			}
+			out = append(out, a.shownQuery(q, p))
 		}
 		return out, all.index
 	}})
@@ -396,11 +431,10 @@ func (a *api) queryGet(w http.ResponseWriter, q *query) error {
 	var got *preparedQuery
 	body, index, err := a.settle(q, view{topic: registry.KeyTopic(queryTree, id), build: func() (any, uint64) {
 		all := a.queries.all()
-		if got = all.byID[id]; got == nil || !a.queries.alive(got) {
-			got = nil
+		if got = all.byID[id]; got == nil {
 			return nil, a.registry.Wait(q.request.Context(), registry.KeyTopic(queryTree, id), 0)
 		}
-		return []*preparedQuery{q.shownQuery(got)}, got.ModifyIndex
+		return []*preparedQuery{a.shownQuery(q, got)}, got.ModifyIndex
 	}})
 	switch {
 	case err != nil:
@@ -425,7 +459,7 @@ func (a *api) queryExplain(w http.ResponseWriter, q *query, name string) error {
 	case !q.mayQuery(p, readable):
 		return q.lacks(queryResource, p.Name, readable)
 	}
-	return a.fixed(w, q, map[string]any{"Query": q.shownQuery(p)})
+	return a.fixed(w, q, map[string]any{"Query": a.shownQuery(q, p)})
 }
 
 // queryExecute needs no right to the query: what it shows is what its token, or else
@@ -444,13 +478,17 @@ func (a *api) queryExecute(w http.ResponseWriter, q *query, name string, connect
 	if p == nil {
 		return errNoQuery
 	}
-	reader := *q
-	if p.Token != "" && a.acl != nil {
-		if reader.acl, err = a.resolve(q.request.Context(), p.Token); err != nil {
-			return err
-		}
+	reader, err := a.queries.reader(p, q.acl)
+	if err != nil {
+		return err
 	}
-	list, failovers := a.queries.run(p, a.nearOf(q), connect)
+	all, failovers := a.queries.run(p, a.nearOf(q), connect)
+	n := len(all)
+	list := seenBy(reader, all)
+	q.filtered = len(list) < n
+	if limit > 0 && uint64(len(list)) > limit {
+		list = list[:limit]
+	}
 	instances := make([]*weft.Instance, len(list))
 	for i, f := range list {
 		instances[i] = f.in
@@ -460,11 +498,6 @@ func (a *api) queryExecute(w http.ResponseWriter, q *query, name string, connect
 	out.Nodes = make([]entryRecord, 0, len(list))
 	for _, f := range list {
 		out.Nodes = append(out.Nodes, entryRecord{Node: a.nodeRecord(f.node), Service: newServiceRecord(f.in), Checks: append(nodeChecks(f.node), instanceChecks(f.in)...)})
-	}
-	out.Nodes = reader.visible(out.Nodes).([]entryRecord)
-	q.filtered = reader.filtered
-	if limit > 0 && uint64(len(out.Nodes)) > limit {
-		out.Nodes = out.Nodes[:limit]
 	}
 	return a.fixed(w, q, out)
 }
@@ -610,58 +643,86 @@ func (a *api) queryDelete(w http.ResponseWriter, q *query) error {
 	return a.writeQuery(q, id, nil)
 }
 
-// writeQuery writes a query, or deletes it when p is nil. A new one has a new id. On
-// the way it removes those whose sessions have ended.
+// writeQuery writes a query, or deletes it when p is nil. A new one has a new id.
 func (a *api) writeQuery(q *query, id string, p *preparedQuery) error {
 	creates := q.request.Method == http.MethodPost
 	if p != nil && !q.mayQuery(p, writable) {
 		return q.lacks(queryResource, p.Name, writable)
 	}
-	if p != nil && !a.queries.alive(p) {
-		return refuse(http.StatusBadRequest, "invalid session %q", p.Session)
+	if err := a.lend(q, p); err != nil {
+		return err
 	}
 	_, err := a.update(q.request.Context(), "write prepared query", id, func(c *change) error {
 		all := a.queries.all()
 		old := all.byID[id]
 		switch {
 		case creates:
-		case old == nil || !a.queries.alive(old):
+		case old == nil:
 			return errNoQuery
 		case !q.mayQuery(old, writable):
 			return q.lacks(queryResource, old.Name, writable)
 		}
+		if p != nil && p.Session != "" {
+			if session, _ := a.registry.Session(p.Session); session == nil {
+				return refuse(http.StatusBadRequest, "invalid session %q", p.Session)
+			}
+		}
 		if err := a.claim(c, all, id, old, p); err != nil {
 			return err
 		}
-		for _, other := range all.list {
-			if other.ID != id && !a.queries.alive(other) {
-				c.remove(queryTree, other.ID, other.ModifyIndex)
-			}
-		}
+		a.dropClaims(c, all, p.claims())
 		c.replaceQuery(id, old, p)
 		return nil
 	})
 	return err
 }
 
+// lend finds the token that a query brings its rights from. Without access control
+// tokens are not looked at.
+func (a *api) lend(q *query, p *preparedQuery) error {
+	if p == nil || p.Token == "" || p.Token == hidden || a.acl == nil {
+		return nil
+	}
+	lender, err := a.resolve(q.request.Context(), p.Token)
+	if err != nil {
+		return err
+	}
+	p.accessor = lender.accessor
+	return nil
+}
+
+// replaceQuery writes a query in place of an old one, and binds it to its session: who
+// has it locked keeps it through other writes.
 func (c *change) replaceQuery(id string, old, p *preparedQuery) {
-	index := uint64(0)
+	var index uint64
+	var holder string
 	if old != nil {
-		index = old.ModifyIndex
+		index, holder = old.ModifyIndex, old.Session
 	}
 	if p == nil {
 		c.remove(queryTree, id, index)
 		return
 	}
-	next := *p
-	if old != nil && next.Token == hiddenToken { // somebody sends back what they were shown
-		next.Token = old.Token
+	next := keptPrepared{preparedQuery: *p, TokenAccessor: p.accessor}
+	if old != nil && p.Token == hidden { // somebody sends back what they were shown
+		next.TokenAccessor = old.accessor
 	}
+	next.Token, next.Session = "", "" // the lock says it
 	c.put(queryTree, id, index, &next)
+	if holder == p.Session {
+		return
+	}
+	if holder != "" {
+		c.bind("unlock", queryTree, id, holder, &next)
+	}
+	if p.Session != "" {
+		c.bind("lock", queryTree, id, p.Session, &next)
+	}
 }
 
 // claim moves a query's name, so that no two answer for the same. The name of a query
-// whose session has ended is free.
+// that went with its session is free; its claim stays until somebody else wants it, or
+// the next query is written.
 func (a *api) claim(c *change, all *querySet, id string, old, p *preparedQuery) error {
 	was, is := old.claims(), p.claims()
 	if was == is {
@@ -675,13 +736,24 @@ func (a *api) claim(c *change, all *querySet, id string, old, p *preparedQuery) 
 	}
 	index := uint64(0)
 	if d, _ := find[string](a, nameTree, is); d != nil {
-		if other := all.byID[d.Value]; other != nil && a.queries.alive(other) {
+		if other := all.byID[d.Value]; other != nil {
 			return refuse(http.StatusBadRequest, "a prepared query of the name %q is there already: %s", p.Name, other.ID)
 		}
 		index = d.ModifyIndex
 	}
 	c.put(nameTree, is, index, id)
 	return nil
+}
+
+// dropClaims removes, as far as there is room, claims of queries that went with their
+// sessions, but for one that is being written.
+func (a *api) dropClaims(c *change, all *querySet, but string) {
+	claims, _ := findAll[string](a, nameTree, "query/")
+	for _, d := range claims {
+		if all.byID[d.Value] == nil && d.Key != but && len(c.ops) < maxTxnOps/2 {
+			c.remove(nameTree, d.Key, d.ModifyIndex)
+		}
+	}
 }
 
 // claims is the key of a query's name; "" for none.

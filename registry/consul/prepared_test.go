@@ -166,7 +166,26 @@ func TestQueryEndsWithSession(t *testing.T) {
 	definition := `{"Name":"q","Session":"` + session.ID + `","Service":{"Service":"redis"}}`
 	id := w.createQuery(definition)
 	w.get("/v1/query/q/execute")
+	if got := w.get("/v1/query/" + id); got.field("0.Session") != session.ID {
+		t.Errorf("%s", got.body)
+	}
+	unbound := strings.Replace(definition, session.ID, "", 1)
+	for _, d := range []string{unbound, definition, definition} { // it may be bound later, and freed
+		w.put("/v1/query/"+id, d)
+	}
+	index := w.get("/v1/query").index()
+	waits := make(chan answer, 1)
+	go func() {
+		a, _ := w.trySend("GET", "/v1/query?wait=10s&index="+itoa(index), "")
+		waits <- a
+	}()
 	w.put("/v1/session/destroy/"+session.ID, "")
+	if a := <-waits; a.status != 200 || a.body != "[]\n" || a.index() <= index {
+		t.Errorf("who waits for the queries is told %d %s at %d", a.status, a.body, a.index())
+	}
+	if kept, _ := w.registry.Keys(queryTree, ""); len(kept) != 0 {
+		t.Errorf("%d queries are kept", len(kept))
+	}
 	for _, path := range []string{"/v1/query/q/execute", "/v1/query/" + id, "/v1/query/" + id + "/explain"} {
 		w.send("GET", path, "").want(404)
 	}
@@ -175,8 +194,12 @@ func TestQueryEndsWithSession(t *testing.T) {
 		t.Errorf("%d %s", a.status, a.body)
 	}
 	w.createQuery(`{"Name":"q","Service":{"Service":"redis"}}`)
-	if kept, _ := w.registry.Keys(queryTree, ""); len(kept) != 1 {
-		t.Errorf("%d queries are kept", len(kept))
+	second := w.put("/v1/session/create", `{"LockDelay":"0s"}`).field("ID").(string)
+	w.createQuery(`{"Name":"r","Session":"` + second + `","Service":{"Service":"redis"}}`)
+	w.put("/v1/session/destroy/"+second, "")
+	w.createQuery(`{"Name":"s","Service":{"Service":"redis"}}`)
+	if kept, _ := w.registry.Keys(nameTree, "query/"); len(kept) != 2 {
+		t.Errorf("%d names are kept, want those of q and s", len(kept))
 	}
 }
 
@@ -226,9 +249,10 @@ func TestWrongQueries(t *testing.T) {
 // Who executes a query with a token sees what that token sees; the token itself is
 // shown to managers only.
 func TestQueryTokens(t *testing.T) {
-	w := worldWith(t, Config{ACL: &ACL{DefaultPolicy: "deny", InitialManagement: "root"}})
+	access := &ACL{DefaultPolicy: "deny", InitialManagement: "root", SealKey: []byte("a key")}
+	w := worldWith(t, Config{ACL: access})
 	as := func(token string) []string { return []string{"X-Consul-Token", token} }
-	var made struct{ SecretID string }
+	var made struct{ AccessorID, SecretID string }
 	w.send("PUT", "/v1/acl/policy", `{"Name":"reads","Rules":"service_prefix \"\" { policy = \"read\" } node_prefix \"\" { policy = \"read\" } query \"own\" { policy = \"write\" }"}`, as("root")...).want(200)
 	a := w.send("PUT", "/v1/acl/token", `{"Policies":[{"Name":"reads"}]}`, as("root")...).want(200)
 	if err := json.Unmarshal([]byte(a.body), &made); err != nil {
@@ -254,13 +278,46 @@ func TestQueryTokens(t *testing.T) {
 	if a := w.send("GET", "/v1/query/"+id, "", as("root")...).want(200); !strings.Contains(a.body, made.SecretID) {
 		t.Error("the token is lost:", a.body)
 	}
+	if a := w.send("POST", "/v1/query", `{"Token":"nobody's","Service":{"Service":"redis"}}`, as("root")...); a.status != 403 || a.body != "ACL not found\n" {
+		t.Errorf("a token that nobody has: %d %s", a.status, a.body)
+	}
+	entries, _ := w.registry.Keys(queryTree, "")
+	for _, e := range entries {
+		if strings.Contains(string(e.Value), made.SecretID) {
+			t.Errorf("the store tells a token: %s", e.Value)
+		}
+	}
+	// DNS has no tokens: it sees what the query's token may, or else the anonymous one.
+	dns := NewQueries(w.registry, access)
+	for name, want := range map[string]int{"lent": 1, "plain": 0} {
+		if list, _, ok := dns.Execute(name, 9); !ok || len(list) != want {
+			t.Errorf("DNS sees %d instances by %s, %v, want %d", len(list), name, ok, want)
+		}
+	}
 	w.send("DELETE", "/v1/query/"+id, "").want(http.StatusForbidden)
 	w.send("DELETE", "/v1/query/"+id, "", as(made.SecretID)...).want(200)
+	w.send("DELETE", "/v1/acl/token/"+made.AccessorID, "", as("root")...).want(200)
+	w.send("GET", "/v1/query/lent/execute", "").want(http.StatusForbidden)
+	if list, _, ok := dns.Execute("lent", 9); !ok || len(list) != 0 {
+		t.Errorf("DNS sees %d instances by a token that ended", len(list))
+	}
+}
+
+// An accessor names a token and is known to many: it is none itself, also when a query
+// was executed by it.
+func TestAccessorIsNoToken(t *testing.T) {
+	w := worldWith(t, Config{ACL: &ACL{DefaultPolicy: "deny", InitialManagement: "root"}})
+	w.createQuery(`{"Name":"lent","Token":"root","Service":{"Service":"redis"}}`, "X-Consul-Token", "root")
+	w.get("/v1/query/lent/execute")
+	w.send("GET", "/v1/acl/tokens", "", "X-Consul-Token", initialAccessor).want(http.StatusForbidden)
+	if got := w.send("GET", "/v1/query/lent/explain", "", "X-Consul-Token", "root").want(200); got.field("Query.Token") != hidden {
+		t.Errorf("without a key it cannot be told: %s", got.body)
+	}
 }
 
 func TestQueriesForDNS(t *testing.T) {
 	w := newWorld(t)
-	queries := NewQueries(w.registry)
+	queries := NewQueries(w.registry, nil)
 	if _, _, found := queries.Execute("q", 9); found {
 		t.Error("a query is found that nobody wrote")
 	}
