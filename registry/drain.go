@@ -117,7 +117,7 @@ type drainMarked struct {
 func (r *Registry) markDrainHere(ctx context.Context, m drainMark) (drainMarked, error) {
 	id := drainPrefix + m.Key.ID
 	var service weft.ServiceName
-	err := r.do(ctx, "drain", "instance "+m.Key.ID, func(d *draft) error {
+	used, err := r.once(ctx, "drain", "instance "+m.Key.ID, func(d *draft) error {
 		in := d.instance(m.Key)
 		if in == nil {
 			return noInstance("drain", m.Key)
@@ -131,8 +131,14 @@ func (r *Registry) markDrainHere(ctx context.Context, m drainMark) (drainMarked,
 			Notes: "It finishes what it has, and gets nothing new.",
 		})
 	})
-	if err != nil {
+	switch {
+	case err != nil:
 		return drainMarked{}, err
+	case used != 0:
+		if in, _ := r.Instance(m.Key); in != nil {
+			service = in.Service
+		}
+		return drainMarked{Service: service, Index: uint64(used)}, nil
 	}
 	return drainMarked{Service: service, Index: r.view.index(ServiceTopic(service))}, nil
 }

@@ -26,23 +26,22 @@ type operation[A, R any] func(ctx context.Context, argument A) (R, error)
 type operations struct {
 	byName map[string]func(ctx context.Context, argument []byte) (any, error)
 
-	register        operation[weft.Instance, uint64]
-	deregister      operation[weft.InstanceKey, uint64]
-	registerNode    operation[weft.Node, uint64]
-	registerOwnNode operation[weft.Node, uint64] // the same, by who alone writes it
-	deregisterNode  operation[string, uint64]
-	addCheck        operation[checkEdit, bool]
-	setCheck        operation[checkEdit, bool]
-	removeCheck     operation[checkEdit, bool]
-	report          operation[reportArgument, bool]
-	maintain        operation[maintenance, bool]
-	releaseGuard    operation[weft.ServiceName, uint64]
-	observe         operation[Observation, bool]
-	markDrain       operation[drainMark, drainMarked]
-	transact        operation[TxnRequest, TxnResult]
-	createSession   operation[Session, Session]
-	destroySession  operation[string, bool]
-	renewSession    operation[string, *Session]
+	register       operation[weft.Instance, uint64]
+	deregister     operation[weft.InstanceKey, uint64]
+	registerNode   operation[weft.Node, uint64]
+	deregisterNode operation[string, uint64]
+	addCheck       operation[checkEdit, bool]
+	setCheck       operation[checkEdit, bool]
+	removeCheck    operation[checkEdit, bool]
+	report         operation[reportArgument, bool]
+	maintain       operation[maintenance, bool]
+	releaseGuard   operation[weft.ServiceName, uint64]
+	observe        operation[Observation, bool]
+	markDrain      operation[drainMark, drainMarked]
+	transact       operation[TxnRequest, TxnResult]
+	createSession  operation[Session, Session]
+	destroySession operation[string, bool]
+	renewSession   operation[string, *Session]
 }
 
 func (r *Registry) makeOperations() {
@@ -51,36 +50,25 @@ func (r *Registry) makeOperations() {
 	o.register = operate(r, "register", r.registerHere)
 	o.deregister = operate(r, "deregister", r.deregisterHere)
 	o.registerNode = operate(r, "register-node", r.registerNodeHere)
-	o.registerOwnNode = operateAgain(r, "register-node", r.registerNodeHere)
 	o.deregisterNode = operate(r, "deregister-node", r.deregisterNodeHere)
 	o.addCheck = operate(r, "add-check", r.addCheckHere)
 	o.setCheck = operate(r, "set-check", r.setCheckHere)
 	o.removeCheck = operate(r, "remove-check", r.removeCheckHere)
-	o.report = operateAgain(r, "report", r.reportHere)
+	o.report = operate(r, "report", r.reportHere)
 	o.maintain = operate(r, "maintain", r.maintainHere)
-	o.releaseGuard = operateAgain(r, "release-guard", r.releaseGuardHere)
-	o.observe = operateAgain(r, "observe", r.observeHere)
-	o.markDrain = operateAgain(r, "mark-drain", r.markDrainHere)
+	o.releaseGuard = operate(r, "release-guard", r.releaseGuardHere)
+	o.observe = operate(r, "observe", r.observeHere)
+	o.markDrain = operate(r, "mark-drain", r.markDrainHere)
 	o.transact = operate(r, "transact", r.transactHere)
 	o.createSession = operate(r, "create-session", r.createSessionHere)
-	o.destroySession = operateAgain(r, "destroy-session", r.destroySessionHere)
-	o.renewSession = operateAgain(r, "renew-session", r.renewSessionHere)
+	o.destroySession = operate(r, "destroy-session", r.destroySessionHere)
+	o.renewSession = operate(r, "renew-session", r.renewSessionHere)
 }
 
-// operate makes an operation of what does it on the server that writes. It is asked
-// for once: when the answer is lost, whoever asked is told so.
+// operate makes an operation of what does it on the server that writes. When the
+// answer is lost with that server, it is asked for again: whatever here writes, it
+// writes by once.
 func operate[A, R any](r *Registry, name string, here operation[A, R]) operation[A, R] {
-	return newOperation(r, name, false, here)
-}
-
-// operateAgain makes an operation that does no harm when it is done twice, whatever
-// was done by others in between: so no replacement or removal is one, which would
-// undo that. It is asked for again when the answer is lost.
-func operateAgain[A, R any](r *Registry, name string, here operation[A, R]) operation[A, R] {
-	return newOperation(r, name, true, here)
-}
-
-func newOperation[A, R any](r *Registry, name string, again bool, here operation[A, R]) operation[A, R] {
 	r.operations.byName[name] = func(ctx context.Context, b []byte) (any, error) {
 		var argument A
 		if err := json.Unmarshal(b, &argument); err != nil {
@@ -89,22 +77,36 @@ func newOperation[A, R any](r *Registry, name string, again bool, here operation
 		return here(ctx, argument)
 	}
 	return func(ctx context.Context, argument A) (result R, err error) {
+		if r.peers != nil {
+			ctx = withTicket(ctx, r.newTicket())
+		}
 		deadline := time.Now().Add(writerPatience)
+		var lost error // of an attempt that may have done it
 		for {
-			moved := r.store.LeaderChanged()
+			moved := r.leadership.LeaderChanged()
 			if r.writes.Load() {
 				result, err = here(ctx, argument)
 			} else {
 				err = r.forward(ctx, name, argument, &result)
 			}
-			if !errors.Is(err, errNotWriter) && !(again && errors.Is(err, errNoAnswer)) {
+			switch {
+			case errors.Is(err, errMayHaveHappened):
+				lost = err
+			case !errors.Is(err, errNotWriter):
 				return result, err
 			}
 			var hindered *cannotWrite
 			known := errors.As(err, &hindered)
 			if alone := r.peers == nil; alone && known || !r.awaitWriter(ctx, moved, deadline) {
-				if err = errNoLeader; known {
+				switch {
+				case lost != nil:
+					return result, lost
+				case known:
 					err = hindered
+				case r.ctx.Err() != nil:
+					err = errClosed
+				default:
+					err = errNoLeader
 				}
 				return result, &weft.Error{Kind: weft.Unavailable, Op: name, Thing: "registry", Err: err}
 			}
@@ -122,8 +124,9 @@ const (
 	writerPoll = 50 * time.Millisecond
 )
 
-// errNoAnswer: the write was forwarded, and may have been done.
-var errNoAnswer = errors.New("the server that leads gave no answer; it may have happened")
+// errMayHaveHappened: the answer to the write was lost with who led. By its ticket who
+// leads next can tell.
+var errMayHaveHappened = errors.New("the server that led gave no answer; it may have happened")
 
 // errNoLeader: nothing was done for as long as a write waits.
 var errNoLeader = errors.New("no server leads: a majority of the servers must be up and reach each other")
@@ -152,14 +155,16 @@ func (r *Registry) awaitWriter(ctx context.Context, moved <-chan struct{}, deadl
 type command struct {
 	Op       string          `json:"op"`
 	Actor    string          `json:"actor,omitempty"`
+	Ticket   *ticket         `json:"ticket,omitempty"`
 	Argument json.RawMessage `json:"argument"`
 }
 
 // reply to a forwarded write.
 type reply struct {
 	NotWriter bool            `json:"notWriter,omitempty"`
-	Why       string          `json:"why,omitempty"` // it leads, and cannot write
-	Rev       int64           `json:"rev,omitempty"` // the writer's view has it when it answers
+	Lost      bool            `json:"lost,omitempty"` // with Failure: it may have happened
+	Why       string          `json:"why,omitempty"`  // it leads, and cannot write
+	Rev       int64           `json:"rev,omitempty"`  // the writer's view has it when it answers
 	Result    json.RawMessage `json:"result,omitempty"`
 	Failure   *failure        `json:"failure,omitempty"`
 }
@@ -198,7 +203,9 @@ func (r *Registry) forward(ctx context.Context, op string, argument, result any)
 	if err != nil {
 		return weft.Errorf(weft.Internal, op, "forwarded write", "%w", err)
 	}
-	if b, err = json.Marshal(command{Op: op, Actor: actorOf(ctx), Argument: b}); err != nil {
+	t := ticketOf(ctx)
+	t.id()
+	if b, err = json.Marshal(command{Op: op, Actor: actorOf(ctx), Ticket: t, Argument: b}); err != nil {
 		return weft.Errorf(weft.Internal, op, "forwarded write", "%w", err)
 	}
 	got, sent, err := r.peers.Forward(ctx, b)
@@ -206,7 +213,7 @@ func (r *Registry) forward(ctx context.Context, op string, argument, result any)
 	case err != nil && !sent:
 		return fmt.Errorf("%w, and who does cannot be reached: %w", errNotWriter, err)
 	case err != nil:
-		return &weft.Error{Kind: weft.Unavailable, Op: op, Thing: "registry", Err: fmt.Errorf("%w: %w", errNoAnswer, err)}
+		return &weft.Error{Kind: weft.Unavailable, Op: op, Thing: "registry", Err: fmt.Errorf("%w: %w", errMayHaveHappened, err)}
 	}
 	var a reply
 	if err := json.Unmarshal(got, &a); err != nil {
@@ -217,6 +224,8 @@ func (r *Registry) forward(ctx context.Context, op string, argument, result any)
 		return &cannotWrite{a.Why}
 	case a.NotWriter:
 		return errNotWriter
+	case a.Lost:
+		return fmt.Errorf("%w: %w", errMayHaveHappened, a.Failure.error())
 	case a.Failure != nil:
 		return a.Failure.error()
 	}
@@ -249,8 +258,16 @@ func (r *Registry) execute(ctx context.Context, b []byte) reply {
 	if !r.writes.Load() {
 		return elsewhere(r.notWriter())
 	}
+	if err := c.Ticket.check(); err != nil {
+		return reply{Failure: newFailure(err)}
+	}
+	if c.Ticket != nil {
+		ctx = withTicket(ctx, c.Ticket)
+	}
 	result, err := do(WithActor(ctx, c.Actor), c.Argument)
 	switch {
+	case errors.Is(err, errMayHaveHappened):
+		return reply{Lost: true, Failure: newFailure(err)}
 	case errors.Is(err, errNotWriter):
 		return elsewhere(err)
 	case err != nil:

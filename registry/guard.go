@@ -87,15 +87,15 @@ func (r *Registry) ReleaseGuard(ctx context.Context, n weft.ServiceName) (uint64
 }
 
 func (r *Registry) releaseGuardHere(ctx context.Context, n weft.ServiceName) (uint64, error) {
-	err := r.do(ctx, "release", "guard of "+n.String(), func(d *draft) error {
+	used, err := r.once(ctx, "release", "guard of "+n.String(), func(d *draft) error {
 		if d.guard(n) == nil {
 			return weft.Errorf(weft.NotFound, "release", "guard of "+n.String(), "the service is not guarded")
 		}
 		d.guards[n], d.released[n] = nil, d.actor
 		return nil
 	})
-	if err != nil {
-		return 0, err
+	if err != nil || used != 0 {
+		return uint64(used), err
 	}
 	return r.view.index(ServiceTopic(n)), nil
 }

@@ -20,6 +20,7 @@ import (
 //	registry/index/nodes                    empty
 //	registry/kv/…                           keys: see kvrecord.go
 //	registry/time                           Unix milliseconds of a change, about
+//	registry/tickets                        ids of tickets, one after the other
 //
 // The index of a topic is the revision of its last change. The newest change that
 // put a record is known by the record's own revision; every other one (a record

@@ -129,14 +129,17 @@ func (r *Registry) createSessionHere(ctx context.Context, s Session) (Session, e
 		return Session{}, err
 	}
 	var drafted *draft
-	err = r.do(ctx, "create", "session "+s.ID, func(d *draft) error {
+	used, err := r.once(ctx, "create", "session "+s.ID, func(d *draft) error {
 		drafted = d
 		return planSession(d, &s, record)
 	})
 	if err != nil {
 		return Session{}, err
 	}
-	s.CreateIndex, s.ModifyIndex = uint64(drafted.rev), uint64(drafted.rev)
+	if used == 0 {
+		used = drafted.rev
+	}
+	s.CreateIndex, s.ModifyIndex = uint64(used), uint64(used)
 	return s, nil
 }
 
@@ -199,16 +202,17 @@ func (r *Registry) DestroySession(ctx context.Context, id string) (bool, error) 
 func (r *Registry) destroySessionHere(ctx context.Context, id string) (there bool, err error) {
 	for first := true; ; first = false {
 		done := false
-		err = r.do(ctx, "destroy", "session "+id, func(d *draft) error {
+		used, err := r.once(ctx, "destroy", "session "+id, func(d *draft) error {
 			s := d.keys.session(id)
 			if first {
 				there = s != nil
 			}
 			done = s == nil || d.end(s)
+			d.stillGood = !done || s == nil
 			return nil
 		})
-		if err != nil {
-			return false, err
+		if err != nil || used != 0 {
+			return used != 0, err
 		}
 		if done {
 			return there, nil

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -239,12 +240,17 @@ func (r *Registry) transactHere(ctx context.Context, t TxnRequest) (TxnResult, e
 	}
 	for {
 		var x execution
-		err := r.do(ctx, "transact", t.thing(), func(d *draft) error {
+		used, err := r.once(ctx, "transact", t.thing(), func(d *draft) error {
 			x = execution{d: d, ownNode: r.node, alone: len(t.Ops) == 1}
-			return x.plan(&t)
+			err := x.plan(&t)
+			d.stillGood = x.more || len(x.errors) > 0
+			return err
 		})
 		if err != nil {
 			return TxnResult{}, err
+		}
+		if used != 0 {
+			return r.resultAt(ctx, &t, used)
 		}
 		if !x.more {
 			return x.result(uint64(x.d.rev)), nil
@@ -335,4 +341,62 @@ func newOpError(i int, err error) OpError {
 		e.What = r.Err.Error()
 	}
 	return e
+}
+
+// resultAt tells what became of a transaction that was done at index rev, and whose
+// answer was lost. Of what it read nobody knows.
+func (r *Registry) resultAt(ctx context.Context, t *TxnRequest, rev int64) (TxnResult, error) {
+	result := TxnResult{Index: uint64(rev)}
+	for i := range t.Ops {
+		o, known, err := r.leftAt(ctx, &t.Ops[i], rev)
+		if err != nil || !known {
+			return TxnResult{}, &weft.Error{Kind: weft.Unavailable, Op: "transact", Thing: t.thing(),
+				Err: errors.Join(fmt.Errorf("it is done, at index %d, but its results are lost", rev), err)}
+		}
+		if o != (OpResult{}) {
+			result.Results = append(result.Results, o)
+		}
+	}
+	return result, nil
+}
+
+// leftAt returns what an operation left at a revision; known is false when that does
+// not tell what it answered.
+func (r *Registry) leftAt(ctx context.Context, o *Op, rev int64) (result OpResult, known bool, err error) {
+	switch {
+	case o.Key != nil:
+		switch o.Key.Verb {
+		case "delete", "delete-cas", "delete-tree":
+			return result, true, nil
+		case "set", "cas", "lock", "unlock":
+		default:
+			return result, false, nil
+		}
+		ref := treeRef{o.Key.Tree, o.Key.Key}
+		kv, there, err := r.store.GetAt(ctx, treePath(kvDir, ref), rev)
+		if err != nil || !there {
+			return result, false, err
+		}
+		l, err := decodeEntry(ref, kv.Value, uint64(kv.ModRev))
+		if err != nil {
+			return result, false, err
+		}
+		l.entry.Value = nil
+		return OpResult{Key: l.entry}, true, nil
+	case o.Service != nil:
+		key := weft.InstanceKey{Node: o.Service.Instance.Node, ID: orElse(o.Service.Instance.ID, o.Service.Instance.Service.Name)}
+		if o.Service.Verb != "set" && o.Service.Verb != "cas" {
+			return result, o.Service.Verb != "get", nil
+		}
+		kv, there, err := r.store.GetAt(ctx, instanceRecord(key), rev)
+		if err != nil || !there {
+			return result, false, err
+		}
+		in := readInstance(key, kv)
+		return OpResult{Service: in}, in != nil, nil
+	case o.Node != nil && (o.Node.Verb == "delete" || o.Node.Verb == "delete-cas"),
+		o.Check != nil && (o.Check.Verb == "delete" || o.Check.Verb == "delete-cas"):
+		return result, true, nil
+	}
+	return result, false, nil
 }

@@ -29,6 +29,7 @@ type state struct {
 	nodes    map[string]*nodeEntry              // tombstones included
 	guards   map[weft.ServiceName]*Guard
 	aliases  aliases
+	tickets  ticketBook
 	// indexes of the topics of the same names
 	servicesX, nodesX, instancesX uint64
 	keys                          keyspace
@@ -57,6 +58,7 @@ func newState() state {
 	return state{
 		services: make(map[weft.ServiceName]*serviceEntry), nodes: make(map[string]*nodeEntry),
 		guards: make(map[weft.ServiceName]*Guard), aliases: make(aliases), keys: newKeyspace(),
+		tickets: ticketBook{limit: maxTickets},
 	}
 }
 
@@ -187,6 +189,7 @@ type decoded struct {
 	topic    Topic            // of a cell or a guard
 	guard    *Guard           // nil when deleted
 	keyed    *keyEvent
+	tickets  []byte
 }
 
 type recordKind uint8
@@ -197,6 +200,7 @@ const (
 	cellKind
 	guardKind
 	keyKind
+	ticketKind
 )
 
 // decode reads an event. A record that cannot be read stays in the store, and is
@@ -246,6 +250,10 @@ func decode(ev *store.Event, known *weft.Instance, p *pool, log *slog.Logger) (d
 	if n, isGuard := parseGuardRecord(ev.Key); isGuard {
 		return decodeGuard(d, n, ev, log)
 	}
+	if ev.Key == ticketsRecord {
+		d.kind, d.tickets = ticketKind, ev.Value
+		return d, true
+	}
 	d.kind = cellKind
 	d.topic, ok = parseCell(ev.Key)
 	return d, ok
@@ -280,6 +288,7 @@ func (s *state) apply(rev int64, events []decoded) change {
 	loading := s.rev == 0
 	if loading {
 		c.topics[everyKeyTopic()] = true
+		s.tickets.since = rev
 	}
 	for i := range events {
 		ev := &events[i]
@@ -292,6 +301,8 @@ func (s *state) apply(rev int64, events []decoded) change {
 			s.applyNode(ev, &c)
 		case guardKind:
 			s.setGuard(ev.topic.service(), ev.guard)
+		case ticketKind:
+			s.tickets.add(ev.tickets, int64(ev.rev))
 		}
 	}
 	for name, ed := range touched {

@@ -30,12 +30,13 @@ func (r *Registry) registerHere(ctx context.Context, in weft.Instance) (index ui
 	if err := r.allow("register", "instance "+own.Service.Name+"/"+own.ID, own.Checks); err != nil {
 		return 0, err
 	}
-	err = r.do(ctx, "register", "instance "+own.Service.Name+"/"+own.ID, func(d *draft) error {
+	used, err := r.once(ctx, "register", "instance "+own.Service.Name+"/"+own.ID, func(d *draft) error {
 		return planRegister(d, own, record)
 	})
-	if err != nil {
-		return 0, err
+	if err != nil || used != 0 {
+		return uint64(used), err
 	}
+	ctx = withTicket(ctx, nil) // it is used
 	for i := range own.Checks {
 		c := &own.Checks[i]
 		if !reported(c.Kind) || c.Status >= weft.Critical {
@@ -133,7 +134,7 @@ func (r *Registry) Deregister(ctx context.Context, key weft.InstanceKey) (uint64
 
 func (r *Registry) deregisterHere(ctx context.Context, key weft.InstanceKey) (uint64, error) {
 	var service weft.ServiceName
-	err := r.do(ctx, "deregister", "instance "+key.ID, func(d *draft) error {
+	used, err := r.once(ctx, "deregister", "instance "+key.ID, func(d *draft) error {
 		in := d.instance(key)
 		if in == nil {
 			return noInstance("deregister", key)
@@ -142,8 +143,8 @@ func (r *Registry) deregisterHere(ctx context.Context, key weft.InstanceKey) (ui
 		d.deleteInstance(key)
 		return nil
 	})
-	if err != nil {
-		return 0, err
+	if err != nil || used != 0 {
+		return uint64(used), err
 	}
 	return r.view.index(ServiceTopic(service)), nil
 }
@@ -166,9 +167,6 @@ func noNode(op, name string) error {
 // RegisterNode writes a node, and returns the index of NodeTopic. An empty ID, an
 // empty Address and nil Checks leave what the node has.
 func (r *Registry) RegisterNode(ctx context.Context, n weft.Node) (uint64, error) {
-	if n.Name == r.node {
-		return r.operations.registerOwnNode(ctx, n)
-	}
 	return r.operations.registerNode(ctx, n)
 }
 
@@ -184,9 +182,9 @@ func (r *Registry) registerNodeHere(ctx context.Context, n weft.Node) (uint64, e
 	if err := r.allow("register", "node "+n.Name, n.Checks); err != nil {
 		return 0, err
 	}
-	err := r.do(ctx, "register", "node "+n.Name, func(d *draft) error { return planNode(d, n, given) })
-	if err != nil {
-		return 0, err
+	used, err := r.once(ctx, "register", "node "+n.Name, func(d *draft) error { return planNode(d, n, given) })
+	if err != nil || used != 0 {
+		return uint64(used), err
 	}
 	return r.view.index(NodeTopic(n.Name)), nil
 }
@@ -230,7 +228,7 @@ func (r *Registry) DeregisterNode(ctx context.Context, name string) (uint64, err
 }
 
 func (r *Registry) deregisterNodeHere(ctx context.Context, name string) (uint64, error) {
-	err := r.do(ctx, "deregister", "node "+name, func(d *draft) error {
+	used, err := r.once(ctx, "deregister", "node "+name, func(d *draft) error {
 		if d.node(name) == nil {
 			return noNode("deregister", name)
 		}
@@ -240,8 +238,8 @@ func (r *Registry) deregisterNodeHere(ctx context.Context, name string) (uint64,
 		d.deleteNode(name)
 		return nil
 	})
-	if err != nil {
-		return 0, err
+	if err != nil || used != 0 {
+		return uint64(used), err
 	}
 	return r.view.index(NodeTopic(name)), nil
 }
@@ -271,7 +269,7 @@ func (r *Registry) addCheckHere(ctx context.Context, e checkEdit) (bool, error) 
 	if err := r.allow("add", "check "+c.ID, []weft.Check{c}); err != nil {
 		return false, err
 	}
-	err := r.do(ctx, "add", "check "+c.ID, func(d *draft) error { return planCheck(d, key, c) })
+	_, err := r.once(ctx, "add", "check "+c.ID, func(d *draft) error { return planCheck(d, key, c) })
 	return err == nil, err
 }
 
@@ -292,7 +290,7 @@ func (r *Registry) setCheckHere(ctx context.Context, e checkEdit) (bool, error) 
 	if err := r.allow("set", "check "+c.ID, []weft.Check{c}); err != nil {
 		return false, err
 	}
-	err := r.do(ctx, "set", "check "+c.ID, func(d *draft) error {
+	_, err := r.once(ctx, "set", "check "+c.ID, func(d *draft) error {
 		o := d.owner(checkKey{node, c.ID})
 		return planCheck(d, weft.InstanceKey{Node: node, ID: o.instance}, c)
 	})
@@ -347,7 +345,7 @@ func (r *Registry) RemoveCheck(ctx context.Context, node, checkID string) error 
 
 func (r *Registry) removeCheckHere(ctx context.Context, e checkEdit) (bool, error) {
 	node, checkID := e.Key.Node, e.Check.ID
-	err := r.do(ctx, "remove", "check "+checkID, func(d *draft) error {
+	_, err := r.once(ctx, "remove", "check "+checkID, func(d *draft) error {
 		o := d.owner(checkKey{node, checkID})
 		if !o.ok {
 			return noCheck("remove", node, checkID)
@@ -405,7 +403,7 @@ func (r *Registry) reportHere(ctx context.Context, a reportArgument) (bool, erro
 // setStatus writes a status. still, when it is not nil, is asked in the loop
 // whether the reason for it still holds.
 func (r *Registry) setStatus(ctx context.Context, key checkKey, status weft.Health, output string, still func(*weft.Check) bool) error {
-	return r.do(ctx, "report", "check "+key.id, func(d *draft) error {
+	_, err := r.once(ctx, "report", "check "+key.id, func(d *draft) error {
 		o := d.owner(key)
 		if !o.ok {
 			return noCheck("report", key.node, key.id)
@@ -418,6 +416,7 @@ func (r *Registry) setStatus(ctx context.Context, key checkKey, status weft.Heal
 			return checks
 		})
 	})
+	return err
 }
 
 const (
@@ -450,7 +449,7 @@ func (r *Registry) maintainHere(ctx context.Context, m maintenance) (bool, error
 	if key.ID != "" {
 		c.ID, c.Name = instanceMaintenance+key.ID, "Service Maintenance Mode"
 	}
-	err := r.do(ctx, "maintain", key.Node+"/"+key.ID, func(d *draft) error {
+	_, err := r.once(ctx, "maintain", key.Node+"/"+key.ID, func(d *draft) error {
 		if !on {
 			return editChecks(d, key, "maintain", without(c.ID))
 		}

@@ -121,7 +121,7 @@ func (r *Registry) doubt(err error) error {
 		return &weft.Error{Kind: weft.Unavailable, Op: "write", Thing: "registry", Err: r.notWriter()}
 	}
 	r.stepDown("it is not known what became of a write")
-	if r.peers != nil && !r.leadership.IsLeader() { // who leads next can tell
+	if r.peers != nil { // who leads next can tell
 		return &weft.Error{Kind: weft.Unavailable, Op: "write", Thing: "registry", Err: fmt.Errorf("%w: %w", errMayHaveHappened, err)}
 	}
 	return err
