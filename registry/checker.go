@@ -46,11 +46,14 @@ func (k *checker) set(owner weft.InstanceKey, checks []weft.Check) {
 	k.sched.set(owner, checks, time.Now())
 }
 
-// report takes a report in; see schedule.report.
-func (k *checker) report(key checkKey, status weft.Health) (weft.CheckKind, bool) {
+// report takes a report in; see schedule.report. It is to be written too when its
+// output is news.
+func (k *checker) report(key checkKey, status weft.Health, output string) (weft.CheckKind, bool) {
+	now := time.Now()
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.sched.report(key, status, time.Now())
+	kind, changed := k.sched.report(key, status, now)
+	return kind, changed || reported(kind) && output != "" && k.sched.news(k.sched.checks[key], status, output, now)
 }
 
 // lead begins or ends doing what is due. Only the server that writes does it; the
@@ -143,8 +146,12 @@ func (k *checker) doProbe(ctx context.Context, d duty) error {
 	probeCtx, cancel := context.WithTimeout(ctx, timeoutOf(&d.check))
 	result, output := k.probe(probeCtx, &d.check)
 	cancel()
+	now := time.Now()
 	k.mu.Lock()
-	status, changed := k.sched.done(d.state, result, time.Now())
+	status, changed := k.sched.done(d.state, result, now)
+	if !changed && k.sched.news(d.state, result, output, now) {
+		status, changed = result, true
+	}
 	k.mu.Unlock()
 	k.wake()
 	if !changed || ctx.Err() != nil {

@@ -59,7 +59,8 @@ func (c *catalogue) write(_ context.Context, d duty, status weft.Health, output 
 		return c.fail
 	}
 	checks := c.checks[d.owner]
-	findCheck(checks, d.key.id).Status = status
+	changed := findCheck(checks, d.key.id)
+	changed.Status, changed.Output = status, output
 	c.k.set(d.owner, checks)
 	c.k.wake()
 	return nil
@@ -125,13 +126,13 @@ func TestCheckerLapses(t *testing.T) {
 		c.set(order, weft.Check{ID: "c", Kind: weft.LeaseCheck, TTL: seconds(3)})
 		for range 10 {
 			time.Sleep(time.Second)
-			if kind, changed := c.k.report(checkKey{"n", "c"}, weft.Passing); kind != weft.LeaseCheck || changed {
+			if kind, changed := c.k.report(checkKey{"n", "c"}, weft.Passing, ""); kind != weft.LeaseCheck || changed {
 				t.Fatalf("a renewal is to be written: %v, %v", kind, changed)
 			}
 		}
 		time.Sleep(5 * time.Second)
 		c.want(t, "13.0 c critical (no report for 3s)")
-		if _, changed := c.k.report(checkKey{"n", "c"}, weft.Passing); !changed {
+		if _, changed := c.k.report(checkKey{"n", "c"}, weft.Passing, ""); !changed {
 			t.Error("the report after a lapse is not written")
 		}
 	})

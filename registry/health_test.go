@@ -173,6 +173,34 @@ func TestReport(t *testing.T) {
 	wantKind(t, r.Report(ctx, "", "service:o:1", weft.Maintenance, ""), weft.Invalid, "maintenance")
 }
 
+// What a check says is told although its status stays: the first word of one that
+// began critical is why, and later ones are rare.
+func TestOutputWhileTheStatusStays(t *testing.T) {
+	r := open(t)
+	ctx := t.Context()
+	register(t, r, withChecks(instance("order", "o"), ttlCheck("ttl", weft.Critical), weft.Check{
+		ID: "tcp", Kind: weft.TCPCheck, Status: weft.Critical, Target: closedPort(t), Interval: weft.Duration(time.Millisecond)}))
+	output := func(i int) string {
+		got, _ := r.Instance(key("o"))
+		return got.Checks[i].Output // they are sorted by their ids
+	}
+	waitUntil(t, r, registry.ServiceTopic(service("order")), "explained", func() bool { return strings.Contains(output(0), "refused") })
+	for _, said := range []struct{ status, output, want string }{
+		{"critical", "the disk is full", "the disk is full"},
+		{"critical", "", "the disk is full"},
+		{"critical", "it is still full", "the disk is full"},
+		{"warning", "nearly full", "nearly full"},
+		{"warning", "nearly full: 97 %", "nearly full: 97 %"},
+		{"warning", "nearly full: 96 %", "nearly full: 97 %"},
+	} {
+		status := map[string]weft.Health{"critical": weft.Critical, "warning": weft.Warning}[said.status]
+		must(t, r.Report(ctx, "", "ttl", status, said.output))
+		if got := output(1); got != said.want {
+			t.Errorf("after %s %q the output is %q, want %q", said.status, said.output, got, said.want)
+		}
+	}
+}
+
 func TestRegisteringAgainKeepsTheResult(t *testing.T) {
 	http := weft.Check{ID: "c", Kind: weft.HTTPCheck, Target: "http://127.0.0.1:1/", Interval: weft.Duration(time.Hour), Status: weft.Critical}
 	lease := weft.Check{ID: "c", Kind: weft.LeaseCheck, TTL: weft.Duration(time.Hour), Status: weft.Critical}

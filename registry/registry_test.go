@@ -371,7 +371,7 @@ func TestSameAgainChangesNothing(t *testing.T) {
 	before := indexes()
 	steps := map[string]func() error{
 		"register the same":        func() error { _, err := r.Register(ctx, in); return err },
-		"report the same status":   func() error { return r.Report(ctx, ownNode, "service:o-1:1", weft.Passing, "still fine") },
+		"report the same":          func() error { return r.Report(ctx, ownNode, "service:o-1:1", weft.Passing, "fine") },
 		"register the same node":   func() error { _, err := r.RegisterNode(ctx, weft.Node{Name: ownNode}); return err },
 		"end no maintenance":       func() error { return r.Maintain(ctx, key("o-1"), false, "") },
 		"add the same check again": func() error { return r.AddCheck(ctx, key("o-1"), ttlCheck("service:o-1:2", weft.Critical)) },

@@ -65,6 +65,7 @@ type checkState struct {
 	critical  time.Time // since when; zero when it is not
 	fell      time.Time // when it was seen to turn critical; zero when it is not, or began so
 	reapRetry time.Time // not to be reaped before
+	told      time.Time // when it had something new to say of a status that stayed; zero when it had not
 
 	at    time.Time // when it is next looked at; its place in byTime
 	place int       // in byTime; -1 when it is not there
@@ -201,6 +202,9 @@ func (c *checkState) follow(check *weft.Check, now time.Time) {
 		before = c.check.Status
 	}
 	c.check = check
+	if before != check.Status {
+		c.told = time.Time{}
+	}
 	if reported(check.Kind) && before >= weft.Critical && check.Status < weft.Critical {
 		c.due = now.Add(check.TTL.Std()) // alive again
 	}
@@ -333,6 +337,25 @@ func (s *schedule) done(c *checkState, result weft.Health, now time.Time) (statu
 	status = c.judge(result)
 	s.arm(c)
 	return status, status != c.check.Status
+}
+
+// newsAfter is how long a check's output may be behind while its status stays. Consul
+// documents the same: outputs that tell the time would else be a write, and an answer
+// to each blocked query, at every result.
+const newsAfter = 5 * time.Minute
+
+// news says whether a result that agrees with the check's status is to be written for
+// its output alone: the first one is, which says why a check began as it did, and then
+// one in newsAfter.
+func (s *schedule) news(c *checkState, result weft.Health, output string, now time.Time) bool {
+	if c == nil || c.gone || !s.leading || result != c.check.Status || isObservation(c.key.id) {
+		return false
+	}
+	if output == "" || c.check.Output == shortOutput(output) || !c.told.IsZero() && now.Before(c.told.Add(newsAfter)) {
+		return false
+	}
+	c.told = now
+	return true
 }
 
 // judge counts a result, and returns the status that the check should have.

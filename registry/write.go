@@ -365,9 +365,9 @@ func noCheck(op, node, checkID string) error {
 	return weft.Errorf(weft.NotFound, op, "check "+checkID, "there is no such check on node %s", node)
 }
 
-// Report tells the result of a TTL or lease check, and so renews it. Only a change
-// of status is written, with its output. The error is of Kind NotFound when there
-// is no such check.
+// Report tells the result of a TTL or lease check, and so renews it. A change of
+// status is written, with its output; an output alone is seldom (see newsAfter). The
+// error is of Kind NotFound when there is no such check.
 func (r *Registry) Report(ctx context.Context, node, checkID string, status weft.Health, output string) error {
 	_, err := r.operations.report(ctx, reportArgument{orElse(node, r.node), checkID, status, output})
 	return err
@@ -381,13 +381,13 @@ type reportArgument struct {
 	Output  string
 }
 
-// reportHere returns whether the status changed.
+// reportHere returns whether the report was written.
 func (r *Registry) reportHere(ctx context.Context, a reportArgument) (bool, error) {
 	key, checkID, status := checkKey{a.Node, a.CheckID}, a.CheckID, a.Status
 	if status > weft.Critical {
 		return false, weft.Errorf(weft.Invalid, "report", "check "+checkID, "status: %s is not reported; use passing, warning or critical", status)
 	}
-	kind, changed := r.checks.report(key, status)
+	kind, changed := r.checks.report(key, status, a.Output)
 	switch {
 	case kind == "":
 		return false, noCheck("report", key.node, checkID)
@@ -410,7 +410,7 @@ func (r *Registry) setStatus(ctx context.Context, key checkKey, status weft.Heal
 		}
 		return editChecks(d, weft.InstanceKey{Node: key.node, ID: o.instance}, "report", func(checks []weft.Check) []weft.Check {
 			c := findCheck(checks, key.id)
-			if c.Status != status && (still == nil || still(c)) {
+			if (c.Status != status || output != "") && (still == nil || still(c)) {
 				c.Status, c.Output = status, shortOutput(output)
 			}
 			return checks
