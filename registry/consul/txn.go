@@ -86,7 +86,11 @@ func (a *api) txn(w http.ResponseWriter, q *query) error {
 			return err
 		}
 	}
-	if refused := a.refusedOps(q, body); len(refused) > 0 {
+	refused := keyless(body)
+	if len(refused) == 0 {
+		refused = a.refusedOps(q, body)
+	}
+	if len(refused) > 0 {
 		return a.answerTxn(w, q, txnAnswer{Errors: refused}, 1)
 	}
 	result, err := a.registry.Transact(q.request.Context(), registry.TxnRequest{Ops: ops})
@@ -101,6 +105,17 @@ func (a *api) txn(w http.ResponseWriter, q *query) error {
 		answer.Errors = append(answer.Errors, txnError{OpIndex: e.Op, What: e.What})
 	}
 	return a.answerTxn(w, q, answer, result.Index)
+}
+
+// keyless are the operations that name no key: Consul's clients look for their place,
+// as they do when something is not as it was.
+func keyless(body []txnOp) (out []txnError) {
+	for i := range body {
+		if kv := body[i].KV; kv != nil && kv.Key == "" && kv.Verb != "get-tree" && kv.Verb != "delete-tree" {
+			out = append(out, txnError{i, "Must provide key"})
+		}
+	}
+	return out
 }
 
 func (a *api) answerTxn(w http.ResponseWriter, q *query, answer txnAnswer, index uint64) error {
@@ -137,7 +152,7 @@ func (a *api) txnOp(q *query, o *txnOp) (registry.Op, error) {
 	case o.Service != nil:
 		return a.txnService(q, o)
 	case o.Check != nil:
-		return txnCheck(o)
+		return a.txnCheck(o)
 	}
 	return registry.Op{}, weft.Errorf(weft.Invalid, "read transaction", "", "an operation is about no KV, Node, Service or Check")
 }
@@ -156,9 +171,10 @@ func (a *api) txnService(q *query, o *txnOp) (registry.Op, error) {
 	return registry.Op{Service: &registry.InstanceOp{Verb: o.Service.Verb, Instance: in}}, nil
 }
 
-func txnCheck(o *txnOp) (registry.Op, error) {
+func (a *api) txnCheck(o *txnOp) (registry.Op, error) {
 	b := &o.Check.Check
-	c, err := b.catalogCheck(false)
+	on := a.registry.NodeNamed(b.Node)
+	c, err := b.catalogCheck(on != nil && isExternal(on.Labels))
 	if err != nil {
 		return registry.Op{}, err
 	}
@@ -176,6 +192,9 @@ func (a *api) txnResult(q *query, r *registry.OpResult) (out txnResult) {
 		out.Node = &n
 	case r.Check != nil:
 		c := newCheckRecord(r.CheckOn, r.Service, r.Check)
+		if r.Service == nil {
+			c.ServiceTags = nil // here, and only here, Consul's clients compare it with that
+		}
 		out.Check = &c
 	case r.Service != nil:
 		s := newServiceRecord(r.Service)

@@ -78,7 +78,7 @@ func TestWrongTransactions(t *testing.T) {
 		{`[null]`, 400, "no KV, Node, Service or Check"},
 		{`[{"KV":{"Verb":"set","Key":"a","Value":"not base64!"}}]`, 400, "base64"},
 		{`[{"KV":{"Verb":"teach","Key":"a"}}]`, 409, "teach"},
-		{`[{"KV":{"Verb":"set","Key":""}}]`, 400, "Must provide key"},
+		{`[{"KV":{"Verb":"set","Key":"a"}},{"KV":{"Verb":"set","Key":""}}]`, 409, `{"Results":null,"Errors":[{"OpIndex":1,"What":"Must provide key"}]}`},
 		{`[{"KV":{"Verb":"lock","Key":"a","Session":"none"}}]`, 409, "invalid session"},
 		{`[{"Node":{"Verb":"set","Node":{"Address":"10.0.0.1"}}}]`, 409, "OpIndex"},
 		{`[{"Service":{"Verb":"set","Node":"none","Service":{"Service":"web","Kind":"teapot"}}}]`, 400, "teapot"},
