@@ -318,14 +318,14 @@ func (a *api) catalogInstance(q *query, body *catalogBody) (*weft.Instance, erro
 
 // checks returns what has to be done for the checks. What is registered in the
 // catalogue is reported by who registers it, and not probed; but for external nodes,
-// which say in their metadata that somebody shall do so: where others run consul-esm
-// for them, the server does it itself.
+// which say so in their metadata: where others run consul-esm for them, the server does
+// it itself.
 func (b *catalogBody) checks(known *weft.Node) ([]registry.CheckOp, error) {
 	meta := b.NodeMeta
 	if b.SkipNodeUpdate && known != nil {
 		meta = known.Labels
 	}
-	external := meta["external-node"] == "true" && meta["external-probe"] == "true"
+	external := isExternal(meta)
 	var out []registry.CheckOp
 	for _, body := range append([]*checkBody{b.Check}, b.Checks...) {
 		if body == nil {
@@ -340,6 +340,9 @@ func (b *catalogBody) checks(known *weft.Node) ([]registry.CheckOp, error) {
 	return out, nil
 }
 
+// isExternal says of the metadata of a node that nobody who runs there makes its checks.
+func isExternal(meta map[string]string) bool { return meta["external-node"] == "true" }
+
 // catalogCheck reads a check of the catalogue. Without probed it is static: its
 // definition is only kept.
 func (b *checkBody) catalogCheck(probed bool) (weft.Check, error) {
@@ -351,23 +354,23 @@ func (b *checkBody) catalogCheck(probed bool) (weft.Check, error) {
 		return c, err
 	}
 	d := b.Definition
-	if d == nil || d.HTTP == "" && d.TCP == "" && d.UDP == "" {
+	if d == nil || d.HTTP == "" && d.TCP == "" && d.UDP == "" && d.GRPC == "" {
 		return c, nil
 	}
 	if err := d.times(&c); err != nil {
 		return c, err
 	}
 	c.Method, c.Header, c.Body = d.Method, d.Header, d.Body
-	c.TLSSkipVerify, c.TLSServerName = d.TLSSkipVerify, d.TLSServerName
+	c.TLS, c.TLSSkipVerify, c.TLSServerName = d.GRPC != "" && d.GRPCUseTLS, d.TLSSkipVerify, d.TLSServerName
 	kind, n := weft.StaticCheck, 0
-	for k, target := range map[weft.CheckKind]string{weft.HTTPCheck: d.HTTP, weft.TCPCheck: d.TCP, weft.UDPCheck: d.UDP} {
+	for k, target := range map[weft.CheckKind]string{weft.HTTPCheck: d.HTTP, weft.TCPCheck: d.TCP, weft.UDPCheck: d.UDP, weft.GRPCCheck: d.GRPC} {
 		if target != "" {
 			kind, c.Target, n = k, target, n+1
 		}
 	}
 	switch {
 	case n > 1:
-		return c, b.invalid("its Definition has several of HTTP, TCP and UDP: give only one")
+		return c, b.invalid("its Definition has several of HTTP, TCP, UDP and GRPC: give only one")
 	case probed && c.Interval > 0:
 		c.Kind = kind
 	default:

@@ -287,6 +287,8 @@ func newDefinition(c *weft.Check) definitionRecord {
 			d.TCP = target
 		case weft.UDPCheck:
 			d.UDP = target
+		case weft.GRPCCheck:
+			d.GRPC, d.GRPCUseTLS = target, c.TLS
 		}
 	}
 	return d
