@@ -45,6 +45,7 @@ type accessControl struct {
 	seal      cipher.AEAD // constant; nil without a key
 
 	mu       sync.Mutex
+	standing string                      // a token for requests that have none
 	resolved map[credential]*known       // by the secret's hash
 	missed   map[[sha256.Size]byte]*miss // by the secret's hash
 	reaped   time.Time                   // when expired tokens were last cleared away

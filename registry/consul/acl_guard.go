@@ -85,6 +85,7 @@ var guards = map[string]guarded{
 	"agent/check/warn/":          {write: changesCheck},
 	"agent/check/fail/":          {write: changesCheck},
 	"agent/check/update/":        {write: changesCheck},
+	"agent/token/":               {write: needs(agentResource, localNode, writable)},
 	"agent/connect/ca/roots":     {read: open}, // public by their nature
 	"agent/connect/ca/leaf/":     {read: itself},
 	"agent/connect/authorize":    {write: itself},
@@ -132,19 +133,22 @@ var guards = map[string]guarded{
 	"session/node/":          {read: filtered},
 	"session/list":           {read: filtered},
 
-	"snapshot":                      {needs(aclResource, nobody, writable), needs(aclResource, nobody, writable)},
-	"status/leader":                 {read: open},
-	"status/peers":                  {read: open},
-	"operator/raft/configuration":   operates,
-	"operator/raft/peer":            operates,
-	"operator/raft/transfer-leader": operates,
-	"operator/autopilot/health":     operates,
-	"operator/autopilot/state":      operates,
-	"operator/usage":                operates,
-	"peerings":                      {read: open}, // these four are always empty
-	"exported-services":             {read: open},
-	"imported-services":             {read: open},
-	"partitions":                    {read: open},
+	"snapshot":                         {needs(aclResource, nobody, writable), needs(aclResource, nobody, writable)},
+	"status/leader":                    {read: open},
+	"status/peers":                     {read: open},
+	"operator/raft/configuration":      operates,
+	"operator/raft/peer":               operates,
+	"operator/raft/transfer-leader":    operates,
+	"operator/autopilot/health":        operates,
+	"operator/autopilot/state":         operates,
+	"operator/autopilot/configuration": operates,
+	"operator/usage":                   operates,
+	"health/ingress/":                  {read: open}, // these six are always empty
+	"catalog/gateway-services/":        {read: open},
+	"peerings":                         {read: open},
+	"exported-services":                {read: open},
+	"imported-services":                {read: open},
+	"partitions":                       {read: open},
 }
 
 var operates = guarded{needs(operatorResource, nobody, readable), needs(operatorResource, nobody, writable)}
@@ -179,6 +183,9 @@ func (a *api) admit(w http.ResponseWriter, q *query, path string) (err error) {
 	}
 	q.filtered = false
 	q.sender = q.secret()
+	if q.sender == "" {
+		q.sender = a.acl.standIn()
+	}
 	if anybody[path] {
 		q.sender = ""
 	}

@@ -350,3 +350,35 @@ func TestTokensSurviveASnapshot(t *testing.T) {
 	w.as(rootSecret, "PUT", "/v1/snapshot", saved).want(200)
 	w.as(secret, "GET", "/v1/kv/other", "").want(200)
 }
+
+// A server's default token is taken for requests that have none, and for no others.
+func TestDefaultToken(t *testing.T) {
+	w := secured(t)
+	secret, _ := w.tokenWith(`key_prefix "" { policy = "write" }`)
+	w.as("", "PUT", "/v1/kv/a", "1").want(403)
+	w.as(secret, "PUT", "/v1/agent/token/default", `{"Token":"`+secret+`"}`).want(403)
+	w.as(rootSecret, "PUT", "/v1/agent/token/lost", `{"Token":"`+secret+`"}`).want(404)
+	for _, name := range []string{"agent", "replication", "agent_recovery", "config_file_service_registration", "dns", "acl_agent_token"} {
+		w.as(rootSecret, "PUT", "/v1/agent/token/"+name, `{"Token":"`+rootSecret+`"}`).want(200)
+	}
+	w.as("", "PUT", "/v1/kv/a", "1").want(403)
+	w.as(rootSecret, "PUT", "/v1/agent/token/default", `{"Token":"`+secret+`"}`).want(200)
+	w.as("", "PUT", "/v1/kv/a", "1").want(200)
+	w.as("", "GET", "/v1/acl/tokens", "").want(403)
+	if self := w.as("", "GET", "/v1/acl/token/self", "").want(200); self.field("SecretID") != secret {
+		t.Errorf("%s", self.body)
+	}
+	w.as("wrong", "PUT", "/v1/kv/a", "1").want(403)
+	w.as(rootSecret, "PUT", "/v1/agent/token/default", `{"Token":""}`).want(200)
+	w.as("", "PUT", "/v1/kv/a", "1").want(403)
+}
+
+// Who waits for what cannot be here is not sent round in circles.
+func TestNothingIsWaitedFor(t *testing.T) {
+	w := newWorld(t)
+	began := time.Now()
+	w.get("/v1/exported-services?index=1&wait=30ms").wantJSON("[]")
+	if took := time.Since(began); took < 30*time.Millisecond {
+		t.Errorf("answered after %v", took)
+	}
+}

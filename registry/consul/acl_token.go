@@ -436,7 +436,7 @@ func (a *api) tokenSelf(w http.ResponseWriter, q *query) error {
 	if a.acl == nil {
 		return errACLDisabled
 	}
-	secret := q.secret()
+	secret := q.sender
 	if secret == "" {
 		secret = anonymousSecret
 	}

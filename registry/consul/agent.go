@@ -21,6 +21,7 @@ func (a *api) agentEndpoints() endpoints {
 		"agent/checks":               {get: a.agentChecks},
 		"agent/service/register":     {put: a.agentRegister},
 		"agent/service/":             {get: a.agentService},
+		"agent/token/":               {put: a.agentToken},
 		"agent/service/deregister/":  {put: a.agentDeregister},
 		"agent/service/maintenance/": {put: a.serviceMaintenance},
 		"agent/check/register":       {put: a.checkRegister},

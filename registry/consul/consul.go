@@ -175,15 +175,12 @@ func (a *api) install(tables []endpoints) {
 
 // later are the parts of Consul's API that this release does not have.
 var later = []struct{ path, what string }{
-	{"health/ingress/", "ingress gateways"},
-	{"catalog/gateway-services/", "gateways as config entries"},
 	{"internal/", "the interface of Consul's own dashboard"},
 	{"operator/", "operating a Consul cluster"},
 	{"peering", "cluster peering"},
 	{"exported-services", "cluster peering"},
 	{"partition", "partitions"},
 	{"namespace", "managing namespaces"},
-	{"agent/token/", "tokens for an agent's own requests"},
 }
 
 func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {

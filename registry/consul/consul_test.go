@@ -340,6 +340,8 @@ func TestWrongRequests(t *testing.T) {
 		{"GET", "/v1/internal/ui/services", ``, 501, "dashboard"},
 		{"PUT", "/v1/peering/token", `{}`, 501, "cluster peering"},
 		{"GET", "/v1/operator/keyring", ``, 501, "operating a Consul cluster"},
+		{"PUT", "/v1/operator/autopilot/configuration", `{}`, 501, "autopilot"},
+		{"PUT", "/v1/agent/token/default", `{"Token":"x"}`, 401, "ACL support disabled"},
 	} {
 		a := w.send(c.method, c.path, c.body)
 		if a.status != c.status || !strings.Contains(a.body, c.says) || strings.Count(a.body, "\n") != 1 {

@@ -32,12 +32,13 @@ type Cluster interface {
 
 func (a *api) operatorEndpoints() endpoints {
 	return endpoints{
-		"operator/raft/configuration":   {get: a.raftConfiguration},
-		"operator/raft/peer":            {delete: a.raftRemove},
-		"operator/raft/transfer-leader": {put: a.raftTransfer, post: a.raftTransfer},
-		"operator/autopilot/health":     {get: a.autopilotHealth},
-		"operator/autopilot/state":      {get: a.autopilotState},
-		"operator/usage":                {get: a.operatorUsage},
+		"operator/raft/configuration":      {get: a.raftConfiguration},
+		"operator/raft/peer":               {delete: a.raftRemove},
+		"operator/raft/transfer-leader":    {put: a.raftTransfer, post: a.raftTransfer},
+		"operator/autopilot/health":        {get: a.autopilotHealth},
+		"operator/autopilot/state":         {get: a.autopilotState},
+		"operator/autopilot/configuration": {get: a.autopilotConfiguration, put: a.autopilotConfigure},
+		"operator/usage":                   {get: a.operatorUsage},
 	}
 }
 
@@ -100,6 +101,21 @@ func (a *api) raftTransfer(w http.ResponseWriter, q *query) error {
 		writeJSON(w, http.StatusOK, b)
 	}
 	return err
+}
+
+// GET /v1/operator/autopilot/configuration tells what holds, in Consul's words: nobody
+// but an operator takes a server out.
+func (a *api) autopilotConfiguration(w http.ResponseWriter, q *query) error {
+	return a.fixed(w, q, map[string]any{
+		"CleanupDeadServers": false, "LastContactThreshold": "0s", "MaxTrailingLogs": 0, "MinQuorum": 0,
+		"ServerStabilizationTime": "0s", "RedundancyZoneTag": "", "DisableUpgradeMigration": true, "UpgradeVersionTag": "",
+		"CreateIndex": 1, "ModifyIndex": 1,
+	})
+}
+
+// PUT /v1/operator/autopilot/configuration
+func (a *api) autopilotConfigure(http.ResponseWriter, *query) error {
+	return notHere("weft has nothing that autopilot's settings would tune: servers are taken out by operator/raft/peer")
 }
 
 type serverHealthRecord struct {

@@ -132,3 +132,14 @@ func TestOperatorAlone(t *testing.T) {
 		}
 	}
 }
+
+// Nothing takes servers out by itself, and there are no gateways of Consul's kind: so it
+// is told to who asks.
+func TestWhatIsNotHereIsTold(t *testing.T) {
+	w := newWorld(t)
+	if got := w.get("/v1/operator/autopilot/configuration"); got.field("CleanupDeadServers") != false || got.field("ModifyIndex") != 1.0 {
+		t.Error(got.body)
+	}
+	w.get("/v1/health/ingress/web").wantJSON("[]")
+	w.get("/v1/catalog/gateway-services/gate?index=1&wait=1ms").wantJSON("[]")
+}

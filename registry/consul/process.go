@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/weftmesh/weft"
+	"github.com/weftmesh/weft/registry"
 )
 
 // processEndpoints are the agent's endpoints that are about the process and its
@@ -207,15 +208,20 @@ func (a *api) agentForceLeave(_ http.ResponseWriter, q *query) error {
 // notHere is the honest answer to what this server has not got.
 func notHere(why string) error { return &plainError{http.StatusNotImplemented, why} }
 
-// none answers [] to lists of what cannot be here: templates ask for them.
-func (a *api) none(w http.ResponseWriter, q *query) error { return a.fixed(w, q, []string{}) }
+// none answers [] to lists of what cannot be here: templates ask for them, and wait for
+// the next.
+func (a *api) none(w http.ResponseWriter, q *query) error {
+	return a.answer(w, q, view{topic: registry.KeyTopic("none", ""), build: func() (any, uint64) { return []string{}, 1 }})
+}
 
 func (a *api) emptyEndpoints() endpoints {
 	return endpoints{
-		"peerings":          {get: a.none},
-		"exported-services": {get: a.none},
-		"imported-services": {get: a.none},
-		"partitions":        {get: a.none},
+		"peerings":                  {get: a.none},
+		"exported-services":         {get: a.none},
+		"imported-services":         {get: a.none},
+		"partitions":                {get: a.none},
+		"health/ingress/":           {get: a.none}, // gateways are resources of the mesh
+		"catalog/gateway-services/": {get: a.none},
 	}
 }
 
