@@ -90,7 +90,7 @@ func (s *Server) serveConsul(p *parts) {
 		c.Cluster = consulServers{s}
 	}
 	h := consul.New(s.registry, c)
-	p.add("Consul API", serveHTTP(s.doors.consul, h, s.logger))
+	p.add("Consul API", serveReady(s.doors.consul, h, h.Express, s.logger))
 	s.addTLS(p, "Consul API over TLS", s.doors.consulHTTPS, h)
 	known := &consul.Announcement{Registry: s.registry, Address: s.announced(), Members: s.memberNames, Logger: s.logger}
 	p.add("service of the servers", known.Run)

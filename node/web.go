@@ -8,6 +8,9 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/weftmesh/weft/node/express"
+	"github.com/weftmesh/weft/wire/http1"
 )
 
 // How an HTTP server ends.
@@ -53,6 +56,20 @@ func serveHTTP(ln net.Listener, h http.Handler, logger *slog.Logger) func(contex
 		b.wait(lastRequests, true)
 		_ = s.Close()
 		return nil
+	}
+}
+
+// serveReady is serveHTTP for a handler whose answers partly lie ready.
+func serveReady(ln net.Listener, h http.Handler, ready express.Answer, logger *slog.Logger) func(context.Context) error {
+	return func(ctx context.Context) error {
+		front := express.Listen(ln, func(dst []byte, r *http1.Request) ([]byte, bool) {
+			if ctx.Err() != nil { // parting tells the client to go
+				return dst, false
+			}
+			return ready(dst, r)
+		})
+		defer front.Close()
+		return serveHTTP(front, h, logger)(ctx)
 	}
 }
 

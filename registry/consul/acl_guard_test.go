@@ -69,7 +69,7 @@ func quote(s string) string {
 // Every endpoint has a guard for every method that it knows, and no guard is left of
 // an endpoint that has gone.
 func TestEveryEndpointIsGuarded(t *testing.T) {
-	a := New(newRegistry(t), Config{}).(*api)
+	a := New(newRegistry(t), Config{}).api
 	known := make(map[string]bool)
 	for _, table := range a.tables() {
 		for path, e := range table {
@@ -139,7 +139,7 @@ var bodies = map[string]string{
 func TestWhoHasNoRightsGetsNothing(t *testing.T) {
 	w := secured(t)
 	nothing, _ := w.tokenWith(`event "none" { policy = "read" }`)
-	a := New(w.registry, Config{}).(*api) // for its tables
+	a := New(w.registry, Config{}).api // for its tables
 	arguments := maps.Clone(arguments)
 	for path, list := range map[string]string{"query/": "query", "connect/intentions/": "connect/intentions", "session/info/": "session/list"} {
 		arguments[path] = w.as(rootSecret, "GET", "/v1/"+list, "").want(200).field("0.ID").(string)
@@ -335,7 +335,7 @@ func TestBlockedReadsLoseTheirRights(t *testing.T) {
 // The content of a service and the log are waited for otherwise.
 func TestOtherWaitsLoseTheirRights(t *testing.T) {
 	w := secured(t)
-	a := w.server.Config.Handler.(*api)
+	a := w.server.Config.Handler.(*Handler).api
 	secret, accessor := w.tokenWith(`service "web" { policy = "read" } agent "server-1" { policy = "read" }`)
 	hash := w.as(secret, "GET", "/v1/agent/service/web", "").want(200).header.Get("X-Consul-ContentHash")
 	content := w.ask("/v1/agent/service/web?hash=" + hash + "&token=" + secret)
@@ -378,7 +378,7 @@ func TestWithoutAccessControl(t *testing.T) {
 	}
 	w.send("PUT", "/v1/acl/bootstrap", "").want(401)
 	w.send("PUT", "/v1/acl/login", "{}").want(401)
-	a := w.server.Config.Handler.(*api)
+	a := w.server.Config.Handler.(*Handler).api
 	r := httptest.NewRequest(http.MethodGet, "/v1/catalog/nodes", nil)
 	q, err := a.parseQuery(r, "")
 	if err != nil {

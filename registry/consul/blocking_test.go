@@ -170,7 +170,7 @@ func TestWaitEnds(t *testing.T) {
 // The time to wait is 5 minutes unless said, 10 at most, and a sixteenth more.
 func TestWaitTimes(t *testing.T) {
 	w := newWorld(t)
-	a := w.server.Config.Handler.(*api)
+	a := w.server.Config.Handler.(*Handler).api
 	for query, want := range map[string]time.Duration{
 		"": 5 * time.Minute, "wait=0s": 5 * time.Minute, "wait=10s": 10 * time.Second, "wait=120000ms": 2 * time.Minute,
 		"wait=10m": 10 * time.Minute, "wait=1h": 10 * time.Minute,

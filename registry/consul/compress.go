@@ -3,6 +3,7 @@ package consul
 import (
 	"compress/gzip"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,15 +23,18 @@ var compressors = sync.Pool{New: func() any {
 
 // accepted says whether a request takes gzip.
 func accepted(r *http.Request) bool {
-	for _, header := range r.Header["Accept-Encoding"] {
-		if header == "gzip" { // as most clients send it
+	return slices.ContainsFunc(r.Header["Accept-Encoding"], acceptsGzip)
+}
+
+// acceptsGzip reads a value of Accept-Encoding.
+func acceptsGzip(header string) bool {
+	if header == "gzip" { // as most clients send it
+		return true
+	}
+	for coding := range strings.SplitSeq(header, ",") {
+		name, quality, _ := strings.Cut(strings.TrimSpace(coding), ";")
+		if strings.EqualFold(strings.TrimSpace(name), "gzip") && strings.ReplaceAll(quality, " ", "") != "q=0" {
 			return true
-		}
-		for coding := range strings.SplitSeq(header, ",") {
-			name, quality, _ := strings.Cut(strings.TrimSpace(coding), ";")
-			if strings.EqualFold(strings.TrimSpace(name), "gzip") && strings.ReplaceAll(quality, " ", "") != "q=0" {
-				return true
-			}
 		}
 	}
 	return false

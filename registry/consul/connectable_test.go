@@ -94,7 +94,7 @@ func ids(list []*weft.Instance) string {
 // What happens to services through which one is not reached leaves its answer as it is.
 func TestConnectAnswerIsNotMadeForOthers(t *testing.T) {
 	w := newWorld(t)
-	a := New(w.registry, Config{}).(*api)
+	a := New(w.registry, Config{}).api
 	w.put("/v1/agent/service/register", `{"Name":"web-proxy","Kind":"connect-proxy","Port":1,"Proxy":{"DestinationServiceName":"web"}}`)
 	web := weft.NewServiceName("", "web")
 	_, before, _ := a.connectables.of(w.registry, web)

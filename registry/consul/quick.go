@@ -15,7 +15,7 @@ func (a *api) quick(w http.ResponseWriter, r *http.Request) bool {
 	if r.URL.RawPath != "" || r.Method != http.MethodGet {
 		return false
 	}
-	e, p, ok := a.quickly(r.URL.Path, r.URL.RawQuery)
+	e, service, p, ok := a.quickly(r.URL.Path, r.URL.RawQuery)
 	if !ok {
 		return false
 	}
@@ -26,7 +26,7 @@ func (a *api) quick(w http.ResponseWriter, r *http.Request) bool {
 			return false
 		}
 	}
-	answer := a.current(e, p)
+	answer := a.current(e, service, p)
 	if answer == nil {
 		return false
 	}
@@ -43,25 +43,25 @@ func (a *api) quick(w http.ResponseWriter, r *http.Request) bool {
 }
 
 // quickly finds what is kept for a plain read of health/service.
-func (a *api) quickly(path, query string) (e *keptEntry, p plain, ok bool) {
+func (a *api) quickly(path, query string) (e *keptEntry, service weft.ServiceName, p plain, ok bool) {
 	name, ok := strings.CutPrefix(path, "/v1/health/service/")
 	if !ok || name == "" || a.acl != nil {
-		return nil, p, false
+		return nil, service, p, false
 	}
 	if p, ok = plainParams(query); !ok {
-		return nil, p, false
+		return nil, service, p, false
 	}
-	k := keptQuery{of: healthServiceKept, service: weft.ServiceName{Namespace: weft.DefaultNamespace, Name: name}, passing: p.passing}
+	service = weft.ServiceName{Namespace: weft.DefaultNamespace, Name: name}
 	a.kept.mu.RLock()
-	e = a.kept.by[k]
+	e = a.kept.by[keptQuery{of: healthServiceKept, service: service, passing: p.passing}]
 	a.kept.mu.RUnlock()
-	return e, p, e != nil
+	return e, service, p, e != nil
 }
 
 // current returns the kept answer when it is good still, and no reason to wait.
-func (a *api) current(e *keptEntry, p plain) *keptAnswer {
+func (a *api) current(e *keptEntry, service weft.ServiceName, p plain) *keptAnswer {
 	answer := e.answer.Load()
-	if _, now := a.registry.Instances(e.query.service); answer == nil || answer.at < now || answer.index <= p.index && p.index > 0 {
+	if _, now := a.registry.Instances(service); answer == nil || answer.at < now || answer.index <= p.index && p.index > 0 {
 		return nil
 	}
 	e.used.Store(a.kept.clock.Add(1))
