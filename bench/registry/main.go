@@ -29,7 +29,7 @@ func main() {
 	var o options
 	var only, child string
 	var seconds float64
-	flag.StringVar(&only, "run", "", "`lane` to run: write or scale; both when empty")
+	flag.StringVar(&only, "run", "", "`lane` to run: read, write or scale; all when empty")
 	flag.Float64Var(&seconds, "seconds", 3, "`duration` of one measurement, in seconds")
 	flag.IntVar(&o.rounds, "rounds", 3, "`number` of rounds, each of which is printed")
 	flag.IntVar(&o.clients, "clients", 1024, "`number` of clients that write at a time")
@@ -69,6 +69,11 @@ func run(ctx context.Context, o options, only, child string) (err error) {
 	}
 	load, _ := os.ReadFile("/proc/loadavg")
 	fmt.Printf("%d cores, %s, load average %s\n", runtime.NumCPU(), runtime.Version(), strings.TrimSpace(string(load)))
+	if only == "" || only == "read" {
+		if err := runReads(ctx, o); err != nil {
+			return err
+		}
+	}
 	if only == "" || only == "write" {
 		if err := runWrites(ctx, o); err != nil {
 			return err
