@@ -233,7 +233,7 @@ func TestSeals(t *testing.T) {
 
 func TestExpiredTokens(t *testing.T) {
 	w := secured(t)
-	a := w.server.Config.Handler.(*api)
+	a := w.server.Config.Handler.(*Handler).api
 	made := w.as(rootSecret, "PUT", "/v1/acl/token", `{"ExpirationTTL":"1h","Policies":[{"Name":"global-management"}]}`).want(200)
 	secret, accessor := made.field("SecretID").(string), made.field("AccessorID").(string)
 	w.as(secret, "GET", "/v1/kv/other", "").want(200)
@@ -268,7 +268,7 @@ func TestExpiredTokens(t *testing.T) {
 // made of.
 func TestPermissionsAreRemembered(t *testing.T) {
 	w := secured(t)
-	a := w.server.Config.Handler.(*api)
+	a := w.server.Config.Handler.(*Handler).api
 	secret, _ := w.tokenWith(`key "a" { policy = "read" }`)
 	now := func() *permissions {
 		p, err := a.resolve(t.Context(), secret)
@@ -308,7 +308,7 @@ func TestPermissionsAreRemembered(t *testing.T) {
 // denial away: its tokens do not work.
 func TestUnreadablePolicy(t *testing.T) {
 	w := secured(t)
-	a := w.server.Config.Handler.(*api)
+	a := w.server.Config.Handler.(*Handler).api
 	secret, _ := w.tokenWith(`key "a" { policy = "deny" }`)
 	entries, _ := w.registry.Keys(policyTree, "")
 	var c change

@@ -66,8 +66,11 @@ type Config struct {
 	Closed bool
 }
 
+// Handler serves everything under /v1/. Its methods may be called from any goroutine.
+type Handler struct{ *api }
+
 // New returns the handler of everything under /v1/.
-func New(r *registry.Registry, c Config) http.Handler {
+func New(r *registry.Registry, c Config) *Handler {
 	a := &api{registry: r, indexes: newExactIndexes(), logger: c.Logger, version: c.Version, address: c.Address, scripts: c.Scripts,
 		cluster: c.Cluster, process: c.Process, started: time.Now()}
 	if a.logger == nil {
@@ -80,7 +83,7 @@ func New(r *registry.Registry, c Config) http.Handler {
 	a.catchUp = catchUpOf(r)
 	a.queries = &Queries{api: a}
 	a.install(a.tables())
-	return a
+	return &Handler{a}
 }
 
 func catchUpOf(r *registry.Registry) func(context.Context) error {
@@ -197,6 +200,10 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.unknown(w, path)
 		return
 	}
+	if r.Method == http.MethodOptions {
+		w.Header().Set("Allow", "OPTIONS, "+e.allow())
+		return
+	}
 	do := e.method(r.Method)
 	if do == nil {
 		w.Header().Set("Allow", e.allow())
@@ -229,6 +236,9 @@ func (a *api) find(path string) (e endpoint, argument string, found bool) {
 	for _, p := range a.prefixes {
 		if rest, ok := strings.CutPrefix(path, p.path); ok {
 			return p.endpoint, rest, true
+		}
+		if path+"/" == p.path { // Consul sends such to the path with the slash
+			return p.endpoint, "", true
 		}
 	}
 	return endpoint{}, "", false
