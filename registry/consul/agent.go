@@ -47,7 +47,7 @@ func (a *api) agentRegister(w http.ResponseWriter, q *query) error {
 		return err
 	}
 	if body.Name == "" {
-		return weft.Errorf(weft.Invalid, "register service", body.ID, "missing Name")
+		return weft.Errorf(weft.Invalid, "register service", body.ID, "Missing service name")
 	}
 	replace, err := q.flag("replace-existing-checks")
 	if err != nil {
@@ -148,7 +148,7 @@ func (a *api) checkRegister(w http.ResponseWriter, q *query) error {
 		return err
 	}
 	if body.Name == "" {
-		return weft.Errorf(weft.Invalid, "register check", body.id(), "missing Name")
+		return weft.Errorf(weft.Invalid, "register check", body.id(), "Missing check name")
 	}
 	c, err := a.checkOf(&body)
 	if err != nil {

@@ -196,6 +196,10 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	e, argument, found := a.find(path)
+	if !found { // Consul sends such to the path with the slash
+		path += "/"
+		e, argument, found = a.find(path)
+	}
 	if !found {
 		a.unknown(w, path)
 		return

@@ -262,6 +262,21 @@ func TestEveryReadHasTheHeaders(t *testing.T) {
 	}
 }
 
+// What Consul sends to the path with the slash is answered, and OPTIONS says what a
+// path takes.
+func TestPathsAsTheyAreTyped(t *testing.T) {
+	w := newWorld(t)
+	w.send("PUT", "/v1/kv/a", "x").want(200)
+	if got := w.send("GET", "/v1/kv?keys", "").want(200).body; strings.TrimSpace(string(got)) != `["a"]` {
+		t.Errorf("the keys are %s", got)
+	}
+	w.send("GET", "/v1/kv", "").want(400)
+	w.send("GET", "/v1/health/service", "").want(400)
+	if got := w.send("OPTIONS", "/v1/kv/a", "").want(200).header.Get("Allow"); got != "OPTIONS, GET, HEAD, PUT, DELETE" {
+		t.Errorf("a key takes %s", got)
+	}
+}
+
 func TestWrongRequests(t *testing.T) {
 	w := newWorld(t)
 	big := `{"Name":"web","Meta":{"x":"` + strings.Repeat("x", 10<<20) + `"}}`
@@ -270,7 +285,7 @@ func TestWrongRequests(t *testing.T) {
 		status             int
 		says               string
 	}{
-		{"PUT", "/v1/agent/service/register", `{"ID":"a"}`, 400, "missing Name"},
+		{"PUT", "/v1/agent/service/register", `{"ID":"a"}`, 400, "Missing service name"},
 		{"PUT", "/v1/agent/service/register", ``, 400, "empty"},
 		{"PUT", "/v1/agent/service/register", `{"Name":"web",}`, 400, "at byte 15"},
 		{"PUT", "/v1/agent/service/register", `{"Name":"web","Port":"80"}`, 400, "Port"},
@@ -304,7 +319,7 @@ func TestWrongRequests(t *testing.T) {
 		{"PUT", "/v1/agent/service/maintenance/none", ``, 400, "enable"},
 		{"PUT", "/v1/agent/service/maintenance/none?enable=perhaps", ``, 400, "enable"},
 		{"PUT", "/v1/agent/maintenance", ``, 400, "enable"},
-		{"PUT", "/v1/agent/check/register", `{"TTL":"1s"}`, 400, "missing Name"},
+		{"PUT", "/v1/agent/check/register", `{"TTL":"1s"}`, 400, "Missing check name"},
 		{"PUT", "/v1/agent/check/register", `{"Name":"c","TTL":"1s","ServiceID":"none"}`, 404, "none"},
 		{"PUT", "/v1/agent/check/deregister/none", ``, 404, "none"},
 		{"PUT", "/v1/agent/check/pass/none", ``, 404, "none"},
