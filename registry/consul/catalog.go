@@ -140,21 +140,19 @@ func (a *api) tagsOf(q *query, instances []*weft.Instance, fits func(*catalogRec
 
 // GET /v1/catalog/service/{name}
 func (a *api) catalogService(w http.ResponseWriter, q *query) error {
-	name, err := q.need("service name")
+	service, err := q.needService()
 	if err != nil {
 		return err
 	}
-	service := q.service(name)
 	return a.answerCatalog(w, q, catalogServiceKept, service, a.instancesOf(service))
 }
 
 // GET /v1/catalog/connect/{name}
 func (a *api) catalogConnect(w http.ResponseWriter, q *query) error {
-	name, err := q.need("service name")
+	service, err := q.needService()
 	if err != nil {
 		return err
 	}
-	service := q.service(name)
 	return a.answerCatalog(w, q, catalogConnectKept, service, a.connectable(service))
 }
 

@@ -15,6 +15,15 @@ import (
 	"github.com/weftmesh/weft"
 )
 
+// decodeStrict reads a body into the struct that to points at, by decodeFields.
+func decodeStrict(body []byte, to any) error {
+	parsed, err := parseJSON(body)
+	if err != nil {
+		return err
+	}
+	return decodeFields(parsed, reflect.ValueOf(to).Elem(), "")
+}
+
 // decodeFields reads decoded JSON into a struct, strictly: a field that the struct
 // does not have, and that says something, is an error with its path. Keys of structs
 // are taken in any case and with underscores; keys of maps are the user's, and stay.
@@ -100,6 +109,8 @@ func decodeStruct(from any, to reflect.Value, path string) error {
 		field := to.FieldByNameFunc(func(name string) bool { return name[0] <= 'Z' && strings.EqualFold(name, bare) })
 		switch {
 		case !field.IsValid() && saysNothing(v):
+		case !field.IsValid() && instead[at] != "":
+			return fieldError(at, "weft does not carry this out: %s", instead[at])
 		case !field.IsValid():
 			return fieldError(at, "weft does not carry this out")
 		default:
@@ -109,6 +120,12 @@ func decodeStruct(from any, to reflect.Value, path string) error {
 		}
 	}
 	return nil
+}
+
+// instead says what the mesh has in place of a field that it does not carry out.
+var instead = map[string]string{
+	// Failover is for when no instance is well, and never repeats what was answered.
+	"Failover": "the fallback of a ResiliencePolicy names a service that answers in place of one that fails, by errors too",
 }
 
 // saysNothing reports whether a value is what a client sends for a field that nobody

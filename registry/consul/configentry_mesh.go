@@ -427,18 +427,7 @@ func (m *routeHTTP) block() object {
 		if h.Invert {
 			to = without
 		}
-		switch {
-		case h.Exact != "":
-			to[h.Name] = object{"exact": h.Exact}
-		case h.Prefix != "":
-			to[h.Name] = object{"prefix": h.Prefix}
-		case h.Suffix != "":
-			to[h.Name] = object{"regex": ".*" + regexp.QuoteMeta(h.Suffix)}
-		case h.Regex != "":
-			to[h.Name] = object{"regex": h.Regex}
-		default:
-			to[h.Name] = object{"regex": ".*"}
-		}
+		to[h.Name] = textMatch(h.Exact, h.Prefix, h.Suffix, h.Regex)
 	}
 	if len(with) > 0 {
 		b["headers"] = with
@@ -448,14 +437,7 @@ func (m *routeHTTP) block() object {
 	}
 	params := object{}
 	for _, p := range m.QueryParam {
-		switch {
-		case p.Exact != "":
-			params[p.Name] = object{"exact": p.Exact}
-		case p.Regex != "":
-			params[p.Name] = object{"regex": p.Regex}
-		default:
-			params[p.Name] = object{"regex": ".*"}
-		}
+		params[p.Name] = textMatch(p.Exact, "", "", p.Regex)
 	}
 	if len(params) > 0 {
 		b["queryParams"] = params
@@ -468,6 +450,21 @@ func (m *routeHTTP) block() object {
 		b["method"] = object{"regex": strings.Join(m.Methods, "|")}
 	}
 	return b
+}
+
+// textMatch is the one condition that is given, or that there is a text at all.
+func textMatch(exact, prefix, suffix, regex string) object {
+	switch {
+	case exact != "":
+		return object{"exact": exact}
+	case prefix != "":
+		return object{"prefix": prefix}
+	case suffix != "":
+		return object{"regex": ".*" + regexp.QuoteMeta(suffix)}
+	case regex != "":
+		return object{"regex": regex}
+	}
+	return object{"regex": ".*"}
 }
 
 // retries is nil when the entry says nothing: then the mesh's own caution holds.

@@ -107,7 +107,7 @@ func TestWrongConfigEntries(t *testing.T) {
 		{`{"Kind":"service-splitter","Name":"web","Splits":[{"Weight":-1},{"Weight":101}]}`, 400, "Splits[0].Weight"},
 		{`{"Kind":"service-splitter","Name":"web","Splits":[{"Weight":1e300}]}`, 400, "Splits[0].Weight: the number is too large"},
 		{`{"Kind":"service-splitter","Name":"web","Splits":[{"Weight":100,"ResponseHeaders":{"Set":{"a":"b"}}}]}`, 400, "ResponseHeaders"},
-		{`{"Kind":"service-resolver","Name":"web","Failover":{"*":{"Datacenters":["dc2"]}}}`, 400, "Failover"},
+		{`{"Kind":"service-resolver","Name":"web","Failover":{"*":{"Datacenters":["dc2"]}}}`, 400, "Failover: weft does not carry this out: the fallback"},
 		{`{"Kind":"service-resolver","Name":"web","Redirect":{"Service":"b","Datacenter":"dc2"}}`, 400, "Redirect.Datacenter"},
 		{`{"Kind":"service-resolver","Name":"web","Redirect":{}}`, 400, "Redirect: is empty"},
 		{`{"Kind":"service-resolver","Name":"web","Redirect":{"Service":"b"},"DefaultSubset":"a"}`, 400, "DefaultSubset"},

@@ -23,21 +23,19 @@ func (a *api) healthEndpoints() endpoints {
 
 // GET /v1/health/service/{name}
 func (a *api) healthService(w http.ResponseWriter, q *query) error {
-	name, err := q.need("service name")
+	service, err := q.needService()
 	if err != nil {
 		return err
 	}
-	service := q.service(name)
 	return a.answerEntries(w, q, healthServiceKept, service, a.instancesOf(service))
 }
 
 // GET /v1/health/connect/{name}
 func (a *api) healthConnect(w http.ResponseWriter, q *query) error {
-	name, err := q.need("service name")
+	service, err := q.needService()
 	if err != nil {
 		return err
 	}
-	service := q.service(name)
 	return a.answerEntries(w, q, healthConnectKept, service, a.connectable(service))
 }
 
@@ -156,7 +154,7 @@ func (a *api) keeps(in *weft.Instance) bool {
 
 // GET /v1/health/checks/{service}
 func (a *api) healthChecks(w http.ResponseWriter, q *query) error {
-	name, err := q.need("service name")
+	service, err := q.needService()
 	if err != nil {
 		return err
 	}
@@ -164,7 +162,6 @@ func (a *api) healthChecks(w http.ResponseWriter, q *query) error {
 	if err != nil {
 		return err
 	}
-	service := q.service(name)
 	return a.answerKept(w, q, healthChecksKept, service, a.instancesOf(service).view(func(instances []*weft.Instance) any {
 		return a.nearChecks(q, a.fittingChecks(q, instances, fits))
 	}))

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"net/http"
-	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -276,10 +275,14 @@ func (a *api) intentionList(w http.ResponseWriter, q *query) error {
 	}})
 }
 
-// pairOf reads source and destination: "web" or "default/web".
-func (q *query) pairOf() (source, destination weft.ServiceName, err error) {
+// pairOf reads source and destination, "web" or "default/web", and asks for the right to
+// the destination.
+func (a *api) pairOf(q *query, resource string, want access) (source, destination weft.ServiceName, err error) {
 	if source, err = q.serviceNamed("source"); err == nil {
 		destination, err = q.serviceNamed("destination")
+	}
+	if err == nil {
+		err = a.authorize(q, resource, destination.Name, want)
 	}
 	return source, destination, err
 }
@@ -319,11 +322,8 @@ func findSource(e *serviceIntentions, source weft.ServiceName) *sourceIntention 
 
 // GET /v1/connect/intentions/exact?source=&destination=
 func (a *api) intentionExact(w http.ResponseWriter, q *query) error {
-	source, destination, err := q.pairOf()
+	source, destination, err := a.pairOf(q, intentionResource, readable)
 	if err != nil {
-		return err
-	}
-	if err := a.authorize(q, intentionResource, destination.Name, readable); err != nil {
 		return err
 	}
 	return a.answerIntention(w, q, registry.KeyTopic(configTree, intentionsKey(destination)), func(r *intentionRecord) bool {
@@ -374,12 +374,8 @@ func readIntention(w http.ResponseWriter, q *query) (*intentionBody, error) {
 	if err != nil {
 		return nil, err
 	}
-	parsed, err := parseJSON(raw)
-	if err != nil {
-		return nil, err
-	}
 	body := &intentionBody{}
-	return body, decodeFields(parsed, reflect.ValueOf(body).Elem(), "")
+	return body, decodeStrict(raw, body)
 }
 
 func (b *intentionBody) source() sourceIntention {
@@ -398,11 +394,8 @@ func noDefault(name string) string {
 
 // PUT /v1/connect/intentions/exact?source=&destination=
 func (a *api) intentionUpsert(w http.ResponseWriter, q *query) error {
-	source, destination, err := q.pairOf()
+	source, destination, err := a.pairOf(q, intentionResource, writable)
 	if err != nil {
-		return err
-	}
-	if err := a.authorize(q, intentionResource, destination.Name, writable); err != nil {
 		return err
 	}
 	body, err := readIntention(w, q)
@@ -475,11 +468,8 @@ func withoutSource(old configEntry, gone func(*sourceIntention) bool) configEntr
 
 // DELETE /v1/connect/intentions/exact?source=&destination=
 func (a *api) intentionDeleteExact(w http.ResponseWriter, q *query) error {
-	source, destination, err := q.pairOf()
+	source, destination, err := a.pairOf(q, intentionResource, writable)
 	if err != nil {
-		return err
-	}
-	if err := a.authorize(q, intentionResource, destination.Name, writable); err != nil {
 		return err
 	}
 	_, err = a.writeEntry(q, intentionsKey(destination), func(old configEntry, _ uint64) (configEntry, error) {
@@ -529,11 +519,8 @@ func (a *api) intentionMatch(w http.ResponseWriter, q *query) error {
 
 // GET /v1/connect/intentions/check?source=&destination=
 func (a *api) intentionCheck(w http.ResponseWriter, q *query) error {
-	source, destination, err := q.pairOf()
+	source, destination, err := a.pairOf(q, serviceResource, readable)
 	if err != nil {
-		return err
-	}
-	if err := a.authorize(q, serviceResource, destination.Name, readable); err != nil {
 		return err
 	}
 	if kind := q.params.Get("source-type"); kind != "" && kind != "consul" {

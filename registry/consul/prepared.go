@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -529,12 +528,8 @@ func (a *api) readQuery(w http.ResponseWriter, q *query) (*preparedQuery, error)
 }
 
 func (a *api) parseQueryBody(raw []byte) (*preparedQuery, error) {
-	parsed, err := parseJSON(raw)
-	if err != nil {
-		return nil, err
-	}
 	p := &preparedQuery{}
-	if err := decodeFields(parsed, reflect.ValueOf(p).Elem(), ""); err != nil {
+	if err := decodeStrict(raw, p); err != nil {
 		return nil, err
 	}
 	p.CreateIndex, p.ModifyIndex = 0, 0

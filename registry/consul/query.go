@@ -185,6 +185,11 @@ func (q *query) need(thing string) (string, error) {
 	return q.argument, nil
 }
 
+func (q *query) needService() (weft.ServiceName, error) {
+	name, err := q.need("service name")
+	return q.service(name), err
+}
+
 func (q *query) service(name string) weft.ServiceName {
 	return weft.NewServiceName(q.namespace, name)
 }
