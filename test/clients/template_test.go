@@ -97,7 +97,7 @@ func TestConsulTemplate(t *testing.T) {
 	lines := []string{
 		"color=red", "size=none", "http=80", "a/b=c",
 		"server web-1 10.0.0.1:8080 [blue] 2 passing", "server web-2 10.0.0.2:8080 [] 2 passing", "blue web-1 passing",
-		"name web", "node 127.0.0.1", "datacenter dc1", "root true",
+		"name consul", "name web", "node 127.0.0.1", "datacenter dc1", "root true",
 	}
 	want := func() func() error { return reads(file, strings.Join(lines, "\n")+"\n") }
 	world.Eventually(t, soon, "the page", want())
@@ -105,13 +105,13 @@ func TestConsulTemplate(t *testing.T) {
 	lines[1] = "size=big"
 	world.Eventually(t, soon, "a key that was absent", want())
 	must(t, s.api.Agent().FailTTL("service:web-1", ""))
-	lines = append(lines[:4], "server web-2 10.0.0.2:8080 [] 2 passing", "blue web-1 critical", "name web", "node 127.0.0.1", "datacenter dc1", "root true")
+	lines = append(lines[:4], "server web-2 10.0.0.2:8080 [] 2 passing", "blue web-1 critical", "name consul", "name web", "node 127.0.0.1", "datacenter dc1", "root true")
 	world.Eventually(t, soon, "an ill instance", want())
 	s.Deregister("web-1")
 	lines = append(lines[:5], lines[6:]...)
 	world.Eventually(t, soon, "the end of an instance", want())
 	s.Register("churn", "churn", "10.9.9.9:1")
-	lines = append(lines[:5], "name churn", "name web", "node 127.0.0.1", "datacenter dc1", "root true")
+	lines = append(lines[:5], "name churn", "name consul", "name web", "node 127.0.0.1", "datacenter dc1", "root true")
 	world.Eventually(t, soon, "a new service", want())
 	s.idle("/v1/kv/", "/v1/health/service/web", "/v1/catalog/services", "/v1/catalog/nodes")
 	_, err := s.api.KV().DeleteTree("app/ports", nil)
