@@ -241,9 +241,6 @@ func (a *api) find(path string) (e endpoint, argument string, found bool) {
 		if rest, ok := strings.CutPrefix(path, p.path); ok {
 			return p.endpoint, rest, true
 		}
-		if path+"/" == p.path { // Consul sends such to the path with the slash
-			return p.endpoint, "", true
-		}
 	}
 	return endpoint{}, "", false
 }
