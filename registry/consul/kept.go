@@ -80,7 +80,7 @@ type keptEntry struct {
 
 const (
 	maxKept      = 32 << 20    // bytes of all
-	maxKeptOne   = maxKept / 4 // bytes of one: what is longer is made for those who wait for it now
+	maxKeptOne   = maxKept / 2 // bytes of one: what is longer is made for those who wait for it now
 	keptOverhead = 512         // bytes of an entry beside its body
 )
 
