@@ -27,13 +27,12 @@ type draft struct {
 	released  map[weft.ServiceName]string         // who released a guard
 	departed  map[string]*departures              // of txn, by cell
 	actor     string                              // who makes the changes that come now
-	tickets   map[string]bool                     // ids of those that were used
+	tickets   map[string]punch                    // by id
 	size      int                                 // bytes, about
 	keys      keyDraft
-	rev       int64 // of its transaction, when that is committed; 0 when it changes nothing
-	// stillGood: the plan that was made last does not use its ticket. It is to be made
-	// again, for the rest; or it did nothing, and says so.
-	stillGood bool
+	rev       int64   // of its transaction, when that is committed; 0 when it changes nothing
+	outcome   outcome // of the plan that was made last
+	repeated  bool    // some of the tickets are of repeated attempts
 }
 
 // checkKey finds a check: ids are unique on a node.

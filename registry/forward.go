@@ -77,8 +77,10 @@ func operate[A, R any](r *Registry, name string, here operation[A, R]) operation
 		return here(ctx, argument)
 	}
 	return func(ctx context.Context, argument A) (result R, err error) {
+		var t *ticket
 		if r.peers != nil {
-			ctx = withTicket(ctx, r.newTicket())
+			t = r.newTicket()
+			ctx = withTicket(ctx, t)
 		}
 		deadline := time.Now().Add(writerPatience)
 		var lost error // of an attempt that may have done it
@@ -91,7 +93,10 @@ func operate[A, R any](r *Registry, name string, here operation[A, R]) operation
 			}
 			switch {
 			case errors.Is(err, errMayHaveHappened):
-				lost = err
+				if lost = err; t == nil || t.Earlier == maxAttempts {
+					return result, err
+				}
+				t.Earlier++
 			case !errors.Is(err, errNotWriter):
 				return result, err
 			}

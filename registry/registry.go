@@ -432,9 +432,8 @@ func (r *Registry) write(events <-chan store.Batch, batch []*request) (<-chan st
 			done, err := d.admit(req)
 			if err == nil && !done {
 				d.actor = actorOf(req.ctx)
-				if err = req.plan(d); err == nil {
-					d.use(req)
-				}
+				err = req.plan(d)
+				d.settleTicket(req, err != nil)
 			}
 			if err != nil {
 				refused = append(refused, refusal{req, err})
@@ -469,12 +468,12 @@ func answer(requests []*request, err error) {
 // commit makes the draft true, and returns the revision at which it is.
 func (r *Registry) commit(d *draft) (rev int64, err error) {
 	txn := d.txn()
+	d.ticketTxn(&txn)
 	if len(txn.Put)+len(txn.Delete) == 0 {
 		return 0, r.confirm()
 	}
 	ctx, cancel := context.WithTimeout(r.ctx, commitTimeout)
 	defer cancel()
-	d.ticketTxn(&txn)
 	txn.If = append(txn.If, store.Cond{Key: fence, ModRev: r.term})
 	now := time.Now().UnixMilli()
 	if now -= now % markEvery.Milliseconds(); now > r.marked {

@@ -208,7 +208,12 @@ func (r *Registry) destroySessionHere(ctx context.Context, id string) (there boo
 				there = s != nil
 			}
 			done = s == nil || d.end(s)
-			d.stillGood = !done || s == nil
+			switch {
+			case !done:
+				d.outcome = part
+			case s == nil:
+				d.outcome = nothing
+			}
 			return nil
 		})
 		if err != nil || used != 0 {

@@ -6,32 +6,49 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/store"
 )
 
 // ticket makes a write safe to ask for again when its answer was lost: it is good once.
-// The transaction of a write also puts its ticket, so whoever writes later knows from
-// the store that this very write was made, and does not make it again over what others
-// have written since. What changed nothing, or was refused, leaves the ticket good: to
-// do that later is as right as it was before.
+// The transaction of a write also puts the punched ticket, so whoever writes later knows
+// from the store that this very write was made, and does not make it again over what
+// others have written since. What was refused, or changed nothing, leaves the ticket
+// good: to do that later is as right as it was before. But of who asks again an earlier
+// attempt may still be on its way; so what comes of a later attempt is put in any case,
+// and the earlier ones come to nothing from then on.
 //
-// A writer remembers the newest used tickets. Of older ones it asks the history of the
-// record that they are put in, from a revision at which a ticket was good for certain.
+// A writer remembers the newest tickets that were punched. For older ones it asks the
+// history of the record that they are put in, from a revision before they were made.
 type ticket struct {
-	ID   string `json:"id"`
-	Good int64  `json:"good"` // a revision up to which it was not used
+	ID      string `json:"id"`
+	Good    int64  `json:"good"`              // a revision up to which it was not punched
+	Earlier uint8  `json:"earlier,omitempty"` // attempts that may have arrived, or may yet
 }
 
 const (
-	// ticketsRecord has the ids of the tickets that its last transaction used.
+	// ticketsRecord has what its last transaction says of tickets: of each a byte, its
+	// punch, and the id.
 	ticketsRecord = root + "tickets"
 	// ticketSize is the length of an id, 12 random bytes in base64.
 	ticketSize = 16
+	punchSize  = 1 + ticketSize
 	// maxTickets bounds the memory, to some 8 MB: seconds of writes.
 	maxTickets = 1 << 16
 )
+
+// punch is used, or how many attempts are void.
+type punch uint8
+
+const (
+	used        punch = 0
+	maxAttempts       = 255 // more than there is time for
+)
+
+// admits reports whether an attempt may be made after the punch.
+func (p punch) admits(t *ticket) bool { return p != used && t.Earlier >= uint8(p) }
 
 type ticketKey struct{}
 
@@ -67,92 +84,138 @@ func (t *ticket) check() error {
 	return nil
 }
 
-// ticketBook remembers the used tickets of all transactions after revision since.
-type ticketBook struct {
-	limit int
-	since int64
-	used  map[string]int64 // revision, by id
-	order []string         // oldest first, from first on
-	first int
+// punches yields what a record says of tickets.
+func punches(record []byte) func(yield func(id string, p punch) bool) {
+	return func(yield func(string, punch) bool) {
+		for ; len(record) >= punchSize; record = record[punchSize:] {
+			if !yield(string(record[1:punchSize]), punch(record[0])) {
+				return
+			}
+		}
+	}
 }
 
-// add takes what a transaction used.
+// ticketBook remembers the tickets that were punched after revision since.
+type ticketBook struct {
+	limit  int
+	since  int64
+	byID   map[string]punched
+	oldest []punched // from first on; of a ticket that was punched again also its older punch
+	first  int
+}
+
+// punched is a ticket that the store has.
+type punched struct {
+	id  string
+	rev int64
+	punch
+}
+
+// add takes what a transaction put.
 func (b *ticketBook) add(record []byte, rev int64) {
-	if b.used == nil {
-		b.used = make(map[string]int64)
+	if b.byID == nil {
+		b.byID = make(map[string]punched)
 	}
-	for ; len(record) >= ticketSize; record = record[ticketSize:] {
-		id := string(record[:ticketSize])
-		b.used[id] = rev
-		b.order = append(b.order, id)
+	for id, p := range punches(record) {
+		b.byID[id] = punched{id, rev, p}
+		b.oldest = append(b.oldest, b.byID[id])
 	}
-	for len(b.order)-b.first > b.limit {
-		id := b.order[b.first]
+	for len(b.oldest)-b.first > b.limit {
+		old := b.oldest[b.first]
 		b.first++
-		b.since = max(b.since, b.used[id])
-		delete(b.used, id)
+		b.since = old.rev
+		if b.byID[old.id].rev == old.rev {
+			delete(b.byID, old.id)
+		}
 	}
 	if b.first > b.limit {
-		b.order = append([]string(nil), b.order[b.first:]...)
+		b.oldest = slices.Clone(b.oldest[b.first:])
 		b.first = 0
 	}
 }
 
-// errForgotten: the ticket may have been used before what the book has.
-var errForgotten = errors.New("the ticket is older than what is remembered")
+var (
+	// errForgotten: the ticket may have been punched before what the book has.
+	errForgotten = errors.New("the ticket is older than what is remembered")
+	// errVoid answers an attempt that nobody waits for any more.
+	errVoid = weft.Errorf(weft.Conflict, "write", "registry", "it was asked for again, and that was answered")
+)
 
-// admit decides about a request before it is planned: done is true when its ticket is
+// admit decides about a request before it is planned: done is true when its ticket was
 // used already, in the catalogue or in this draft.
 func (d *draft) admit(req *request) (done bool, err error) {
-	t := req.ticket
+	t, b := req.ticket, &d.view.tickets
 	if t == nil {
 		return false, nil
 	}
-	b := &d.view.tickets
-	if rev, used := b.used[t.ID]; used {
-		req.used = rev
-		return true, nil
-	}
-	if d.tickets[t.ID] {
+	was, known := b.byID[t.ID]
+	if now, here := d.tickets[t.ID]; here {
+		was.punch, was.rev, known = now, 0, true
 		req.usedIn = d
-		return true, nil
 	}
-	if t.Good < b.since {
+	switch {
+	case known && was.punch == used:
+		req.used = was.rev
+		return true, nil
+	case known && !was.admits(t):
+		return false, errVoid
+	case !known && t.Good < b.since:
 		return false, errForgotten
 	}
+	req.usedIn = nil
 	return false, nil
 }
 
-// use notes the ticket of a request that was planned.
-func (d *draft) use(req *request) {
-	still := d.stillGood
-	d.stillGood = false
-	if req.ticket == nil || still {
+// outcome is what a plan says of its ticket.
+type outcome uint8
+
+const (
+	whole   outcome = iota
+	part            // it has to be made again, for the rest
+	nothing         // it did nothing, and the caller is told so
+)
+
+// settleTicket notes what came of a request.
+func (d *draft) settleTicket(req *request, refused bool) {
+	came := d.outcome
+	d.outcome = whole
+	t := req.ticket
+	if t == nil || came == part && !refused {
 		return
+	}
+	p := used
+	if refused || came == nothing {
+		if t.Earlier == 0 {
+			return
+		}
+		p = punch(t.Earlier)
 	}
 	if d.tickets == nil {
-		d.tickets = make(map[string]bool)
+		d.tickets = make(map[string]punch)
 	}
-	d.tickets[req.ticket.ID] = true
-	d.size += ticketSize
+	d.tickets[t.ID] = p
+	d.repeated = d.repeated || t.Earlier > 0
+	d.size += punchSize
 }
 
-// ticketTxn adds the used tickets to a transaction that changes something.
+// ticketTxn adds the punched tickets to a transaction. One that changes nothing needs
+// none, but for those of repeated attempts.
 func (d *draft) ticketTxn(t *store.Txn) {
-	if len(d.tickets) == 0 || len(t.Put)+len(t.Delete) == 0 {
+	if len(d.tickets) == 0 || len(t.Put)+len(t.Delete) == 0 && !d.repeated {
 		return
 	}
-	record := make([]byte, 0, len(d.tickets)*ticketSize)
-	for id := range d.tickets {
+	record := make([]byte, 0, len(d.tickets)*punchSize)
+	for id, p := range d.tickets {
+		record = append(record, byte(p))
 		record = append(record, id...)
 	}
 	t.Put = append(t.Put, store.KV{Key: ticketsRecord, Value: record})
 }
 
-// once is do for a write that may be asked for several times by one ticket. used is 0
+// once is do for a write that may be asked for several times by one ticket. before is 0
 // when plan was done now; else it is the revision at which it was done before, which
 // this server's view has, and plan was not called.
-func (r *Registry) once(ctx context.Context, op, thing string, plan func(*draft) error) (used int64, err error) {
+func (r *Registry) once(ctx context.Context, op, thing string, plan func(*draft) error) (before int64, err error) {
 	t := ticketOf(ctx)
 	if t == nil {
 		return 0, r.do(ctx, op, thing, plan)
@@ -163,14 +226,14 @@ func (r *Registry) once(ctx context.Context, op, thing string, plan func(*draft)
 		err := r.ask(req, op, thing)
 		switch {
 		case errors.Is(err, errForgotten):
-			if used, err := r.recall(ctx, t); used != 0 || err != nil {
-				return used, err
+			if before, err := r.recall(ctx, t); before != 0 || err != nil {
+				return before, err
 			}
 			continue
 		case err != nil:
 			return 0, err
 		case req.usedIn != nil:
-			// With a draft that changed nothing there is no revision of its own.
+			// A draft that changed nothing has no revision of its own.
 			return max(req.usedIn.rev, r.view.revision()), nil
 		}
 		return req.used, nil
@@ -179,7 +242,7 @@ func (r *Registry) once(ctx context.Context, op, thing string, plan func(*draft)
 
 // recall asks the history for a ticket that is older than what the view remembers. It
 // returns the revision at which it was used, or 0: then it was good up to now.
-func (r *Registry) recall(ctx context.Context, t *ticket) (used int64, err error) {
+func (r *Registry) recall(ctx context.Context, t *ticket) (before int64, err error) {
 	r.view.mu.RLock()
 	to := r.view.tickets.since
 	r.view.mu.RUnlock()
@@ -192,12 +255,19 @@ func (r *Registry) recall(ctx context.Context, t *ticket) (used int64, err error
 		}
 		for _, b := range batches {
 			for i := range b.Events {
-				for record := b.Events[i].Value; len(record) >= ticketSize; record = record[ticketSize:] {
-					if string(record[:ticketSize]) == t.ID {
+				for id, p := range punches(b.Events[i].Value) {
+					switch {
+					case id != t.ID:
+					case p == used:
 						return b.Rev, nil
+					case !p.admits(t):
+						err = errVoid
 					}
 				}
 			}
+		}
+		if err != nil {
+			return 0, err
 		}
 		t.Good = end
 	}

@@ -243,7 +243,12 @@ func (r *Registry) transactHere(ctx context.Context, t TxnRequest) (TxnResult, e
 		used, err := r.once(ctx, "transact", t.thing(), func(d *draft) error {
 			x = execution{d: d, ownNode: r.node, alone: len(t.Ops) == 1}
 			err := x.plan(&t)
-			d.stillGood = x.more || len(x.errors) > 0
+			switch {
+			case x.more:
+				d.outcome = part
+			case len(x.errors) > 0:
+				d.outcome = nothing
+			}
 			return err
 		})
 		if err != nil {
