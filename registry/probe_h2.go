@@ -3,7 +3,9 @@ package registry
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
+	"io"
 	"strings"
 
 	"golang.org/x/net/http2"
@@ -27,15 +29,51 @@ func probeH2Ping(ctx context.Context, c *weft.Check) (weft.Health, string) {
 	if t, ok := conn.(*tls.Conn); ok && t.ConnectionState().NegotiatedProtocol != "h2" {
 		return weft.Critical, "HTTP/2 PING " + c.Target + ": it does not speak HTTP/2 (ALPN)"
 	}
-	client, err := new(http2.Transport).NewClientConn(conn)
-	if err != nil {
-		return weft.Critical, "HTTP/2 PING " + c.Target + ": " + err.Error()
+	if deadline, ok := ctx.Deadline(); ok {
+		_ = conn.SetDeadline(deadline) // it fails for a closed connection, and so does what follows
 	}
-	defer client.Close()
-	if err := client.Ping(ctx); err != nil {
+	if err := pingH2(conn); err != nil {
 		return weft.Critical, "HTTP/2 PING " + c.Target + ": " + err.Error()
 	}
 	return weft.Passing, "HTTP/2 PING " + c.Target + ": Success"
+}
+
+// maxPingFrames are more than a server sends before it acknowledges a PING.
+const maxPingFrames = 100
+
+// pingH2 begins a connection and waits for the acknowledgement of one PING. net/http
+// has nothing that sends one.
+func pingH2(conn io.ReadWriter) error {
+	data := [8]byte{'w', 'e', 'f', 't'}
+	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
+		return err
+	}
+	f := http2.NewFramer(conn, conn)
+	if err := errors.Join(f.WriteSettings(), f.WritePing(false, data)); err != nil {
+		return err
+	}
+	for range maxPingFrames {
+		frame, err := f.ReadFrame()
+		if err != nil {
+			return err
+		}
+		switch frame := frame.(type) {
+		case *http2.PingFrame:
+			if frame.IsAck() && frame.Data == data {
+				return nil
+			}
+		case *http2.SettingsFrame:
+			if !frame.IsAck() {
+				err = f.WriteSettingsAck()
+			}
+		case *http2.GoAwayFrame:
+			err = fmt.Errorf("it goes away: %s", frame.ErrCode)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return errors.New("it does not acknowledge")
 }
 
 // maxHealthAnswer is more bytes than grpc.health.v1 ever answers.

@@ -123,7 +123,7 @@ func TestProbeH2Ping(t *testing.T) {
 		{weft.Check{Target: both.Listener.Addr().String(), TLS: true}, weft.Critical, "certificate"},
 		{weft.Check{Target: old.Listener.Addr().String(), TLS: true, TLSSkipVerify: true}, weft.Critical, ""},
 		{weft.Check{Target: closedAddress(t)}, weft.Critical, "refused"},
-		{weft.Check{Target: silent(t)}, weft.Critical, "deadline exceeded"},
+		{weft.Check{Target: silent(t)}, weft.Critical, "timeout"},
 	}
 	for _, c := range cases {
 		c.check.Kind = weft.H2PingCheck
