@@ -133,7 +133,7 @@ func (s *server) idle(prefixes ...string) {
 	}
 	for i := range 40 {
 		s.Register("churn", "churn", "10.9.9.9:1", "round", strconv.Itoa(i))
-		time.Sleep(10 * time.Millisecond) // changes at a rate that a spinning client can follow
+		time.Sleep(10 * time.Millisecond) //weft:sleep changes come at a rate that a spinning client can follow
 	}
 	for _, p := range prefixes {
 		if n := s.requests.of(p) - before[p]; n > 0 {
