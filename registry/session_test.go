@@ -220,3 +220,27 @@ func TestLargeSessionsEnd(t *testing.T) {
 		}
 	}
 }
+
+// What a dialect keeps locked by a session goes with it; a user's keys stay, unless the
+// session says otherwise.
+func TestDocumentsOfDialectsEndWithTheirSession(t *testing.T) {
+	r := openRegistry(t, openStore(t, t.TempDir()))
+	s := session(t, r, registry.Session{})
+	lock := by(op("lock", "a", "1"), s.ID)
+	commit(t, r, lock)
+	lock.Tree = "query"
+	commit(t, r, lock)
+	before, index := r.Key("query", "a")
+	if before == nil || before.Session != s.ID {
+		t.Fatalf("locked: %+v", before)
+	}
+	if done, err := r.DestroySession(t.Context(), s.ID); !done || err != nil {
+		t.Fatal(done, err)
+	}
+	if after, at := r.Key("query", "a"); after != nil || at <= index {
+		t.Errorf("the document is %+v at %d, after %d", after, at, index)
+	}
+	if kept, _ := r.Key(registry.KV, "a"); kept == nil || kept.Session != "" {
+		t.Errorf("the key is %+v", kept)
+	}
+}
