@@ -247,14 +247,16 @@ func (d Duration) MarshalJSON() ([]byte, error) { return json.Marshal(d.String()
 
 // UnmarshalJSON reads "1m30s", or an integer of nanoseconds.
 func (d *Duration) UnmarshalJSON(b []byte) error {
-	var ns int64
-	if json.Unmarshal(b, &ns) == nil {
-		*d = Duration(ns)
-		return nil
-	}
-	var s string
-	if err := json.Unmarshal(b, &s); err != nil {
-		return Errorf(Invalid, "parse duration", string(b), "want a text such as \"10s\"")
+	s, plain := plainText(b)
+	if !plain {
+		var ns int64
+		if json.Unmarshal(b, &ns) == nil {
+			*d = Duration(ns)
+			return nil
+		}
+		if err := json.Unmarshal(b, &s); err != nil {
+			return Errorf(Invalid, "parse duration", string(b), "want a text such as \"10s\"")
+		}
 	}
 	v, err := time.ParseDuration(s)
 	if err != nil {
@@ -262,4 +264,18 @@ func (d *Duration) UnmarshalJSON(b []byte) error {
 	}
 	*d = Duration(v)
 	return nil
+}
+
+// plainText reads a JSON text that says what it has between its quotes, as that of a
+// duration does. A catalogue has a few of them in each record.
+func plainText(b []byte) (s string, plain bool) {
+	if len(b) < 2 || b[0] != '"' || b[len(b)-1] != '"' {
+		return "", false
+	}
+	for _, c := range b[1 : len(b)-1] {
+		if c < ' ' || c >= 0x7f || c == '"' || c == '\\' {
+			return "", false
+		}
+	}
+	return string(b[1 : len(b)-1]), true
 }

@@ -90,3 +90,20 @@ func TestDurationJSON(t *testing.T) {
 		t.Errorf("written as %s", b)
 	}
 }
+
+// FuzzPlainText: what is taken as it stands is what JSON reads.
+func FuzzPlainText(f *testing.F) {
+	for _, s := range []string{`"10s"`, `""`, `"`, `"\u0031s"`, `"é"`, "\"a\nb\"", `"a"b"`, `10`, `null`, "\"\xff\""} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		got, plain := plainText(b)
+		if !plain {
+			return
+		}
+		var want string
+		if err := json.Unmarshal(b, &want); err != nil || got != want {
+			t.Errorf("%q is read as %q; JSON reads %q, %v", b, got, want, err)
+		}
+	})
+}
