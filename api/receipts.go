@@ -24,8 +24,7 @@ func (a *api) receipts(r *http.Request) (any, error) {
 	}
 	_, index := a.Registry.Instances(n)
 	if index <= 1 {
-		return nil, weft.Errorf(weft.NotFound, "read", "receipts of "+n.String(),
-			"no instance of this service was ever registered; \"weft services\" lists those that are there")
+		return nil, neverThere("receipts", n)
 	}
 	holdings := a.Control.Receipts(r.Context(), n)
 	for _, h := range holdings { // another server may know of a newer change
@@ -60,6 +59,11 @@ func compareBools(a, b bool) int {
 		return 1
 	}
 	return -1
+}
+
+func neverThere(what string, n weft.ServiceName) error {
+	return weft.Errorf(weft.NotFound, "read", what+" of "+n.String(),
+		"no instance of this service was ever registered; \"weft services\" lists those that are there")
 }
 
 // receiptOf says of a proxy whether it has index, and why not.
@@ -143,6 +147,9 @@ func (a *api) history(r *http.Request) (any, error) {
 	h, err := a.Registry.History(r.Context(), q)
 	if err != nil {
 		return nil, err
+	}
+	if _, index := a.Registry.Instances(n); index <= 1 && len(h.Start)+len(h.Changes) == 0 {
+		return nil, neverThere("history", n)
 	}
 	out := client.History{From: h.From, At: h.At, Start: []client.Instance{}, Changes: []client.Change{}, Next: h.Next}
 	for _, in := range h.Start {

@@ -59,9 +59,10 @@ func TestReceiptsHistoryGuardsAndDrains(t *testing.T) {
 		t.Errorf("guards: %+v, %v", list, err)
 	}
 	_, unknown := h.Receipts(t.Context(), weft.NewServiceName("", "nobody"))
+	_, noHistory := h.History(t.Context(), weft.NewServiceName("", "nobody"), time.Hour)
 	_, noDrain := h.DrainInstance(t.Context(), "", "nobody", client.DrainOptions{})
 	_, elsewhere := h.DrainInstance(t.Context(), "moon", "web-1", client.DrainOptions{})
-	for what, err := range map[string]error{"receipts": unknown, "drain": noDrain, "drain on another node": elsewhere,
+	for what, err := range map[string]error{"receipts": unknown, "history": noHistory, "drain": noDrain, "drain on another node": elsewhere,
 		"end of a drain": h.EndDrain(t.Context(), "", "nobody"), "release": h.ReleaseGuard(t.Context(), web)} {
 		if weft.KindOf(err) != weft.NotFound {
 			t.Errorf("%s of what is not there: %v", what, err)

@@ -204,3 +204,19 @@ func TestServiceNames(t *testing.T) {
 		}
 	}
 }
+
+func TestWrongUseIsNamed(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"guard", "release"}, "want release and a SERVICE"},
+		{[]string{"server", "--dns-recursor", "banana"}, `--dns-recursor "banana": want host:port`},
+		{[]string{"server", "--dns-recursor", "9.9.9.9:99999"}, `"9.9.9.9:99999": want host:port`},
+	} {
+		_, errs, code := runMain(t, c.args...)
+		if code != 2 || !strings.Contains(errs, c.want) {
+			t.Errorf("weft %q: code %d, %q; want 2 and %q", c.args, code, errs, c.want)
+		}
+	}
+}

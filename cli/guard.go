@@ -15,7 +15,7 @@ import (
 func (a *app) guard() *cobra.Command {
 	var namespace string
 	cmd := &cobra.Command{
-		Use:   "guard [SERVICE]",
+		Use:   "guard [[release] SERVICE]",
 		Short: "Show guarded services, or let their failed instances go",
 		Long: `Show the services that are guarded: so many of their instances failed together that
 traffic still goes to those, because more often the checks are wrong, or what all of
@@ -35,6 +35,9 @@ service is guarded: "off", or a share such as "50%".`,
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		var n weft.ServiceName
 		var err error
+		if len(args) == 1 && args[0] == "release" {
+			return usagef("want release and a SERVICE")
+		}
 		if len(args) > 0 {
 			if n, err = serviceName(args[len(args)-1], namespace); err != nil {
 				return err

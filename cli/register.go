@@ -43,9 +43,11 @@ As a systemd unit of its own, for a program that needs no other:
   [Service]
   ExecStart=/usr/bin/weft register --service orders --port 3000 -- /usr/bin/orders
   KillMode=mixed
+  SuccessExitStatus=143
 
 KillMode=mixed leaves it to "weft register" to end the program, after its callers
-know. Beside a unit that is there already, a second one runs "weft register --systemd".`,
+know; 143 is what it ends with when the program has no handler of SIGTERM. Beside a
+unit that is there already, a second one runs "weft register --systemd".`,
 		Example: `  weft register --service order-service --port 3000 -- ./orders
   weft register --service order-service --label version=v2 --check-http http://127.0.0.1:3000/health --port 3000 -- ./orders
   weft register --service postgres --port 5432 --systemd postgresql.service

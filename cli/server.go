@@ -2,7 +2,9 @@ package cli
 
 import (
 	"log/slog"
+	"net"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -101,9 +103,22 @@ func accessFlags(cmd *cobra.Command, c *node.ServerConfig) func() error {
 		if c.DNSClients, err = prefixes("--dns-clients", *networks); err != nil {
 			return err
 		}
+		if err := checkRecursors(c.Recursors); err != nil {
+			return err
+		}
 		c.Certificates, err = certificateFiles(*certs, *keys)
 		return err
 	}
+}
+
+func checkRecursors(addresses []string) error {
+	for _, address := range addresses {
+		host, port, err := net.SplitHostPort(address)
+		if n, bad := strconv.ParseUint(port, 10, 16); err != nil || bad != nil || host == "" || n == 0 {
+			return usagef("--dns-recursor %q: want host:port, as 9.9.9.9:53", address)
+		}
+	}
+	return nil
 }
 
 // clusterFlags gives cmd the flags of a server among others, and returns the file

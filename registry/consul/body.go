@@ -48,7 +48,7 @@ func unmarshal(body []byte, v any) error {
 	case errors.As(err, &syntax):
 		return weft.Errorf(weft.Invalid, "malformed JSON", "", "at byte %d: %w", syntax.Offset, err)
 	case errors.As(err, &wrongType) && wrongType.Field != "":
-		return weft.Errorf(weft.Invalid, "field "+wrongType.Field, "", "at byte %d: want %s, not %s",
+		return weft.Errorf(weft.Invalid, "field "+strings.ReplaceAll(wrongType.Field, "serviceFields.", ""), "", "at byte %d: want %s, not %s",
 			wrongType.Offset, wrongType.Type, wrongType.Value)
 	case errors.As(err, &wrongType):
 		return weft.Errorf(weft.Invalid, "JSON", "", "at byte %d: want an object, not %s", wrongType.Offset, wrongType.Value)

@@ -42,6 +42,7 @@ func TestJSONErrorsNameTheByte(t *testing.T) {
 		{`{"Name":"web"`, "at byte 13"},
 		{`{"Name":"web"} x`, "at byte 16"},
 		{`{"Name":7}`, "field Name: at byte 9: want string, not number"},
+		{`{"Port":"x"}`, "field Port: at byte 11: want int, not string"},
 		{`{"check_id":"x","check":{"tls_skip_verify":"yes"}}`, "field Check.TLSSkipVerify: at byte 48"},
 		{`[]`, "want an object, not array"},
 	} {
