@@ -39,11 +39,15 @@ func newChecker(
 	return &checker{write: write, reap: reap, probe: probe, log: log, kick: make(chan struct{}, 1), sched: newSchedule()}
 }
 
-// set tells the checks that an instance or a node has now; wake must follow.
-func (k *checker) set(owner weft.InstanceKey, checks []weft.Check) {
+// set tells the checks that instances and nodes have now; wake must follow.
+func (k *checker) set(owners map[weft.InstanceKey][]weft.Check) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.sched.set(owner, checks, time.Now())
+	now := time.Now()
+	k.sched.expect(len(owners))
+	for owner, checks := range owners {
+		k.sched.set(owner, checks, now)
+	}
 }
 
 // report takes a report in; see schedule.report. It is to be written too when its

@@ -43,7 +43,7 @@ func (c *catalogue) set(owner weft.InstanceKey, checks ...weft.Check) {
 	c.mu.Lock()
 	c.checks[owner] = checks
 	c.mu.Unlock()
-	c.k.set(owner, checks)
+	c.k.set(map[weft.InstanceKey][]weft.Check{owner: checks})
 	c.k.wake()
 }
 
@@ -61,7 +61,7 @@ func (c *catalogue) write(_ context.Context, d duty, status weft.Health, output 
 	checks := c.checks[d.owner]
 	changed := findCheck(checks, d.key.id)
 	changed.Status, changed.Output = status, output
-	c.k.set(d.owner, checks)
+	c.k.set(map[weft.InstanceKey][]weft.Check{d.owner: checks})
 	c.k.wake()
 	return nil
 }

@@ -383,9 +383,7 @@ func (r *Registry) follow(events <-chan store.Batch, b store.Batch, ok bool) (<-
 
 // announce tells everybody concerned of a change that the view has.
 func (r *Registry) announce(c change) {
-	for owner, checks := range c.owners {
-		r.checks.set(owner, checks)
-	}
+	r.checks.set(c.owners)
 	r.checks.wake()
 	r.sessions.set(c.sessions)
 	r.waiters.wake(c.topics)

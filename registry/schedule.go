@@ -94,6 +94,14 @@ func newSchedule() *schedule {
 	return &schedule{checks: make(map[checkKey]*checkState), owned: make(map[weft.InstanceKey][]*checkState)}
 }
 
+// expect makes room for the checks of n owners, when it is empty: a large catalogue
+// comes all at once.
+func (s *schedule) expect(n int) {
+	if len(s.owned) == 0 {
+		s.checks, s.owned = make(map[checkKey]*checkState, n), make(map[weft.InstanceKey][]*checkState, n)
+	}
+}
+
 // lead begins or ends handing out duties. At the beginning nothing is known of what
 // was reported elsewhere: every lease has its whole time again, and every probe is
 // due at some time of its interval. Results of probes from before are of no use.

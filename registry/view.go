@@ -282,7 +282,7 @@ type change struct {
 
 // apply brings the state forward by events, which are whole revisions.
 func (s *state) apply(rev int64, events []decoded) change {
-	c := change{topics: make(map[Topic]bool), owners: make(map[weft.InstanceKey][]weft.Check)}
+	c := change{topics: make(map[Topic]bool), owners: make(map[weft.InstanceKey][]weft.Check, len(events))}
 	touched := make(map[weft.ServiceName]edits)
 	now := new(edition)
 	loading := s.rev == 0
