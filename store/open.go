@@ -31,6 +31,8 @@ const (
 	// readyTimeout bounds the start. Replaying a full log takes well under a
 	// second; a disk that needs longer than this is broken.
 	readyTimeout = time.Minute
+	// A member that waits for others says so after tellAfter, and then every tellEvery.
+	tellAfter, tellEvery = 2 * time.Second, 10 * time.Second
 	// partEvery is how often a member that starts looks whether it takes part.
 	partEvery = 20 * time.Millisecond
 	// voterEvery is how often a member that only follows asks for its vote. It is
@@ -165,7 +167,7 @@ func (s *Store) takePart(ctx context.Context) error {
 	ready := s.server.ReadyNotify()
 	tick := time.NewTicker(partEvery)
 	defer tick.Stop()
-	for {
+	for tell := time.Now().Add(tellAfter); ; {
 		select {
 		case <-ready:
 			return nil
@@ -178,15 +180,36 @@ func (s *Store) takePart(ctx context.Context) error {
 				return s.noLeader()
 			}
 			return fmt.Errorf("etcd is not ready: %w", ctx.Err())
-		case <-tick.C:
+		case now := <-tick.C:
+			if s.peers != nil && s.Leader() == 0 && now.After(tell) {
+				s.log.Warn("store: waiting for the others: this member takes part when a majority is there", "members", s.otherMembers())
+				tell = now.Add(tellEvery)
+			}
 		}
 		if me := s.server.Cluster().Member(s.server.MemberID()); s.peers == nil || me == nil || me.Name == "" {
 			continue
 		}
-		if err := s.server.LinearizableReadNotify(ctx); err == nil {
+		if s.isCaughtUp(ctx) {
 			return nil
 		}
 	}
+}
+
+// isCaughtUp asks for no longer than there is to tell who is waited for.
+func (s *Store) isCaughtUp(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, tellAfter)
+	defer cancel()
+	return s.server.LinearizableReadNotify(ctx) == nil
+}
+
+// otherMembers are the others' names and addresses, for messages.
+func (s *Store) otherMembers() (list []string) {
+	for _, m := range s.Members() {
+		if m.ID != s.ID() {
+			list = append(list, m.Name+" at "+m.Peer)
+		}
+	}
+	return list
 }
 
 // announce changes the address by which the others know this member.
