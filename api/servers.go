@@ -13,13 +13,13 @@ import (
 // Cluster is what the API needs of the servers' cluster; one that is alone is one
 // of one.
 type Cluster interface {
-	Servers() []client.Server
+	Servers(ctx context.Context) []client.Server
 	Remove(ctx context.Context, name string) error
 	// Backup writes the state, if the token proves that the caller may have it.
 	Backup(ctx context.Context, token string, w io.Writer) error
 }
 
-func (a *api) servers(*http.Request) (any, error) { return a.Cluster.Servers(), nil }
+func (a *api) servers(r *http.Request) (any, error) { return a.Cluster.Servers(r.Context()), nil }
 
 func (a *api) removeServer(r *http.Request) (any, error) {
 	return nil, a.Cluster.Remove(r.Context(), r.PathValue("name"))

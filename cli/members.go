@@ -14,7 +14,8 @@ func (a *app) members() *cobra.Command {
 		Use:   "members [remove NAME]",
 		Short: "Show the servers of the cluster, or take one out",
 		Long: `Show the servers of the cluster, as the one that is asked knows them: the leader
-writes, a learner has joined and is still being told everything.
+writes, a learner has joined and is still being told everything. Each is asked whether
+it is there.
 
 A server joins when it is started for the first time:
 
@@ -44,9 +45,9 @@ a majority is refused.`,
 		if out.value == "json" {
 			return printJSON(a.out, list)
 		}
-		t := newTable(a.out, "", "NAME", "ROLE", "PEER", "CONTROL", "API", "CONSUL")
+		t := newTable(a.out, "", "NAME", "ROLE", "STATE", "PEER", "CONTROL", "API", "CONSUL")
 		for _, s := range list {
-			t.row("", s.Name, role(&s), orDash(s.Peer), orDash(s.Control), orDash(s.API), orDash(s.Consul))
+			t.row("", s.Name, role(&s), state(&s), orDash(s.Peer), orDash(s.Control), orDash(s.API), orDash(s.Consul))
 		}
 		return t.flush()
 	}
@@ -61,6 +62,14 @@ func role(s *client.Server) string {
 		return "learner"
 	}
 	return "follower"
+}
+
+// state says whether a server is there, as the one that was asked finds.
+func state(s *client.Server) string {
+	if s.Away != "" {
+		return "no answer: " + s.Away
+	}
+	return "answers"
 }
 
 func (a *app) removeMember(ctx context.Context, args []string) error {

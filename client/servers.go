@@ -18,6 +18,7 @@ type Server struct {
 	Learner bool   `json:"learner,omitempty"` // it has joined, and does not have everything yet
 	Leader  bool   `json:"leader,omitempty"`  // it writes
 	Self    bool   `json:"self,omitempty"`    // it answers
+	Away    string `json:"away,omitempty"`    // why it does not answer the one that does; empty: it does
 	Control string `json:"control,omitempty"`
 	API     string `json:"api,omitempty"`
 	Consul  string `json:"consul,omitempty"`

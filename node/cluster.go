@@ -6,6 +6,8 @@ import (
 	"io"
 	"slices"
 	"strconv"
+	"sync"
+	"time"
 
 	"github.com/weftmesh/weft"
 	"github.com/weftmesh/weft/ca"
@@ -15,8 +17,11 @@ import (
 // members is a Server as the API sees it among others.
 type members struct{ *Server }
 
+// answerPatience is for a server to say that it is there.
+const answerPatience = time.Second
+
 // Servers implements api.Cluster.
-func (m members) Servers() []client.Server {
+func (m members) Servers(ctx context.Context) []client.Server {
 	s := m.Server
 	if s.cluster == nil {
 		return []client.Server{{
@@ -24,13 +29,25 @@ func (m members) Servers() []client.Server {
 			Control: s.doors.control.Addr().String(), API: s.doors.api.Addr().String(), Consul: s.doors.consul.Addr().String(),
 		}}
 	}
-	var list []client.Server
-	for _, o := range s.cluster.Servers() {
-		list = append(list, client.Server{
+	ctx, cancel := context.WithTimeout(ctx, answerPatience)
+	defer cancel()
+	known := s.cluster.Servers()
+	list := make([]client.Server, len(known))
+	var asking sync.WaitGroup
+	for i, o := range known {
+		list[i] = client.Server{
 			ID: strconv.FormatUint(o.ID, 16), Name: o.Name, Peer: o.Peer, Learner: o.Learner, Leader: o.Leader, Self: o.Self,
 			Control: o.Control, API: o.API, Consul: o.Consul,
-		})
+		}
+		if !o.Self {
+			asking.Go(func() {
+				if err := s.cluster.Answers(ctx, o.ID); err != nil {
+					list[i].Away = err.Error()
+				}
+			})
+		}
 	}
+	asking.Wait()
 	slices.SortFunc(list, func(a, b client.Server) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID)) })
 	return list
 }

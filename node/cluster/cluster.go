@@ -113,6 +113,9 @@ func Prepare(ctx context.Context, c Config) (*Cluster, error) {
 	if err != nil || host == "" || net.ParseIP(host).IsUnspecified() {
 		return nil, weft.Errorf(weft.Invalid, "start", "server: --peer "+cl.config.Peer, "want HOST:PORT, by which the other servers reach this one")
 	}
+	if cl.config.Control, err = reachable(c.Control, cl.config.Peer); err != nil {
+		return nil, err
+	}
 	if err := os.MkdirAll(cl.dir, 0o700); err != nil {
 		return nil, fileError("make directory", cl.dir, err)
 	}
