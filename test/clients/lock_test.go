@@ -3,6 +3,7 @@ package clients
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -28,9 +29,17 @@ func TestLockUnderContention(t *testing.T) {
 		c := client(t, s.counted)
 		go func() { failures <- addLocked(c, rounds, &inside) }()
 	}
+	// A client that loses a race waits five seconds, as it is written.
+	late := time.After(45 * time.Second)
 	for range contenders {
-		if err := <-failures; err != nil {
-			t.Error(err)
+		select {
+		case err := <-failures:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-late:
+			pair, _, err := s.api.KV().Get("shared/lock", nil)
+			t.Fatalf("not all had their turns; the lock is %+v %v", pair, err)
 		}
 	}
 	pair, _, err := s.api.KV().Get("shared/count", nil)
@@ -57,25 +66,30 @@ func addLocked(c *api.Client, rounds int, inside *atomic.Int32) error {
 		if lost, err := l.Lock(nil); err != nil || lost == nil {
 			return fmt.Errorf("lock: %w", err)
 		}
-		if n := inside.Add(1); n != 1 {
-			return fmt.Errorf("%d hold the lock", n)
-		}
-		pair, _, err := c.KV().Get("shared/count", &api.QueryOptions{RequireConsistent: true})
-		if err != nil {
+		if err := errors.Join(addOne(c, inside), l.Unlock()); err != nil {
 			return err
-		}
-		var n int
-		fmt.Sscan(string(pair.Value), &n)
-		pair.Value = fmt.Append(nil, n+1)
-		if _, err := c.KV().Put(pair, nil); err != nil {
-			return err
-		}
-		inside.Add(-1)
-		if err := l.Unlock(); err != nil {
-			return fmt.Errorf("unlock: %w", err)
 		}
 	}
 	return nil
+}
+
+// addOne is what the lock is for.
+func addOne(c *api.Client, inside *atomic.Int32) error {
+	defer inside.Add(-1)
+	if n := inside.Add(1); n != 1 {
+		return fmt.Errorf("%d hold the lock", n)
+	}
+	pair, _, err := c.KV().Get("shared/count", &api.QueryOptions{RequireConsistent: true})
+	if err != nil {
+		return err
+	}
+	n, err := strconv.Atoi(string(pair.Value))
+	if err != nil {
+		return err
+	}
+	pair.Value = fmt.Append(nil, n+1)
+	_, err = c.KV().Put(pair, nil)
+	return err
 }
 
 // Ten clients share three slots.

@@ -88,7 +88,7 @@ func TestWatchPlans(t *testing.T) {
 			must(t, agent.FailTTL("service:web-1", ""))
 		}},
 		"checks": {map[string]any{"state": "critical"}, "/v1/health/state/critical", []string{``}, []string{`"CheckID":"disk"`}, func() {
-			must(t, agent.CheckRegister(&api.AgentCheckRegistration{ID: "disk", Name: "disk", AgentServiceCheck: api.AgentServiceCheck{TTL: "1h"}}))
+			must(t, agent.CheckRegister(&api.AgentCheckRegistration{ID: "disk", Name: "disk", ServiceID: "churn", AgentServiceCheck: api.AgentServiceCheck{TTL: "1h"}}))
 		}},
 		"event": {map[string]any{"name": "deploy"}, "/v1/event/list", []string{``}, []string{`"Payload":"Z28="`}, func() {
 			_, _, err := s.api.Event().Fire(&api.UserEvent{Name: "deploy", Payload: []byte("go")}, nil)
@@ -107,8 +107,15 @@ func TestWatchPlans(t *testing.T) {
 				s.passes("tagged", "tagged", "10.0.0.3", 80, "one")
 			}
 			test.parameters["type"] = name
+			before := s.requests.of(test.path)
 			p := follow(t, s.counted, test.parameters)
 			world.Eventually(t, soon, "the first answer", p.told(test.first...))
+			world.Eventually(t, soon, "a query that blocks", func() error {
+				if n := s.requests.of(test.path) - before; n < 2 {
+					return fmt.Errorf("%d requests", n)
+				}
+				return nil
+			})
 			s.idle(test.path)
 			test.change()
 			world.Eventually(t, soon, "the change", p.told(test.second...))
