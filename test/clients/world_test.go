@@ -1,9 +1,11 @@
 package clients
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -48,11 +50,16 @@ func start(t *testing.T) *server {
 	target := &url.URL{Scheme: "http", Host: w.Consul}
 	proxy := httputil.NewSingleHostReverseProxy(target)
 	proxy.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) }
-	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	// The end of the test ends what it still asks: the proxy would wait for the answers.
+	ctx, cancel := context.WithCancel(context.Background())
+	front := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.requests.count(r.URL.Path)
 		proxy.ServeHTTP(w, r)
 	}))
+	front.Config.BaseContext = func(net.Listener) context.Context { return ctx }
+	front.Start()
 	t.Cleanup(func() {
+		cancel()
 		front.CloseClientConnections()
 		front.Close()
 	})
