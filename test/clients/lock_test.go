@@ -170,8 +170,14 @@ func TestLeaderIsFollowed(t *testing.T) {
 			}
 		})
 	}
-	defer done.Wait()
-	defer close(stop)
+	defer func() {
+		close(stop)
+		// Who waits for the key looks at stop when that changes, and not before.
+		if _, err := s.api.KV().Delete("leader", nil); err != nil {
+			t.Error(err)
+		}
+		done.Wait()
+	}()
 	next := func() term {
 		t.Helper()
 		select {
