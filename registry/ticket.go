@@ -42,10 +42,9 @@ const (
 // punch is used, or how many attempts are void.
 type punch uint8
 
-const (
-	used        punch = 0
-	maxAttempts       = 255 // more than there is time for
-)
+const used punch = 0
+
+const maxAttempts = 255 // more than there is time for
 
 // admits reports whether an attempt may be made after the punch.
 func (p punch) admits(t *ticket) bool { return p != used && t.Earlier >= uint8(p) }
