@@ -319,13 +319,14 @@ func secretKey(secret string) string {
 
 // reading notes what it has looked at.
 type reading struct {
-	api  *api
-	made []source
+	api   *api
+	made  []source
+	index uint64 // of the newest of made
 }
 
 func take[T any](r *reading, tree, key string) *document[T] {
-	e, _ := r.api.registry.Key(tree, key)
-	r.made = append(r.made, source{tree, key, e})
+	e, index := r.api.registry.Key(tree, key)
+	r.made, r.index = append(r.made, source{tree, key, e}), max(r.index, index)
 	if e == nil {
 		return nil
 	}
@@ -374,7 +375,7 @@ func (r *reading) token(accessor string) (*known, error) {
 	if token.ExpirationTime != nil {
 		k.expires = *token.ExpirationTime
 	}
-	k.made = r.made
+	k.made, k.permissions.index = r.made, r.index
 	return k, nil
 }
 

@@ -321,6 +321,7 @@ func TestBlockedReadsLoseTheirRights(t *testing.T) {
 		secret, accessor := w.tokenWith(`key_prefix "" { policy = "read" } service_prefix "" { policy = "read" } node_prefix "" { policy = "read" } event_prefix "" { policy = "read" }`)
 		index := w.as(secret, "GET", strings.TrimSuffix(path, "index="), "").want(200).header.Get("X-Consul-Index")
 		waiting := w.ask(path + index + "&token=" + secret)
+		w.waits(1)
 		w.as(rootSecret, "DELETE", "/v1/acl/token/"+accessor, "").want(200)
 		w.as(rootSecret, "PUT", "/v1/kv/app/name", "changed").want(200)
 		w.as(rootSecret, "PUT", "/v1/event/fire/deploy", "").want(200)
@@ -340,6 +341,7 @@ func TestOtherWaitsLoseTheirRights(t *testing.T) {
 	hash := w.as(secret, "GET", "/v1/agent/service/web", "").want(200).header.Get("X-Consul-ContentHash")
 	content := w.ask("/v1/agent/service/web?hash=" + hash + "&token=" + secret)
 	monitor := w.ask("/v1/agent/monitor?token=" + secret)
+	w.waits(1)
 	eventually(t, "somebody listens to the log", func() bool { return a.process.Log.wants(slog.LevelInfo) })
 	log := slog.New(a.process.Log.Handler(slog.DiscardHandler))
 	w.as(rootSecret, "DELETE", "/v1/acl/token/"+accessor, "").want(200)
@@ -353,17 +355,26 @@ func TestOtherWaitsLoseTheirRights(t *testing.T) {
 	}
 }
 
-// A policy that becomes narrower while a read waits holds for its answer.
+// A policy that becomes narrower before or while a read waits holds for its answer, and
+// is a reason to answer it.
 func TestBlockedReadsAreFilteredByTheRightsOfNow(t *testing.T) {
 	w := secured(t)
 	id := w.as(rootSecret, "PUT", "/v1/acl/policy", `{"Name":"p","Rules":"key_prefix \"\" { policy = \"read\" }"}`).want(200).field("ID").(string)
 	secret := w.as(rootSecret, "PUT", "/v1/acl/token", `{"Policies":[{"Name":"p"}]}`).want(200).field("SecretID").(string)
 	index := w.as(secret, "GET", "/v1/kv/?keys", "").want(200).header.Get("X-Consul-Index")
 	waiting := w.ask("/v1/kv/?keys&index=" + index + "&token=" + secret)
+	w.waits(1)
 	w.as(rootSecret, "PUT", "/v1/acl/policy/"+id, `{"Name":"p","Rules":"key \"other\" { policy = \"read\" }"}`).want(200)
 	w.as(rootSecret, "PUT", "/v1/kv/another", "").want(200)
 	if got := <-waiting; got.body != `["other"]`+"\n" {
-		t.Errorf("%d %s", got.status, got.body)
+		t.Errorf("waited before: %d %s", got.status, got.body)
+	}
+	index = w.as(secret, "GET", "/v1/kv/?keys", "").want(200).header.Get("X-Consul-Index")
+	w.as(rootSecret, "PUT", "/v1/acl/policy/"+id, `{"Name":"p","Rules":"key \"another\" { policy = \"read\" }"}`).want(200)
+	for range 2 { // who asks with the old index learns it, as often as they ask
+		if got := w.as(secret, "GET", "/v1/kv/?keys&wait=5s&index="+index, ""); got.body != `["another"]`+"\n" || got.header.Get("X-Consul-Index") == index {
+			t.Errorf("asked after: %d %s, index %s", got.status, got.body, got.header.Get("X-Consul-Index"))
+		}
 	}
 }
 

@@ -251,6 +251,7 @@ func knownRules() []string {
 // answers questions. They are immutable.
 type permissions struct {
 	accessor   string // the token's; never its secret
+	index      uint64 // of the newest record that they are made of; 0: of none
 	management bool   // allowed everything
 	byDefault  access // readable..writable never: denied or writable
 	exact      map[string]map[string]grant

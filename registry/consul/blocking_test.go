@@ -3,6 +3,7 @@ package consul
 import (
 	"fmt"
 	"net/http/httptest"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -22,6 +23,15 @@ func (w *world) ask(path string) <-chan answer {
 		out <- a
 	}()
 	return out
+}
+
+// waits returns when n reads wait in the registry. No other test may run meanwhile.
+func (w *world) waits(n int) {
+	w.Helper()
+	stacks := make([]byte, 1<<20)
+	eventually(w.T, "reads that wait", func() bool {
+		return strings.Count(string(stacks[:runtime.Stack(stacks, true)]), "registry.(*Registry).Wait(") == n
+	})
 }
 
 // changes is each kind of blocking read, with a write that changes its answer and
@@ -116,6 +126,7 @@ func TestWatcherSleepsThroughChurn(t *testing.T) {
 	register("quiet", "1")(w)
 	before := w.get("/v1/health/service/quiet")
 	blocked := w.ask("/v1/health/service/quiet?wait=1m&index=" + strconv.FormatUint(before.index(), 10))
+	w.waits(1)
 	for i := range 300 {
 		_, err := w.registry.Register(t.Context(), weft.Instance{Service: weft.NewServiceName("", "busy"), ID: "b", Port: i + 1})
 		if err != nil {
@@ -209,6 +220,7 @@ func TestHashBlocking(t *testing.T) {
 		t.Errorf("another hash of the same: %s", same.body)
 	}
 	blocked := w.ask("/v1/agent/service/web?wait=1m&hash=" + hash)
+	w.waits(1)
 	report("web", "pass")(w) // not part of the definition
 	select {
 	case a := <-blocked:
@@ -220,6 +232,7 @@ func TestHashBlocking(t *testing.T) {
 		t.Errorf("after a change: %s", a.body)
 	}
 	blocked = w.ask("/v1/agent/service/web?wait=1m&hash=" + w.get("/v1/agent/service/web").header.Get("X-Consul-ContentHash"))
+	w.waits(1)
 	w.put("/v1/agent/service/deregister/web", "")
 	(<-blocked).want(404)
 	w.send("GET", "/v1/agent/service/web?wait=1m&hash="+hash, "").want(404)
@@ -240,6 +253,7 @@ func TestBlockedReadsEndWithTheServer(t *testing.T) {
 				blocked = append(blocked, w.ask(fmt.Sprintf("%s?index=%d", path, w.get(path).index())))
 			}
 			blocked = append(blocked, w.ask("/v1/agent/service/web?hash="+w.get("/v1/agent/service/web").header.Get("X-Consul-ContentHash")))
+			w.waits(len(blocked))
 			end(w)
 			for _, b := range blocked {
 				select {

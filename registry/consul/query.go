@@ -295,7 +295,11 @@ func (a *api) settle(q *query, v view) (body []byte, index uint64, err error) {
 		if err != nil {
 			return nil, 0, err
 		}
-		index = a.indexes.indexOf(key, body, at)
+		from := at
+		if q.acl != nil { // other rights make another answer of the same
+			from = max(at, q.acl.index)
+		}
+		index = a.indexes.indexOf(key, body, from)
 		if !blocking || index > q.index {
 			return body, index, nil
 		}
