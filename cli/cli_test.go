@@ -211,6 +211,7 @@ func TestWrongUseIsNamed(t *testing.T) {
 		want string
 	}{
 		{[]string{"guard", "release"}, "want release and a SERVICE"},
+		{[]string{"server", "--acl", "maybe"}, `--acl "maybe": use allow or deny`},
 		{[]string{"server", "--dns-recursor", "banana"}, `--dns-recursor "banana": want host:port`},
 		{[]string{"server", "--dns-recursor", "9.9.9.9:99999"}, `"9.9.9.9:99999": want host:port`},
 	} {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"log/slog"
 	"net"
 	"os"
@@ -54,11 +55,21 @@ SIGHUP does nothing.`,
 		defer func() { c.Process.End(err) }()
 		s, err := node.NewServer(cmd.Context(), c)
 		if err != nil {
-			return err
+			return wrongStart(err)
 		}
 		return s.Run(cmd.Context())
 	}
 	return cmd
+}
+
+// wrongStart tells a wrong flag, which "start" complains of, from all else that keeps a
+// server from starting.
+func wrongStart(err error) error {
+	var e *weft.Error
+	if errors.As(err, &e) && e.Op == "start" && e.Kind == weft.Invalid {
+		return usage{err}
+	}
+	return err
 }
 
 // serverFlags gives cmd the flags of a server's directory and doors.

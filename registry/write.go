@@ -453,6 +453,9 @@ func (r *Registry) maintainHere(ctx context.Context, m maintenance) (bool, error
 		if !on {
 			return editChecks(d, key, "maintain", without(c.ID))
 		}
+		if key.ID != "" && d.instance(key) == nil {
+			return noInstance("maintain", key)
+		}
 		return planCheck(d, key, c)
 	})
 	return err == nil, err

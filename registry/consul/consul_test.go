@@ -286,6 +286,7 @@ func TestWrongRequests(t *testing.T) {
 		says               string
 	}{
 		{"PUT", "/v1/agent/service/register", `{"ID":"a"}`, 400, "Missing service name"},
+		{"PUT", "/v1/agent/service/register", `{"Name":"web","Address":"0.0.0.0"}`, 400, "Invalid service address"},
 		{"PUT", "/v1/agent/service/register", ``, 400, "empty"},
 		{"PUT", "/v1/agent/service/register", `{"Name":"web",}`, 400, "at byte 15"},
 		{"PUT", "/v1/agent/service/register", `{"Name":"web","Port":"80"}`, 400, "Port"},

@@ -147,6 +147,8 @@ func (s *serviceFields) check(name string) error {
 	switch {
 	case s.Partition != "" && s.Partition != "default":
 		return invalid("there are no partitions here, but for \"default\"")
+	case s.Address == "0.0.0.0" || s.Address == "::" || s.Address == "[::]": // where a program listens is not where it is
+		return invalid("Invalid service address")
 	case s.Kind != "typical" && !knownKind(s.Kind):
 		return invalid("Kind %q is not known", s.Kind)
 	case s.Kind == connectProxy && (s.Proxy == nil || s.Proxy.DestinationServiceName == ""):
