@@ -218,15 +218,34 @@ spec:
 `
 }
 
-// FreePort is for programs that cannot choose one themselves and say which.
+// FreePort is for programs that cannot choose one themselves and say which. The port is
+// below those that the kernel gives to connections (32768 and up on Linux), so nobody
+// gets it by chance, also while the program is down; and no other FreePort gives it,
+// of any process, until the test ends: the port before it is held as a sign.
 func FreePort(t testing.TB) int {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	const low, pairs = 10000, 5000
+	for i := range pairs {
+		sign := low + 2*((os.Getpid()*16+i)%pairs)
+		held, err := listen(sign)
+		if err != nil {
+			continue
+		}
+		ln, err := listen(sign + 1)
+		if err != nil {
+			_ = held.Close()
+			continue
+		}
+		_ = ln.Close()
+		t.Cleanup(func() { _ = held.Close() })
+		return sign + 1
 	}
-	defer ln.Close()
-	return ln.Addr().(*net.TCPAddr).Port
+	t.Fatalf("no free port from %d to %d", low, low+2*pairs)
+	return 0
+}
+
+func listen(port int) (net.Listener, error) {
+	return net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 }
 
 // Port of an address.
