@@ -50,6 +50,22 @@ func (k *checker) set(owners map[weft.InstanceKey][]weft.Check) {
 	}
 }
 
+// fill tells the checks of a whole catalogue; wake must follow.
+func (k *checker) fill(catalogue []decoded) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := time.Now()
+	k.sched.expect(len(catalogue))
+	for i := range catalogue {
+		switch ev := &catalogue[i]; {
+		case ev.instance != nil:
+			k.sched.set(ev.key, ev.instance.Checks, now)
+		case ev.node != nil:
+			k.sched.set(ev.key, ev.node.Checks, now)
+		}
+	}
+}
+
 // report takes a report in; see schedule.report. It is to be written too when its
 // output is news.
 func (k *checker) report(key checkKey, status weft.Health, output string) (weft.CheckKind, bool) {

@@ -225,11 +225,16 @@ func (r *Registry) load(ctx context.Context) (rev int64, err error) {
 	for i, kv := range kvs {
 		events[i] = store.Event{KV: kv}
 	}
+	all := r.decodeAll(events, nil)
+	var work sync.WaitGroup
+	work.Go(func() { r.checks.fill(all) }) // it takes as long as the view
 	next := newState()
-	c := next.apply(rev, r.decodeAll(events, nil))
+	c := next.apply(rev, all)
+	work.Wait()
 	r.view.mu.Lock()
+	c.owners = make(map[weft.InstanceKey][]weft.Check)
 	for key := range r.view.owners() {
-		if _, ok := c.owners[key]; !ok {
+		if !next.has(key) {
 			c.owners[key] = nil
 		}
 	}
@@ -481,6 +486,14 @@ func (r *Registry) commit(d *draft) (rev int64, err error) {
 		r.marked = max(r.marked, now)
 	}
 	return rev, err
+}
+
+// has reports whether an instance or a node (ID "") is there.
+func (s *state) has(k weft.InstanceKey) bool {
+	if k.ID == "" {
+		return s.node(k.Node) != nil
+	}
+	return s.instance(k) != nil
 }
 
 // owners returns every instance and node (with ID "").

@@ -111,8 +111,7 @@ func (s *schedule) lead(on bool, now time.Time) {
 	for _, list := range s.owned {
 		for i, old := range list {
 			old.place = -1
-			if s.checks[old.key] != old {
-				old.gone = true
+			if old.gone {
 				continue // it went to another owner
 			}
 			c := old

@@ -275,20 +275,30 @@ func dateChecks(checks []weft.Check, rev uint64) {
 // change is what a batch of events did.
 type change struct {
 	topics map[Topic]bool
-	owners map[weft.InstanceKey][]weft.Check // instances and nodes (ID "") with their checks now; nil when gone
+	// owners are instances and nodes (ID "") with their checks now; nil when gone. It is
+	// nil itself while everything is loaded: see checker.fill.
+	owners map[weft.InstanceKey][]weft.Check
 
 	sessions map[string]*Session // those that came, and nil for those that went
 }
 
+func (c *change) own(key weft.InstanceKey, checks []weft.Check) {
+	if c.owners != nil {
+		c.owners[key] = checks
+	}
+}
+
 // apply brings the state forward by events, which are whole revisions.
 func (s *state) apply(rev int64, events []decoded) change {
-	c := change{topics: make(map[Topic]bool), owners: make(map[weft.InstanceKey][]weft.Check, len(events))}
+	c := change{topics: make(map[Topic]bool)}
 	touched := make(map[weft.ServiceName]edits)
 	now := new(edition)
 	loading := s.rev == 0
 	if loading {
 		c.topics[everyKeyTopic()] = true
 		s.tickets.since = rev
+	} else {
+		c.owners = make(map[weft.InstanceKey][]weft.Check, len(events))
 	}
 	for i := range events {
 		ev := &events[i]
@@ -328,14 +338,14 @@ func (s *state) applyInstance(ev *decoded, touched map[weft.ServiceName]edits, c
 	if ev.instance == nil {
 		delete(n.instances, ev.key.ID)
 		s.aliases.replace(ev.key, before, nil)
-		c.owners[ev.key] = nil
+		c.own(ev.key, nil)
 		return
 	}
 	s.aliases.replace(ev.key, before, ev.instance.Checks)
 	n.instances[ev.key.ID] = ev.instance
 	n.addChecks(ev.key.ID, ev.instance.Checks)
 	editsOf(touched, ev.instance.Service)[ev.key] = ev.instance
-	c.owners[ev.key] = ev.instance.Checks
+	c.own(ev.key, ev.instance.Checks)
 }
 
 func editsOf(touched map[weft.ServiceName]edits, n weft.ServiceName) edits {
@@ -354,11 +364,8 @@ func (s *state) applyNode(ev *decoded, c *change) {
 	}
 	s.aliases.replace(ev.key, checksOfNode(n.node), checksOfNode(ev.node))
 	n.node = ev.node
-	c.owners[ev.key] = nil
-	if ev.node != nil {
-		n.addChecks("", ev.node.Checks)
-		c.owners[ev.key] = ev.node.Checks
-	}
+	c.own(ev.key, checksOfNode(ev.node))
+	n.addChecks("", checksOfNode(ev.node))
 }
 
 // applyIndex moves the indexes that an event stands for.
