@@ -63,7 +63,11 @@ func TestProbeHTTP(t *testing.T) {
 		t.Run(strings.TrimSpace(c.check.Method+" "+c.check.Target), func(t *testing.T) {
 			c.check.Kind = weft.HTTPCheck
 			c.check.Target = server.URL + c.check.Target
-			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+			limit := patience
+			if strings.HasSuffix(c.check.Target, "/slow") {
+				limit = 300 * time.Millisecond
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), limit)
 			defer cancel()
 			got, output := probe(ctx, &c.check)
 			if got != c.want || !strings.Contains(output, c.output) {
