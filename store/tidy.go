@@ -1,13 +1,16 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/server/v3/storage/backend"
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
+	"go.etcd.io/etcd/server/v3/storage/schema"
 )
 
 const (
@@ -53,6 +56,31 @@ func (s *Store) compactBeyond(keep int64) {
 	}
 }
 
+// inUse is how many bytes of the database are in use, once that is not more than enough
+// or does not become less. What a compaction frees counts as used until those who read
+// it have ended and something is written after them: in a full store nothing might be.
+// So the revision of the last compaction is written again.
+func inUse(ctx context.Context, b backend.Backend, enough int64) int64 {
+	for range 20 {
+		tx := b.BatchTx()
+		tx.LockOutsideApply()
+		_, values := tx.UnsafeRange(schema.Meta, schema.FinishedCompactKeyName, nil, 1)
+		if len(values) > 0 {
+			tx.UnsafePut(schema.Meta, schema.FinishedCompactKeyName, bytes.Clone(values[0]))
+		}
+		tx.Unlock()
+		b.ForceCommit()
+		if b.SizeInUse() <= enough {
+			break
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
+	return b.SizeInUse()
+}
+
 // endAlarms mends a store whose database has reached its quota: what is superseded
 // goes, the file shrinks, and writing is allowed again where that has helped.
 func (s *Store) endAlarms() error {
@@ -72,12 +100,11 @@ func (s *Store) endAlarms() error {
 	if err != nil && !errors.Is(err, mvcc.ErrCompacted) {
 		return fmt.Errorf("compact it: %w", err)
 	}
-	backend := s.server.Backend()
-	backend.ForceCommit()
-	if used := backend.SizeInUse(); used > s.quota/10*9 {
+	b := s.server.Backend()
+	if used := inUse(ctx, b, s.quota/10*9); used > s.quota/10*9 {
 		return fmt.Errorf("%d of %d MB are in use; delete what is not needed", used>>20, s.quota>>20)
 	}
-	if err := backend.Defrag(); err != nil {
+	if err := b.Defrag(); err != nil {
 		return fmt.Errorf("defragment it: %w", err)
 	}
 	_, err = s.server.Alarm(ctx, &pb.AlarmRequest{
