@@ -25,8 +25,8 @@ type Observation struct {
 // ReportEndpoint takes in what a caller saw of an endpoint, and returns whether the
 // endpoint is demoted now: has a critical check by which it leaves every view at once.
 //
-// Most of those who called it lately must agree, and two at least unless only one
-// calls the service. Observers that find everything dead have lost their own network,
+// Most of those who called it lately must agree, and two at least unless for some time
+// only one has called the service. Observers that find everything dead have lost their own network,
 // and do not count. Half of a service's instances may be demoted, never the last
 // healthy one, and never so many that the service would be guarded.
 //
@@ -56,6 +56,9 @@ const (
 	firstWait = 3 * time.Second
 	maxWait   = 5 * time.Minute
 	calmAfter = 10 * time.Minute
+	// aloneAfter is how long after the first report of a service one caller may be
+	// taken for the only one: others report what works every 10 s.
+	aloneAfter = 15 * time.Second
 	// betweenDemotions of one service others have time to see what the first did.
 	betweenDemotions = time.Second
 	// maxVotes bounds the memory, to some 10 MB.
@@ -192,6 +195,7 @@ type observedEndpoint struct {
 
 type observedService struct {
 	callers map[string]time.Time // last report about any endpoint of it
+	since   time.Time            // the first report
 	demoted time.Time
 }
 
@@ -222,6 +226,9 @@ func (s *observations) take(o Observation, n weft.ServiceName, demoted bool, now
 		return v, false
 	}
 	e, svc := s.endpoint(o.Key, n)
+	if svc.since.IsZero() {
+		svc.since = now
+	}
 	svc.callers[o.Observer] = now
 	vt := s.vote(ob, e, o)
 	if vt == nil {
@@ -268,6 +275,9 @@ func (s *observations) agree(e *observedEndpoint, svc *observedService, now time
 			votes++
 			who = append(who, fmt.Sprintf("%s (%d× %s)", name, v.failures, orElse(v.kind, "failure")))
 		}
+	}
+	if callers == 1 && now.Sub(svc.since) < aloneAfter {
+		callers++ // who may not have reported yet
 	}
 	need := max(of/2+1, min(callers, 2))
 	slices.Sort(who)
