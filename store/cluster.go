@@ -11,9 +11,11 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/client/pkg/v3/types"
+	"go.etcd.io/etcd/pkg/v3/featuregate"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
 	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
+	"go.etcd.io/etcd/server/v3/features"
 
 	"github.com/weftmesh/weft"
 )
@@ -94,11 +96,14 @@ func (c *Cluster) configure(cfg *embed.Config, name string) error {
 	cfg.TickMs, cfg.ElectionMs = 100, 1000
 	// A follower that was away for less than this many entries needs no copy of the
 	// whole database. The leader has them in memory.
-	cfg.SnapshotCatchUpEntries = 2000
+	cfg.SnapshotCount, cfg.SnapshotCatchUpEntries = 2000, 2000
 	// What a safe change of members is, AddMember and RemoveMember decide: etcd's own
 	// check wants everybody to have been up for five seconds.
 	cfg.StrictReconfigCheck = false
 	cfg.MaxLearners = 4
+	if err := compareWithPeers(cfg); err != nil {
+		return err
+	}
 
 	if len(c.Join) == 0 {
 		return nil
@@ -117,6 +122,18 @@ func (c *Cluster) configure(cfg *embed.Config, name string) error {
 	}
 	cfg.InitialCluster = strings.Join(parts, ",")
 	cfg.ClusterState = embed.ClusterStateFlagExisting
+	return nil
+}
+
+// compareWithPeers turns on what finds members whose data differ. The first check walks
+// all keys at start; the second compares every minute what was compacted.
+func compareWithPeers(cfg *embed.Config) error {
+	gate := features.NewDefaultServerFeatureGate(cfg.Name, nil)
+	on := fmt.Sprintf("%s=true,%s=true", features.InitialCorruptCheck, features.CompactHashCheck)
+	if err := gate.(featuregate.MutableFeatureGate).Set(on); err != nil {
+		return fmt.Errorf("turn the corruption checks on: %w", err)
+	}
+	cfg.ServerFeatureGate = gate
 	return nil
 }
 

@@ -167,14 +167,23 @@ func TestFullDisk(t *testing.T) {
 		wantKind(t, err, weft.Unavailable, dir)
 	}
 
-	// A start on the full disk serves what is there.
+	// A start on the full disk serves what is there. It also takes old parts of the log
+	// away, whose room others fill here.
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
 	s = open()
 	wantAll(t, s, "k/", acked)
-	_, err = s.Commit(t.Context(), Txn{Put: []KV{{Key: "no"}}})
+	others := filepath.Join(disk, "others")
+	eventually(t, "writes are refused", func() bool {
+		takeAll(t, others)
+		_, err = s.Commit(t.Context(), Txn{Put: []KV{{Key: "no"}}})
+		return err != nil
+	})
 	wantKind(t, err, weft.Unavailable, dir)
+	if err := os.Remove(others); err != nil {
+		t.Fatal(err)
+	}
 	watch = s.Watch(t.Context(), "again/", start)
 
 	// Room comes back, and writes with it, without a restart.
