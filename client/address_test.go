@@ -1,9 +1,12 @@
 package client
 
 import (
+	"context"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -111,5 +114,30 @@ func TestEachServerIsAskedOnce(t *testing.T) {
 	}
 	if one.Load() != 1 || two.Load() != 1 {
 		t.Errorf("asked %d and %d times", one.Load(), two.Load())
+	}
+}
+
+func TestARegistrationThatIsGivenUpIsTakenBack(t *testing.T) {
+	ctx, giveUp := context.WithCancel(t.Context())
+	var asked []string // of the server's goroutines, one after the other
+	addr, _ := member(t, func(w http.ResponseWriter, r *http.Request) {
+		asked = append(asked, r.Method+" "+r.URL.Path)
+		if r.Method == http.MethodPost { // it arrives, and the answer does not
+			_, _ = io.Copy(io.Discard, r.Body)
+			giveUp()
+			<-r.Context().Done()
+			return
+		}
+		w.WriteHeader(http.StatusOK)
+	})
+	c := clientOf(t, addr)
+	if _, err := c.Register(ctx, Registration{Service: "order-service", ID: "o1", Port: 80}); err == nil {
+		t.Error("it is registered")
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	if want := []string{"POST /api/instances", "DELETE /api/instances/o1"}; !slices.Equal(asked, want) {
+		t.Errorf("asked %q, want %q", asked, want)
 	}
 }

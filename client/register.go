@@ -101,6 +101,9 @@ func (c *Client) Register(ctx context.Context, in Registration) (*Lease, error) 
 	l := &Lease{client: c, in: in, said: make(chan struct{}, 1), done: make(chan struct{}), beat: in.Heartbeat}
 	leased, err := l.register(ctx)
 	if err != nil {
+		if ctx.Err() != nil {
+			l.takeBack()
+		}
 		return nil, err
 	}
 	l.ttl = leased.TTL.Std()
@@ -120,6 +123,25 @@ func (c *Client) Register(ctx context.Context, in Registration) (*Lease, error) 
 	l.end = end
 	c.work.Go(func() { l.keep(keeping) })
 	return l, nil
+}
+
+// takeBack ends a registration that the server may have and its caller gave up. Should
+// it fail, the lease lapses.
+func (l *Lease) takeBack() {
+	c := l.client
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ctx.Err() != nil {
+		return
+	}
+	c.work.Go(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), closeDrain)
+		defer cancel()
+		err := c.call(ctx, request{op: "drain", thing: l.thing(), method: http.MethodDelete, path: l.path("")}, nil)
+		if err != nil && weft.KindOf(err) != weft.NotFound {
+			c.log.Warn("a registration that was given up is not taken back; its lease lapses", "instance", l.in.ID, "error", err)
+		}
+	})
 }
 
 // ID of the instance; empty when a sidecar keeps it.
