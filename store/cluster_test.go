@@ -236,10 +236,15 @@ func (s *server) start(t *testing.T, join []Member) {
 // its vote.
 func (s *server) join(t *testing.T, at *server) {
 	t.Helper()
-	list, err := at.AddMember(t.Context(), Member{Name: s.name, Peer: s.link.addr()})
-	if err != nil {
-		t.Fatal(err)
-	}
+	var list []Member
+	eventually(t, s.name+" is added", func() (ok bool) { // until the one before it is awake, it may take too long
+		var err error
+		list, err = at.AddMember(t.Context(), Member{Name: s.name, Peer: s.link.addr()})
+		if err != nil && weft.KindOf(err) != weft.Unavailable {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
 	s.start(t, list)
 	eventually(t, s.name+" votes", func() bool {
 		for _, m := range at.Members() {
