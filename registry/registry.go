@@ -160,9 +160,21 @@ func (r *Registry) Close() error {
 
 // registerOwnNode writes the node that this server stands for, with the check by
 // which Consul's clients know that a node is there.
+//
+// What is not set is as it was: what dialects and operators have added since, too, so
+// that a restart is no change of whatever stands on the node.
 func (r *Registry) registerOwnNode(ctx context.Context, n weft.Node) error {
-	if old := r.LocalNode(); n.ID == "" && old != nil {
-		n.ID = old.ID
+	if old := r.LocalNode(); old != nil {
+		n.ID, n.Zone = orElse(n.ID, old.ID), orElse(n.Zone, old.Zone)
+		if n.Labels == nil {
+			n.Labels = old.Labels
+		}
+		if n.TaggedAddresses == nil {
+			n.TaggedAddresses = old.TaggedAddresses
+		}
+		if n.Extra == nil {
+			n.Extra = old.Extra
+		}
 	}
 	if n.ID == "" {
 		n.ID = newUUID()

@@ -2,6 +2,7 @@ package registry_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -245,6 +246,10 @@ func TestOwnNode(t *testing.T) {
 		t.Errorf("checks of the own node: %+v", n.Checks)
 	}
 	must(t, r.Maintain(t.Context(), weft.InstanceKey{}, true, "new disks"))
+	added := *n
+	added.Checks, added.Labels, added.Extra = nil, map[string]string{"rack": "r1"}, map[string]json.RawMessage{"consul": json.RawMessage(`{"Version":"1"}`)}
+	_, err := r.RegisterNode(t.Context(), added)
+	must(t, err)
 	_, _, index := r.Node(ownNode)
 	closeRegistry(t, r)
 
@@ -259,7 +264,10 @@ func TestOwnNode(t *testing.T) {
 	if _, _, got := r.Node(ownNode); got != index {
 		t.Errorf("a restart moved the node's index from %d to %d", index, got)
 	}
-	_, err := r.DeregisterNode(t.Context(), ownNode)
+	if again.Labels["rack"] != "r1" || len(again.Extra) != 1 {
+		t.Errorf("what was added to the node is lost by a restart: %+v", again)
+	}
+	_, err = r.DeregisterNode(t.Context(), ownNode)
 	wantKind(t, err, weft.Invalid, "node of this server")
 }
 

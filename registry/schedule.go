@@ -120,7 +120,7 @@ func (s *schedule) lead(on bool, now time.Time) {
 				c = new(checkState)
 				list[i], s.checks[old.key] = c, c
 			}
-			*c = checkState{key: old.key, owner: old.owner, check: old.check, critical: old.critical, fell: old.fell, place: -1}
+			*c = checkState{key: old.key, owner: old.owner, check: old.check, critical: old.critical, fell: old.fell, told: now, place: -1}
 			c.begin(c.check, now, c.check.Interval.Std())
 			if c.at = c.next(); !c.at.IsZero() {
 				c.place = len(s.byTime)
@@ -353,12 +353,16 @@ const newsAfter = 5 * time.Minute
 
 // news says whether a result that agrees with the check's status is to be written for
 // its output alone: the first one is, which says why a check began as it did, and then
-// one in newsAfter.
+// one in newsAfter. Who begins to write does not know when that was, and waits as long:
+// a new writer, or a restart, would else be a write for each check.
 func (s *schedule) news(c *checkState, result weft.Health, output string, now time.Time) bool {
 	if c == nil || c.gone || !s.leading || result != c.check.Status || isObservation(c.key.id) {
 		return false
 	}
-	if output == "" || c.check.Output == shortOutput(output) || !c.told.IsZero() && now.Before(c.told.Add(newsAfter)) {
+	if output == "" || c.check.Output == shortOutput(output) {
+		return false
+	}
+	if c.check.Output != "" && !c.told.IsZero() && now.Before(c.told.Add(newsAfter)) {
 		return false
 	}
 	c.told = now
