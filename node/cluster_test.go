@@ -32,3 +32,10 @@ func TestMembersSayWhoDoesNotAnswer(t *testing.T) {
 		return ""
 	})
 }
+
+func TestANodeIsWhereTheOthersReachIt(t *testing.T) {
+	c := ServerConfig{Node: "a", Peer: "localhost:" + portOf(freePort(t))}
+	if n := startMember(t, c).registry.LocalNode(); n.Address != "localhost" {
+		t.Errorf("the node's address is %s, want the peer's host", n.Address)
+	}
+}

@@ -110,11 +110,7 @@ func (s *Server) announced() string {
 		return address
 	}
 	if ip, err := netip.ParseAddr(host); err == nil && ip.IsUnspecified() {
-		for _, o := range s.cluster.Servers() {
-			if peer, _, err := net.SplitHostPort(o.Peer); o.Self && err == nil {
-				return net.JoinHostPort(peer, port)
-			}
-		}
+		return net.JoinHostPort(s.cluster.Host(), port)
 	}
 	return address
 }

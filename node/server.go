@@ -203,8 +203,8 @@ func (s *Server) meetOthers(ctx context.Context, authority *ca.Authority) error 
 func (s *Server) openRegistry(ctx context.Context, c ServerConfig) (err error) {
 	s.followers = new(control.Followers)
 	config := registry.Config{Store: s.store, Node: weft.Node{Name: c.Node, Address: "127.0.0.1"}, Datacenter: c.Datacenter, EnableScripts: c.EnableScripts, Followers: s.followers, Logger: s.logger}
-	if s.cluster != nil {
-		config.Peers = s.cluster
+	if s.cluster != nil { // what stands on this machine is called from others
+		config.Peers, config.Node.Address = s.cluster, s.cluster.Host()
 	}
 	if s.registry, err = registry.Open(ctx, config); err != nil {
 		return err

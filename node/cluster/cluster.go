@@ -167,6 +167,12 @@ func (c *Cluster) joinedMembers() (members []store.Member, err error) {
 	return members, nil
 }
 
+// Host is the machine of this server as the others reach it, a name or an IP address.
+func (c *Cluster) Host() string {
+	host, _, _ := net.SplitHostPort(c.config.Peer) // Prepare has looked
+	return host
+}
+
 // Attach tells the cluster the open store.
 func (c *Cluster) Attach(s *store.Store) { c.store = s }
 
